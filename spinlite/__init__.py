@@ -1,0 +1,8 @@
+"""spinlite: self-play fine-tuning of diffusion models on one consumer GPU."""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  (pip refuses too, but a copied folder does not ask pip)
+    sys.exit("error: spinlite needs Python 3.11 or newer, this is %d.%d\nfix:   install a newer Python" % sys.version_info[:2])
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m spinlite`."""
+
+from spinlite.cli import main
+
+main()

@@ -1,0 +1,105 @@
+"""LoRA slots on one frozen base: the policy that learns and the opponent that does not; and snapshots of them."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from peft import LoraConfig
+from peft.functional import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from spinlite.errors import SpinliteError
+
+Who = Literal["policy", "opponent", "base"]
+PARTS = ("lora_A", "lora_B")
+
+
+class Slots:
+    """Two LoRA adapters, "policy" and "opponent", on one network; "base" is the network without either.
+
+    Outside of `use` the policy is active. The LoRA weights are fp32; everything else is frozen. Both slots start as
+    the same all-zero LoRA (B = 0, A from the seed).
+    """
+
+    def __init__(self, net: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int) -> None:
+        net.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))  # pyright: ignore[reportArgumentType]
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second slot is meant
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, net, "policy")
+            inject_adapter_in_model(config, net, "opponent")
+        self.scale = alpha / rank
+        self._layers = {name: m for name, m in net.named_modules() if isinstance(m, BaseTunerLayer)}
+        for layer in self._layers.values():
+            for part in PARTS:
+                getattr(layer, part).float()
+        self._active: Who = "base"
+        self._activate("policy")
+        self.load("opponent", self.state("policy"))
+
+    @contextlib.contextmanager
+    def use(self, who: Who) -> Iterator[None]:
+        """The network is `who` for the length of the block, and what it was afterwards.
+
+        A backward pass through gradient checkpoints computes again with what is active *then*: keep it in the block
+        of the policy.
+        """
+        before = self._active
+        self._activate(who)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns: the policy's weights, in a fixed order."""
+        return list(self._parameters("policy").values())
+
+    def state(self, who: Literal["policy", "opponent"]) -> dict[str, Tensor]:
+        """A copy of a slot: `module.lora_A.weight` (rank, in, ...) and `module.lora_B.weight` (out, rank, ...), fp32, CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self._parameters(who).items()}
+
+    def load(self, who: Literal["policy", "opponent"], state: dict[str, Tensor]) -> None:
+        """Put a snapshot into a slot. Raises SpinliteError where it does not fit this network."""
+        mine = self._parameters(who)
+        wrong = [name for name in mine.keys() | state.keys()
+                 if name not in mine or name not in state or mine[name].shape != state[name].shape]  # fmt: skip
+        if wrong:
+            raise SpinliteError(
+                f"the snapshot does not fit this model's LoRA ({len(wrong)} weights differ, e.g. {sorted(wrong)[0]})",
+                fix="use it with the base model, rank and targets it was made with",
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
+
+    def _parameters(self, who: str) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{part}.weight": getattr(layer, part)[who].weight
+            for name, layer in self._layers.items()
+            for part in PARTS
+        }
+
+    def _activate(self, who: Who) -> None:
+        if who == self._active:
+            return
+        for layer in self._layers.values():
+            layer.enable_adapters(who != "base")
+            if who != "base":
+                layer.set_adapter(who, inference_mode=who == "opponent")
+        self._active = who
+
+
+def delta(state: dict[str, Tensor], module: str, scale: float) -> Tensor:
+    """scale * B A of one module in fp32, in the shape of its weight: (out, in) or (out, in, k, k)."""
+    down, up = state[f"{module}.lora_A.weight"].float(), state[f"{module}.lora_B.weight"].float()
+    return scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+
+
+def modules(state: dict[str, Tensor]) -> list[str]:
+    """The modules that a LoRA state holds, in its order."""
+    return [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]

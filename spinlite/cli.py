@@ -1,0 +1,96 @@
+"""Commands. Nothing here imports torch before a command needs it."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spinlite import __version__
+from spinlite.errors import SpinliteError
+
+# Before torch is imported: threads that wait by spinning made a step 20 times slower on a busy 2-core machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Fine-tune diffusion models by self-play, from your own captioned pictures.",
+)  # fmt: skip
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")],
+    data: Annotated[str | None, typer.Option(help="folder of pictures with .txt captions")] = None,
+    name: Annotated[str | None, typer.Option(help="the run's name; default: the preset's")] = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds of self-play, those already done included")] = None,
+    runs: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
+    set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
+) -> None:
+    """Train a LoRA by self-play, or go on with a run that was interrupted."""
+    name = name or Path(preset).stem
+    if name != Path(name).name or name in ("cache", "..", "."):
+        raise SpinliteError(f"{name!r} can't be a run's name", fix="give a plain --name, such as my-style")
+    from spinlite.console import Console
+
+    console = Console()
+    console.say(f"spinlite {__version__} · {name}")
+    from spinlite import config
+
+    settings = config.load(preset, set_, data__folder=data, run__rounds=rounds)
+    from spinlite.selfplay import train as go
+
+    if settings.about:
+        console.say(settings.about)
+    outcome = go(settings, runs / name, console)
+    run = outcome.run
+    if outcome.already:
+        console.say(f"{run.folder} is complete.")
+    if outcome.stopped:
+        console.say(f"stopped by the guard: {outcome.stopped}. Rolled back to round {outcome.best}.")
+    console.rounds(outcome.rounds, outcome.best)
+    console.say(f"LoRA     {run.exported} (round {outcome.best})")
+    console.say(f"samples  {run.sheet(len(outcome.rounds))}")
+    console.say(f"journal  {run.folder / 'journal.jsonl'}")
+    more = settings.run.rounds + 2
+    console.say(f"next     spinlite train {preset} --name {name} --rounds {more}   (go further)")
+    console.say(f"         spinlite train {preset} --name {name}-2 --set method.beta=2000   (try something else)")
+
+
+@app.command()
+def presets() -> None:
+    """List the shipped presets."""
+    import tomllib
+
+    from spinlite import config
+
+    for name, path in config.presets().items():
+        typer.echo(f"{name:<14} {tomllib.loads(path.read_text(encoding='utf-8')).get('about', '')}")
+
+
+def main() -> None:
+    """The command line's entry: every error the user can mend is two lines, without a traceback."""
+    from spinlite.console import Console
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        app(standalone_mode=False)
+        return
+    except SpinliteError as error:
+        problem, fix = error.problem, error.fix
+    except typer.TyperException as error:
+        problem, fix = error.format_message(), "see `spinlite --help`"
+    except (KeyboardInterrupt, typer.Abort):
+        Console().say("\nstopped. Nothing is lost: the same command goes on from here.")
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        problem, fix = f"the package {error.name!r} is missing", 'install spinlite again: pip install -c constraints.txt -e .'
+    except OSError as error:
+        problem, fix = f"{error.strerror or error}: {error.filename or ''}", "check that the path can be read and written"
+        if error.errno == errno.ENOSPC:
+            problem, fix = "the disk is full", "free some space; the same command then goes on from here"
+    Console().error(problem, fix)
+    sys.exit(1)

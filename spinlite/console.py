@@ -1,0 +1,100 @@
+"""What a person sees: one calm display in a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console as Screen
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_SECONDS = 15.0  # between two progress lines where the output is no terminal
+
+
+class Console:
+    """Tells a run to the user. Captions and names are shown as they are, never as markup."""
+
+    def __init__(self, screen: Screen | None = None) -> None:
+        self.screen = screen or Screen(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.screen.print(escape(text))
+
+    def error(self, problem: str, fix: str) -> None:
+        """An error and its remedy, on the error stream."""
+        screen = Screen(stderr=True, highlight=False, soft_wrap=True)
+        screen.print(f"[bold red]error:[/] {escape(problem)}")
+        screen.print(f"[bold]fix:[/]   {escape(fix)}")
+
+    def facts(self, facts: dict[str, str]) -> None:
+        """What the run will do."""
+        for name, fact in facts.items():
+            self.screen.print(f"  [dim]{escape(name):<8}[/] {escape(fact)}")
+
+    @contextlib.contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar for the length of the block, then one line; yields progress(done, of, **figures)."""
+        start = time.monotonic()
+        last = ""
+        with self._bar(title, total) if self.screen.is_terminal else self._lines(title) as advance:
+
+            def progress(done: int, of: int, **found: float) -> None:
+                nonlocal last
+                last = _brief(found)
+                advance(done, of, last)
+
+            yield progress
+        self.screen.print(f"  {escape(title):<34} [dim]{time.monotonic() - start:6.1f} s  {escape(last)}[/]".rstrip())
+
+    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
+        self.screen.print(
+            f"[bold]round {round_}/{rounds}[/]  held-out real error {found['policy_real']:.4f} (base {found['base_real']:.4f})"
+            f"  ·  margin {found['margin']:+.1e}  ·  pairs won {found['accuracy']:.0%}"
+        )
+
+    def rounds(self, events: list[dict[str, Any]], best: int) -> None:
+        """The rounds of a run, base first."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("", "held-out real error", "against base", "margin", "pairs won"):
+            table.add_column(heading, justify="right")
+        base = events[0]["base_real"]
+        table.add_row("base", f"{base:.4f}", "", "", "")
+        for event in events:
+            mark = " (best)" if event["round"] == best else ""
+            change = event["policy_real"] / base - 1
+            table.add_row(
+                f"round {event['round']}{mark}", f"{event['policy_real']:.4f}", f"{change:+.1%}",
+                f"{event['margin']:+.1e}", f"{event['accuracy']:.0%}",
+            )  # fmt: skip
+        self.screen.print(table)
+
+    @contextlib.contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Callable[[int, int, str], None]]:
+        columns = (
+            TextColumn("  {task.description:<34}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[found]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.screen, transient=True) as bar:
+            task = bar.add_task(escape(title), total=total, found="")
+            yield lambda done, of, found: bar.update(task, completed=done, total=of, found=escape(found))
+
+    @contextlib.contextmanager
+    def _lines(self, title: str) -> Iterator[Callable[[int, int, str], None]]:
+        start = said = time.monotonic()
+
+        def advance(done: int, of: int, found: str) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said >= PLAIN_SECONDS and done:
+                said = now
+                left = (now - start) / done * (of - done)
+                self.screen.print(escape(f"  {title}: {done}/{of}, {left:.0f} s left  {found}"))
+
+        yield advance
+
+
+def _brief(found: dict[str, float]) -> str:
+    shown = {"loss": "loss {:.4f}", "margin": "margin {:+.1e}", "accuracy": "won {:.0%}"}
+    return "  ".join(form.format(found[name]) for name, form in shown.items() if name in found)

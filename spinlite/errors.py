@@ -1,0 +1,13 @@
+"""The one exception a user is meant to read."""
+
+
+class SpinliteError(Exception):
+    """Something the user can mend: what is wrong and where, and the one thing to do about it.
+
+    The command line prints both lines without a traceback and exits with code 1.
+    """
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__(f"{problem}\nfix: {fix}")
+        self.problem = problem
+        self.fix = fix

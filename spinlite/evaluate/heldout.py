@@ -1,0 +1,50 @@
+"""Held-out denoising errors: the same records, times and noise in every round, so that differences are paired."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from spinlite.adapters import Slots
+from spinlite.data import Encoded, Progress, Record, chunks
+from spinlite.families import Family
+from spinlite.learn import Errors, make_batch, measure
+
+
+@torch.no_grad()
+def heldout_errors(
+    family: Family, slots: Slots, encoded: Encoded, records: Sequence[Record],
+    fakes: Callable[[Sequence[Record]], Tensor] | None, names: Sequence[str], draws: int, batch: int, progress: Progress,
+) -> Errors:  # fmt: skip
+    """The named errors of every record, each the mean over the same `draws` draws: (records,)."""
+    rows = [(record, epoch) for record in records for epoch in range(draws)]
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    done = 0
+    for chunk in chunks(rows, batch):
+        made = make_batch(family, encoded, chunk, fakes, None, ("heldout",))
+        for name in names:
+            found[name].append(measure(family, slots, name, made).cpu())
+        progress(done := done + len(chunk), len(rows))
+    return {name: torch.cat(parts).view(len(records), draws).mean(1) for name, parts in found.items()}
+
+
+def grew(before: Tensor, after: Tensor) -> bool:
+    """Whether errors (records,) grew beyond chance: their mean paired difference is above 2 of its standard errors."""
+    difference = (after - before).double()
+    if len(difference) < 2:
+        return bool(difference.mean() > 0)
+    return difference.mean().item() > 2 * difference.std().item() / math.sqrt(len(difference))
+
+
+def drift(start: Tensor, now: Tensor) -> tuple[float, float]:
+    """How far samples' latents (B, C, ...) have moved from where they started, channel by channel.
+
+    Returns (root mean square shift of the channel means, in deviations; root mean square log ratio of the deviations).
+    Near 0 is none; self-play that collapses shows here as a colour cast or a loss of contrast.
+    """
+    a, b = (x.transpose(0, 1).flatten(1).double() for x in (start, now))
+    spread = a.std(1).clamp_min(1e-8)
+    shift = (b.mean(1) - a.mean(1)) / spread
+    ratio = (b.std(1).clamp_min(1e-8) / spread).log()
+    return shift.square().mean().sqrt().item(), ratio.square().mean().sqrt().item()

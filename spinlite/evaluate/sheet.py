@@ -1,0 +1,34 @@
+"""The sample sheet of a round: fixed prompts x who drew them, one PNG."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
+
+
+def sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> None:
+    """Rows of pictures, one picture a caption, each row with its label; written as PNG."""
+    cell = max(128, min(256, next(iter(rows.values()))[0].width))
+    gap, left = cell // 16, cell
+    large, small = ImageFont.load_default(cell // 8), ImageFont.load_default(cell // 10)
+    wrapped = [textwrap.fill(caption, 18, max_lines=2, placeholder=" …") for caption in captions]
+    top = cell // 4 + gap + (2 * cell // 8) + gap
+    width, height = left + len(captions) * (cell + gap) + gap, top + len(rows) * (cell + gap)
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((gap, gap), title, INK, large)
+    for i, text in enumerate(wrapped):
+        x = left + i * (cell + gap) + cell // 2
+        draw.multiline_text((x, top - gap), text, PALE, small, anchor="md", align="center")
+    for j, (label, pictures) in enumerate(rows.items()):
+        y = top + j * (cell + gap)
+        draw.multiline_text((gap, y + cell // 2), textwrap.fill(label, 14), INK, large, anchor="lm")
+        for i, picture in enumerate(pictures):
+            image.paste(picture.resize((cell, cell), Image.Resampling.LANCZOS), (left + i * (cell + gap), y))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    image.save(draft, "PNG")
+    draft.replace(path)

@@ -1,0 +1,71 @@
+"""Families: what differs from one kind of base model to another, and nothing else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from spinlite.device import Device
+from spinlite.maths.paths import Path
+
+Cond = dict[str, Tensor]  # conditioning, one row a sample; nothing outside a family reads a key
+
+
+class Family(ABC):
+    """A base model: how it encodes, denoises, decodes, and names its weights. Latents are (B, *latent_shape)."""
+
+    path: Path
+    net: nn.Module  # the only part on the device while the policy learns
+    lora_targets: Mapping[str, Sequence[str]]  # by the names of model.targets
+    latent_shape: tuple[int, ...]
+    size: tuple[int, int]  # (width, height) of its pictures, px
+    base_hash: str  # of the weights: what was made with them is named by it
+    title: str  # for people
+
+    @abstractmethod
+    def encode(self, pictures: Sequence[Image]) -> dict[str, Tensor]:
+        """RGB pictures of `size` -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU."""
+
+    @abstractmethod
+    def prompt(self, captions: Sequence[str]) -> Cond:
+        """Captions -> their conditioning, a row each, CPU. "" is the unconditional one."""
+
+    @abstractmethod
+    def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's prediction: (B, ...), (B,) -> (B, ...)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> list[Image]:
+        """Latents -> RGB pictures."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Drop whatever `encode`, `prompt` and `decode` loaded; they load it again when called again."""
+
+    @abstractmethod
+    def sampler(self, name: str) -> Any:
+        """A diffusers scheduler for this family's path: "dpm++", "ddim" or "euler"."""
+
+    @abstractmethod
+    def export_name(self, module: str) -> str:
+        """The name that other programs give to a LoRA module of `net`."""
+
+    @abstractmethod
+    def export_metadata(self) -> dict[str, str]:
+        """What other programs want to read in a LoRA file's header about its base model."""
+
+
+def family(kind: str, base: str, device: Device) -> Family:
+    """The base model, its network on the device. Raises SpinliteError where it can't be read."""
+    match kind:
+        case "sd":
+            from spinlite.families.sd import StableDiffusion
+
+            return StableDiffusion(base, device)
+        case "toy":
+            from spinlite.families.toy import Toy
+
+            return Toy(base, device)
+    raise ValueError(kind)

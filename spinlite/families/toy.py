@@ -1,0 +1,87 @@
+"""A toy family: points in the plane on a flow path, with the whole pipeline in a second.
+
+A picture stands for a point: (mean red, mean blue) in [-1, 1]. Captions condition by a hash of their words.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor, nn
+
+from spinlite.device import Device
+from spinlite.errors import SpinliteError
+from spinlite.families import Cond, Family
+from spinlite.maths.paths import Path
+from spinlite.store import fingerprint
+
+WIDTH = 16  # of a caption's conditioning
+
+
+class Net(nn.Module):
+    """An MLP on (point, time, caption); `base` of the model is its seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.first = nn.Linear(2 + 1 + WIDTH, 64)
+            self.second = nn.Linear(64, 64)
+            self.last = nn.Linear(64, 2)
+
+    def forward(self, x_t: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        hidden = torch.cat([x_t, t[:, None].to(x_t), words.to(x_t)], 1)
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(hidden)))))
+
+
+class Toy(Family):
+    """Points in the plane, flow prediction."""
+
+    path = Path("flow")
+    lora_targets = {"linear": ("second",), "all": ("first", "second", "last")}  # noqa: RUF012
+    latent_shape = (2,)
+    size = (8, 8)
+
+    def __init__(self, base: str, device: Device) -> None:
+        if not base.isdigit():
+            raise SpinliteError(f"the toy family's base is a seed, not {base!r}", fix='set model.base = "0"')
+        self.net = Net(int(base)).to(device.device)
+        self.base_hash = fingerprint("toy", base)
+        self.title = "toy (points in the plane)"
+
+    def encode(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        means = [picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
+        return {"x0": torch.tensor([[m[0], m[2]] for m in means]) / 127.5 - 1}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+
+    def prompt(self, captions: Sequence[str]) -> Cond:
+        rows = []
+        for caption in captions:
+            words = torch.zeros(WIDTH)
+            for word in caption.lower().split():
+                words[hashlib.sha256(word.encode()).digest()[0] % WIDTH] += 1
+            rows.append(words)
+        return {"words": torch.stack(rows)}
+
+    def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.net(x_t, t, cond["words"])
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        levels = ((latents.float().clamp(-1, 1) + 1) * 127.5).round().int().tolist()
+        return [Image.new("RGB", self.size, (red, 0, blue)) for red, blue in levels]
+
+    def free(self) -> None:
+        pass
+
+    def sampler(self, name: str) -> FlowMatchEulerDiscreteScheduler:
+        if name != "euler":
+            raise SpinliteError(f"the toy family has no sampler {name!r}", fix='set play.sampler = "euler"')
+        return FlowMatchEulerDiscreteScheduler()
+
+    def export_name(self, module: str) -> str:
+        return f"lora_unet_{module}"
+
+    def export_metadata(self) -> dict[str, str]:
+        return {}
+

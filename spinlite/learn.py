@@ -1,0 +1,164 @@
+"""The one training step and the one loop, for every method."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spinlite.adapters import Slots
+from spinlite.config import Learn
+from spinlite.data import Encoded, Record
+from spinlite.errors import SpinliteError
+from spinlite.families import Cond, Family
+from spinlite.maths.draws import draw, generator, order
+from spinlite.maths.losses import TIE, error
+from spinlite.methods import Method
+
+Errors = dict[str, Tensor]  # by name: {policy, opponent, base}_{real, fake} -> (B,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with their draws, on the device. real, fake, eps: (B, ...); t: (B,). fake is None where nobody asks for it."""
+
+    real: Tensor
+    fake: Tensor | None
+    eps: Tensor
+    t: Tensor
+    cond: Cond
+
+
+def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
+    """The denoising error called `name`, e.g. "opponent_fake": (B,), fp32. The draw is the same for all of them."""
+    who, _, side = name.partition("_")
+    x0 = batch.real if side == "real" else batch.fake
+    assert x0 is not None, f"{name} was asked for without fakes"
+    x_t = family.path.noise(x0, batch.eps, batch.t)
+    with slots.use(who):  # pyright: ignore[reportArgumentType]
+        return error(family.denoise(x_t, batch.t, batch.cond), family.path.target(x0, batch.eps, batch.t))
+
+
+def asked(method: Method) -> list[str]:
+    """The names of the errors a method's loss is made of, the policy's last."""
+    return sorted(inspect.signature(method.loss).parameters, key=lambda name: name.startswith("policy"))
+
+
+def step(family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool) -> tuple[Tensor, Errors]:
+    """Add the gradient of the mean loss to the policy's; returns (mean loss, errors), detached.
+
+    With `one_graph` one activation graph is alive at a time: the loss sees only errors, so its slope at each error is
+    found without the network, and every policy error is then driven back by its own slope, in a graph of its own. The
+    one measured last keeps its first graph; each other costs one more forward. The gradient is the same.
+    """
+    names = asked(method)
+    mine = [name for name in names if name.startswith("policy")]
+    graphs: Errors = {}
+    for name in names:
+        keep = name in mine and (not one_graph or name == mine[-1])
+        with torch.set_grad_enabled(keep):
+            graphs[name] = measure(family, slots, name, batch)
+    errors = {name: value.detach().requires_grad_(name in mine) for name, value in graphs.items()}
+    loss = method.loss(**errors).mean()
+    loss.backward()
+    for name in reversed(mine):
+        graph = graphs.pop(name)
+        (graph if graph.requires_grad else measure(family, slots, name, batch)).backward(errors[name].grad)
+    return loss.detach(), {name: value.detach() for name, value in errors.items()}
+
+
+def figures(errors: Mapping[str, Tensor]) -> dict[str, float]:
+    """What the journal keeps of a batch of errors: their means, and margin, accuracy and gate rate where they exist.
+
+    accuracy: share of pairs with a margin > 0. gate_rate: share of samples whose real error has grown against the
+    opponent's, where SePPO's gate would act.
+    """
+    found = {name: value.mean().item() for name, value in errors.items()}
+    if "opponent_real" in errors and "policy_real" in errors:
+        gain_real = errors["opponent_real"] - errors["policy_real"]
+        found["gate_rate"] = (gain_real < -TIE * errors["opponent_real"]).float().mean().item()
+        if "opponent_fake" in errors:
+            margin = gain_real - (errors["opponent_fake"] - errors["policy_fake"])
+            found["margin"] = margin.mean().item()
+            found["accuracy"] = (margin > 0).float().mean().item()
+    return found
+
+
+class Batches:
+    """The batches of a round, each a function of (seed, round, update): epochs are permutations, one after the other."""
+
+    def __init__(
+        self, family: Family, encoded: Encoded, records: Sequence[Record], fakes: Callable[[Sequence[Record]], Tensor] | None,
+        settings: Learn, seed: int, round_: int,
+    ) -> None:  # fmt: skip
+        self._family, self._encoded, self._records, self._fakes = family, encoded, records, fakes
+        self._settings, self._names = settings, (seed, round_)
+        self._device = next(family.net.parameters()).device
+
+    def at(self, update: int) -> Batch:
+        """The batch of an update, from 0."""
+        size, count = self._settings.batch, len(self._records)
+        places = [divmod(i, count) for i in range(update * size, (update + 1) * size)]
+        orders = {epoch: order(count, "learn", *self._names, epoch) for epoch, _ in places}
+        rows = [(self._records[orders[epoch][place]], epoch) for epoch, place in places]
+        dropped = [self._coin(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
+        return make_batch(self._family, self._encoded, rows, self._fakes, dropped, ("learn", *self._names))
+
+    def _coin(self, record: Record, epoch: int) -> float:
+        return torch.rand((), generator=generator("caption", *self._names, record.key, epoch)).item()
+
+
+def make_batch(
+    family: Family, encoded: Encoded, rows: Sequence[tuple[Record, int]],
+    fakes: Callable[[Sequence[Record]], Tensor] | None, dropped: Sequence[bool] | None, names: tuple[int | str, ...],
+) -> Batch:  # fmt: skip
+    """(record, epoch) rows -> a batch on the network's device, with the draws of `names`."""
+    device = next(family.net.parameters()).device
+    records = [r for r, _ in rows]
+    draws = [draw(family.latent_shape, r.key, epoch, *names) for r, epoch in rows]
+    cond = {name: value.to(device) for name, value in encoded.cond(records, dropped).items()}
+    return Batch(
+        real=encoded.real(records).to(device),
+        fake=fakes(records).to(device) if fakes else None,
+        eps=torch.stack([eps for _, eps in draws]).to(device),
+        t=family.path.times(torch.tensor([u for u, _ in draws])).to(device),
+        cond=cond,
+    )
+
+
+@dataclass
+class Progressed:
+    """Where a round's learning stands; with the policy and the optimizer, all that a resume needs."""
+
+    update: int = 0
+    norm: float | None = None  # running mean of gradient norms
+
+
+def learn(
+    family: Family, slots: Slots, method: Method, batches: Batches, optimizer: torch.optim.Optimizer, settings: Learn,
+    state: Progressed, after: Callable[[dict[str, float]], None],
+) -> None:  # fmt: skip
+    """Bring the policy from `state.update` to the round's end; `after` each update is given its figures.
+
+    The learning rate rises over the first 5 % of the round. A gradient longer than 3 x the running mean of their norms
+    is shortened to that: unlike a fixed limit this means the same for every beta, method and model.
+    """
+    warmup = max(1, settings.updates // 20)
+    parameters = slots.parameters()
+    while state.update < settings.updates:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, (state.update + 1) / warmup)
+        optimizer.zero_grad(set_to_none=True)
+        loss, errors = step(family, slots, method, batches.at(state.update), settings.one_graph)
+        limit = 3 * state.norm if state.norm else float("inf")
+        norm = nn.utils.clip_grad_norm_(parameters, limit).item()
+        if not (torch.isfinite(loss) and norm < float("inf")):
+            raise SpinliteError(
+                f"the loss is not a number at update {state.update + 1}", fix="lower learn.lr, or raise method.beta"
+            )
+        optimizer.step()
+        clipped = min(norm, limit)
+        state.norm = clipped if state.norm is None else 0.9 * state.norm + 0.1 * clipped
+        state.update += 1
+        after({"update": state.update, "loss": loss.item(), **figures(errors), "grad_norm": norm})

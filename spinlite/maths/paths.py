@@ -1,0 +1,80 @@
+"""Forward processes: how a clean sample becomes noise, and what a network is asked to predict on the way.
+
+x0, eps, x_t and prediction are (B, ...); u and t are (B,).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["eps", "v", "flow"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """x_t = a_t x0 + s_t eps, and a network that predicts c_x x0 + c_e eps.
+
+    | prediction | (c_x, c_e)  | a_t, s_t                                  | t                  |
+    |------------|-------------|-------------------------------------------|--------------------|
+    | eps        | (0, 1)      | sqrt(alpha_bar[t]), sqrt(1 - alpha_bar[t]) | index, 0 is clean  |
+    | v          | (-s_t, a_t) | the same; Salimans & Ho 2022, App. D      | index              |
+    | flow       | (-1, 1)     | 1 - t, t; Liu et al. 2022                 | 0 clean .. 1 noise |
+
+    Every target is linear in (x0, eps), so one 2x2 system takes it back: det = a c_e - s c_x.
+    """
+
+    prediction: Prediction
+    alpha_bar: Tensor | None = None  # (T,), cumulative (DDPM's alpha-bar); None for flow
+
+    def __post_init__(self) -> None:
+        if (self.alpha_bar is None) != (self.prediction == "flow"):
+            raise ValueError("eps and v need alpha_bar; flow has none")
+
+    @property
+    def timestep_scale(self) -> int:
+        """diffusers' scheduler timesteps = t * timestep_scale."""
+        return 1000 if self.alpha_bar is None else 1
+
+    def times(self, u: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) -> times t."""
+        if self.alpha_bar is None:
+            return u.clamp_min(1e-4)  # at t = 0 the flow target carries no signal about x0
+        return (u * len(self.alpha_bar)).long()
+
+    def coefficients(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        """(a_t, s_t), each (B, 1, ...) with ndim dimensions, in fp32."""
+        if self.alpha_bar is None:
+            a, s = 1 - t.float(), t.float()
+        else:
+            bar = self.alpha_bar.to(t.device)[t].float()
+            a, s = bar.sqrt(), (1 - bar).sqrt()
+        shape = (-1,) + (1,) * (ndim - 1)
+        return a.view(shape), s.view(shape)
+
+    def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = a_t x0 + s_t eps."""
+        a, s = self.coefficients(t, x0.ndim)
+        return a * x0 + s * eps
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should predict for (x0, eps) at t."""
+        c_x, c_e = self._mix(*self.coefficients(t, x0.ndim))
+        return c_x * x0 + c_e * eps
+
+    def invert(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) that explain x_t and the prediction. Undefined for eps where a_t = 0."""
+        a, s = self.coefficients(t, x_t.ndim)
+        c_x, c_e = self._mix(a, s)
+        det = a * c_e - s * c_x
+        return (c_e * x_t - s * prediction) / det, (a * prediction - c_x * x_t) / det
+
+    def _mix(self, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        match self.prediction:
+            case "eps":
+                return torch.zeros_like(a), torch.ones_like(a)
+            case "v":
+                return -s, a
+            case "flow":
+                return -torch.ones_like(a), torch.ones_like(a)

@@ -1,0 +1,39 @@
+"""SePPO: self-play against a random earlier snapshot, with a gate on what its samples are worth."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from spinlite.maths.losses import Gate, bounded, gate, preference
+
+
+@dataclass(frozen=True)
+class SePPO:
+    """SePPO (Zhang et al. 2024, arXiv 2410.05255): -log sigmoid(beta (gain_real - s gain_fake)), s from the gate.
+
+    reference  the snapshot that makes the fakes and gives the opponent's errors: "random" (the paper's choice),
+               "previous" (its "latest") or "base"
+    gate       "sign" (v1), "indicator" (v2-like), "none" (then it is SPIN for reference = "previous")
+    `beta`, `bound` and `anchor` are as in SPIN; the bound acts where s > 0, the only case that pushes a fake away.
+    """
+
+    beta: float = field(default=5000.0, metadata={"gt": 0})
+    bound: float = field(default=0.5, metadata={"gt": 0})
+    anchor: float = field(default=0.05, metadata={"ge": 0})
+    reference: Literal["random", "previous", "base"] = "random"
+    gate: Gate = "sign"
+
+    fakes: ClassVar[str] = "played"
+
+    @property
+    def opponent(self) -> str:
+        """The reference: one and the same snapshot plays and is compared with."""
+        return self.reference
+
+    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+        """(B,); log 2 where policy = opponent (a tie: s = 0, and the gain on real is 0)."""
+        gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
+        s = gate(gain_real, opponent_real, self.gate)
+        worth = (s > 0) * bounded(gain_fake, opponent_fake, self.bound) + (s < 0) * -gain_fake
+        return preference(gain_real, worth, self.beta) - self.anchor * self.beta * gain_real

@@ -1,0 +1,53 @@
+"""What a run will need, said before it starts."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from spinlite.adapters import Slots
+from spinlite.config import Settings
+from spinlite.families import Cond, Family
+from spinlite.learn import Batch, step
+from spinlite.maths.draws import gaussian
+from spinlite.methods import Method
+
+
+def expected_seconds(
+    family: Family, slots: Slots, method: Method, settings: Settings, cond: Cond, train: int, heldout: int
+) -> float:
+    """Seconds of one round, from one forward pass and one learning step timed here. `cond` is of one sample.
+
+    Play is train x steps forwards (twice that with guidance) where the method plays, judge heldout x (the same + 5
+    errors x draws); learn is updates x the step.
+    """
+    device = next(family.net.parameters()).device
+    size = settings.learn.batch
+    x = gaussian((size, *family.latent_shape), "plan").to(device)
+    u = (torch.arange(size) + 0.5) / size
+    conds = {name: value.expand(size, *value.shape[1:]).to(device) for name, value in cond.items()}
+    batch = Batch(x, x, x, family.path.times(u).to(device), conds)
+
+    def learn() -> None:
+        step(family, slots, method, batch, settings.learn.one_graph)
+        for parameter in slots.parameters():
+            parameter.grad = None
+
+    def forward() -> None:
+        with torch.no_grad():
+            family.denoise(batch.real, batch.t, conds)
+
+    one_forward, one_step = _timed(forward, device) / size, _timed(learn, device)
+    passes = settings.play.steps * (2 if settings.play.guidance > 1 else 1)
+    play = train * passes if method.fakes == "played" else 0
+    judge = heldout * (passes + 5 * settings.judge.draws)
+    return (play + judge) * one_forward + settings.learn.updates * one_step
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    call()
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

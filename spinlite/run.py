@@ -1,0 +1,154 @@
+"""The run folder: settings, journal, state. Running the same command again goes on from the state.
+
+settings.toml            every setting, defaults written out; itself a preset
+journal.jsonl            one event a line
+state.safetensors        policy and optimizer of the round under way, and where it stands
+snapshots/k.safetensors  the ladder
+samples/round-k.png      fixed prompts x base | previous | current
+export/NAME.safetensors  the LoRA for other programs
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor
+
+from spinlite import config
+from spinlite.config import Settings
+from spinlite.errors import SpinliteError
+from spinlite.store import read, replace, write
+
+CHANGEABLE = {"about", "run.rounds", "judge.stop"}  # what may differ when a run goes on
+
+
+class Run:
+    """A run folder, made or found again."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        """Raises SpinliteError where the folder was made with other settings, or can't be written."""
+        self.folder = folder
+        self._journal = folder / "journal.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "settings.toml"
+        if kept.exists():
+            self._compare(config.load(str(kept)), settings)
+        replace(kept, tomli_w.dumps(settings.model_dump(exclude_none=True)).encode())
+        self.state = self._read_state()
+        self._truncate(int(self.state.get("journal", 0)))
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def snapshot(self, round_: int) -> Path:
+        return self.folder / "snapshots" / f"{round_}.safetensors"
+
+    def sheet(self, round_: int) -> Path:
+        return self.folder / "samples" / f"round-{round_}.png"
+
+    @property
+    def exported(self) -> Path:
+        return self.folder / "export" / f"{self.name}.safetensors"
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event to the journal, with the time."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
+        with self._journal.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The journal's events of one kind, in order."""
+        if not self._journal.exists():
+            return []
+        lines = map(json.loads, self._journal.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if line["event"] == event]
+
+    def save(self, tensors: Mapping[str, Any], **where: Any) -> None:
+        """Where the run stands, whole or not at all. `tensors` may nest; what is journalled after this is forgotten
+        if the run is cut off before the next `save`."""
+        flat, plain = flatten(tensors)
+        self.state = {**where, "journal": self._journal.stat().st_size if self._journal.exists() else 0}
+        write(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
+
+    def tensors(self) -> dict[str, Any]:
+        """What was last saved."""
+        flat, metadata = read(self._state_path)
+        return unflatten(flat, json.loads(metadata["plain"]))
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def _read_state(self) -> dict[str, Any]:
+        return json.loads(read(self._state_path)[1]["state"]) if self._state_path.exists() else {}
+
+    def _truncate(self, size: int) -> None:
+        if self._journal.exists():
+            with self._journal.open("r+b") as file:
+                file.truncate(size)
+
+    def _compare(self, kept: Settings, now: Settings) -> None:
+        was, is_ = _leaves(kept.model_dump()), _leaves(now.model_dump())
+        changed = [
+            f"{key} = {was.get(key)!r} there, {is_.get(key)!r} now"
+            for key in sorted(was.keys() | is_.keys())
+            if was.get(key) != is_.get(key) and key not in CHANGEABLE
+        ]
+        if changed:
+            raise SpinliteError(
+                f"{self.folder} was made with other settings: {'; '.join(changed[:5])}",
+                fix=f"give this run another --name, or delete {self.folder} to start it over",
+            )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A tree of dicts -> (tensors, JSON values), both by their place "a/b/c"."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in tree.items():
+        place = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            below = flatten(value, place + "/")
+            tensors |= below[0]
+            plain |= below[1]
+        elif isinstance(value, Tensor):
+            tensors[place] = value
+        else:
+            plain[place] = value
+    return tensors, plain
+
+
+def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for place, value in [*tensors.items(), *plain.items()]:
+        *parents, last = place.split("/")
+        here = tree
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = value
+    return tree
+
+
+def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state as a tree (its settings come from the run's)."""
+    return {str(i): dict(state) for i, state in optimizer.state_dict()["state"].items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
+    """Put back what `optimizer_tree` gave."""
+    state = {int(i): values for i, values in tree.items()}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        place: leaf
+        for key, value in tree.items()
+        for place, leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}).items()
+    }

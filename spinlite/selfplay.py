@@ -1,0 +1,321 @@
+"""The rounds: play, learn, snapshot, judge; and the guards around them."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spinlite import data, device, plan
+from spinlite.adapters import Slots
+from spinlite.config import Settings
+from spinlite.data import Encoded, Progress, Record, Survey
+from spinlite.errors import SpinliteError
+from spinlite.evaluate.heldout import drift, grew, heldout_errors
+from spinlite.evaluate.sheet import sheet
+from spinlite.export import export
+from spinlite.families import Family, family
+from spinlite.learn import Batches, Progressed, asked, figures, learn, make_batch, measure
+from spinlite.maths.draws import generator
+from spinlite.methods import Method
+from spinlite.play import play
+from spinlite.run import Run, optimizer_tree, restore_optimizer
+from spinlite.store import Store, fingerprint, fingerprint_files, read, write
+
+SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
+JUDGED = 64  # held-out records that are measured and played at the most
+ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
+
+
+class Watch(Protocol):
+    """Who is told what happens. The console is one; tests have theirs."""
+
+    def say(self, text: str) -> None: ...
+    def facts(self, facts: dict[str, str]) -> None: ...
+    def phase(self, title: str, total: int) -> contextlib.AbstractContextManager[Callable[..., None]]: ...
+    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    run: Run
+    rounds: list[dict[str, Any]]  # the journal's judge events
+    best: int
+    stopped: str | None
+    already: bool  # complete before this call
+
+
+def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
+    """Bring the run in `folder` to its end, from wherever it stands. Caches lie beside it, in `cache`.
+
+    Raises SpinliteError for what the user can mend.
+    """
+    run = Run(folder, settings)
+    done = run.state.get("round", 1) - 1
+    stopped = run.state.get("stopped") if settings.judge.stop else None
+    if stopped or done >= settings.run.rounds:
+        return _outcome(run, stopped, already=True)
+    method = settings.build_method()
+    found = data.survey(settings.data, pairs=method.fakes == "given")
+    where = device.choose()
+    base = family(settings.model.family, settings.model.base, where)
+    watch.facts(_facts(settings, base, found, method, str(where)))
+    for warning in _warnings(found, settings):
+        watch.say(warning)
+    with watch.phase("encode pictures and captions", 1) as progress:
+        encoded = Encoded(base, found.train + found.heldout, folder.parent / "cache", settings.play.batch, progress)
+    slots = Slots(
+        base.net, base.lora_targets[settings.model.targets], settings.model.rank,
+        settings.model.alpha or settings.model.rank, settings.run.seed,
+    )  # fmt: skip
+    game = SelfPlay(run, settings, base, slots, method, encoded, found.train, found.heldout[:JUDGED], where, watch)
+    return game.go(done + 1)
+
+
+@dataclass(frozen=True)
+class SelfPlay:
+    """One run under way: everything its rounds share."""
+
+    run: Run
+    settings: Settings
+    family: Family
+    slots: Slots
+    method: Method
+    encoded: Encoded
+    train: list[Record]
+    heldout: list[Record]
+    device: device.Device
+    watch: Watch
+
+    def go(self, first: int) -> Outcome:
+        """The rounds from `first` on, and the export."""
+        self._begin()
+        rounds, stopped = self.settings.run.rounds, None
+        seconds = plan.expected_seconds(
+            self.family, self.slots, self.method, self.settings, self.encoded.cond(self.train[:1]),
+            len(self.train), len(self.heldout),
+        )  # fmt: skip
+        count = rounds - first + 1
+        self.watch.say(f"{count} round{'s' * (count > 1)} to go, expected time about {spoken(seconds * count)}")
+        for k in range(first, rounds + 1):
+            stopped = self._round(k)
+            self.run.save({}, round=k + 1, update=0, stopped=stopped)
+            if stopped:
+                break
+        outcome = _outcome(self.run, stopped, already=False)
+        self._export(outcome)
+        return outcome
+
+    def _begin(self) -> None:
+        """The first event and snapshot 0; on a resume, that data and base are what they were."""
+        made_of = {
+            "base": self.family.base_hash,
+            "data": fingerprint([[r.key, r.lose_key, r.caption] for r in self.train + self.heldout]),
+        }
+        if not self.run.state:
+            about = {**self.settings.model_dump(), "train": len(self.train), "heldout": len(self.heldout)}
+            self.run.log("begin", **made_of, device=str(self.device), settings=about)
+            self._write_snapshot(0)
+            self.run.save({}, round=1, update=0, stopped=None)
+            return
+        began = self.run.events("begin")[0]
+        for what, said in (("base", "the base model's files"), ("data", "the pictures or captions")):
+            if began[what] != made_of[what]:
+                raise SpinliteError(
+                    f"{said} have changed since {self.run.folder} began",
+                    fix="put them back, or start a new run with another --name",
+                )
+
+    def _round(self, k: int) -> str | None:
+        """One round; returns why the run must stop, if it must."""
+        rival = self._rival(k)
+        self.slots.load("opponent", self._ladder(rival))
+        fakes, heldout_fakes = self._play(k, rival)
+        state = self._resume(k)
+        if state.update == 0 and self.method.opponent:
+            self._probe(k, fakes)
+        self._learn(k, state, fakes)
+        self._write_snapshot(k)
+        return self._judge(k, heldout_fakes)
+
+    def _rival(self, k: int) -> int:
+        """Which snapshot is round k's opponent; without one, the judge compares with the previous."""
+        match self.method.opponent:
+            case "base":
+                return 0
+            case "random":
+                return int(torch.randint(k, (), generator=generator("opponent", self.settings.run.seed, k)))
+            case _:
+                return k - 1
+
+    def _play(self, k: int, rival: int) -> tuple[Callable[[Sequence[Record]], Tensor] | None, Callable[[Sequence[Record]], Tensor]]:
+        """The round's fakes, and the held-out ones, as functions of records."""
+        if self.method.fakes == "given":
+            return self.encoded.lose, self.encoded.lose
+        title = f"round {k}/{self.settings.run.rounds} · play"
+        heldout = self._played("opponent", rival, self.heldout, title + " (held-out)", "heldout")
+        if self.method.fakes is None:
+            return None, heldout
+        seed = self.settings.run.seed
+        return self._played("opponent", rival, self.train, title, "train", seed, k), heldout
+
+    def _played(
+        self, who: Any, snapshot: int, records: Sequence[Record], title: str, *names: int | str
+    ) -> Callable[[Sequence[Record]], Tensor]:
+        """Samples of a snapshot for these records, made where they are missing, as a function of records."""
+        made_by = fingerprint_files([self.run.snapshot(snapshot)]) if snapshot else "base"
+        how = self.settings.play.model_dump()
+        store = Store(self.run.folder.parent / "cache" / "fake" / fingerprint(self.family.base_hash, made_by, how, names))
+        if any(r.key not in store for r in records):
+            with self.watch.phase(title, len(records)) as progress, self.slots.use(who):
+                play(self.family, self.encoded, records, self.settings.play, store, progress, *names)
+        return lambda asked: store.get([r.key for r in asked])["x0"]
+
+    def _resume(self, k: int) -> Progressed:
+        """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
+        if self.run.state.get("round") == k and self.run.state["update"] > 0:
+            self.slots.load("policy", self.run.tensors()["policy"])
+            return Progressed(self.run.state["update"], self.run.state["norm"])
+        self.slots.load("policy", self._ladder(k - 1))
+        return Progressed()
+
+    def _probe(self, k: int, fakes: Callable[[Sequence[Record]], Tensor] | None) -> None:
+        """Where the policy is its opponent, the loss is log 2. A wrong adapter, other noise or dropout shows here."""
+        self.slots.load("opponent", self._ladder(k - 1))
+        rows = [(record, 0) for record in self.train[: self.settings.learn.batch]]
+        batch = make_batch(self.family, self.encoded, rows, fakes, None, ("probe", k))
+        with torch.no_grad():
+            errors = {name: measure(self.family, self.slots, name, batch) for name in asked(self.method)}
+        loss = self.method.loss(**errors).mean().item()
+        self.run.log("probe", round=k, loss=loss)
+        if not abs(loss - math.log(2)) < 1e-3:
+            raise SpinliteError(
+                f"with the policy equal to its opponent the loss must be log 2 = 0.6931, but is {loss:.4f}",
+                fix="the two see different weights, noise or dropout: report this with the run's settings.toml",
+            )
+        self.slots.load("opponent", self._ladder(self._rival(k)))
+
+    def _learn(self, k: int, state: Progressed, fakes: Callable[[Sequence[Record]], Tensor] | None) -> None:
+        settings = self.settings.learn
+        optimizer = self.device.optimizer(settings.optimizer, self.slots.parameters(), settings.lr)
+        if state.update:
+            restore_optimizer(optimizer, self.run.tensors().get("optimizer", {}))
+        batches = Batches(self.family, self.encoded, self.train, fakes, settings, self.settings.run.seed, k)
+        saved = time.monotonic()
+        with self.watch.phase(f"round {k}/{self.settings.run.rounds} · learn", settings.updates) as progress:
+
+            def after(found: dict[str, float]) -> None:
+                nonlocal saved
+                self.run.log("update", round=k, **found)
+                progress(state.update, settings.updates, **found)
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    tensors = {"policy": self.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
+                    self.run.save(tensors, round=k, update=state.update, norm=state.norm, stopped=None)
+                    saved = time.monotonic()
+
+            learn(self.family, self.slots, self.method, batches, optimizer, settings, state, after)
+
+    def _judge(self, k: int, fakes: Callable[[Sequence[Record]], Tensor]) -> str | None:
+        title = f"round {k}/{self.settings.run.rounds} · judge"
+        settings = self.settings.judge
+
+        def errors(names: list[str], progress: Progress) -> dict[str, Tensor]:
+            return heldout_errors(
+                self.family, self.slots, self.encoded, self.heldout, fakes, names, settings.draws,
+                self.settings.play.batch, progress,
+            )  # fmt: skip
+
+        with self.watch.phase(title, len(self.heldout) * settings.draws) as progress:
+            measured = errors(ERRORS, progress)
+        self.slots.load("opponent", self._ladder(k - 1))
+        previous = measured["opponent_real"]
+        if self._rival(k) != k - 1:
+            previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
+        found = {**figures(measured), "previous_real": previous.mean().item(), **self._samples(k, title)}
+        stopped = None
+        if settings.stop and grew(previous, measured["policy_real"]):
+            stopped = f"the held-out error on real pictures grew in round {k} ({previous.mean():.4f} to {found['policy_real']:.4f})"
+        self.run.log("judge", round=k, opponent=self._rival(k), stopped=stopped, **found)
+        self.watch.judged(k, self.settings.run.rounds, found)
+        return stopped
+
+    def _samples(self, k: int, title: str) -> dict[str, float]:
+        """The sheet of round k; returns the drift of the policy's samples from the base's."""
+        shown = self.heldout[: self.settings.judge.prompts]
+        base = self._played("base", 0, self.heldout, title + " (samples)", "heldout")
+        before = self._played("opponent", k - 1, self.heldout, title + " (samples)", "heldout")
+        now = self._played("policy", k, self.heldout, title + " (samples)", "heldout")
+        latents = {
+            "base": base(shown),
+            "previous" if k > 1 else "previous (base)": before(shown),
+            f"current (round {k})": now(shown),
+            "your picture (held out)": self.encoded.real(shown),
+        }
+        rows = {label: self.family.decode(x) for label, x in latents.items()}
+        self.family.free()
+        name = f"{self.run.name} · round {k} of {self.settings.run.rounds} · {self.settings.method['name']}"
+        sheet(self.run.sheet(k), name, [r.caption for r in shown], rows)
+        shift, spread = drift(base(self.heldout), now(self.heldout))
+        return {"drift_mean": shift, "drift_deviation": spread}
+
+    def _ladder(self, k: int) -> dict[str, Tensor]:
+        return read(self.run.snapshot(k))[0]
+
+    def _write_snapshot(self, k: int) -> None:
+        about = {"round": k, "rank": self.settings.model.rank, "scale": self.slots.scale, "base": self.family.base_hash}
+        write(self.run.snapshot(k), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
+
+    def _export(self, outcome: Outcome) -> None:
+        about = {"method": self.settings.method, "round": outcome.best, "base": self.family.base_hash}
+        said = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
+        self.run.log("export", round=outcome.best, verified=said)
+        self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"})
+        self.watch.say(f"exported round {outcome.best}: {said}")
+
+
+def spoken(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
+    rounds = run.events("judge")
+    errors = [rounds[0]["base_real"], *(event["policy_real"] for event in rounds)]
+    return Outcome(run, rounds, errors.index(min(errors)), stopped, already)
+
+
+def _warnings(found: Survey, settings: Settings) -> list[str]:
+    lines = []
+    if found.uncaptioned:
+        what = "left out" if settings.data.uncaptioned == "skip" else "captioned by their file names"
+        lines.append(f"{len(found.uncaptioned)} pictures without caption, {what}: {data.listing(found.uncaptioned)}")
+    if found.orphans:
+        lines.append(f"{len(found.orphans)} captions without a picture, ignored: {data.listing(found.orphans)}")
+    if found.unusable:
+        lines.append(f"{len(found.unusable)} files can't be used: {data.listing(found.unusable)}")
+    return lines + found.notes
+
+
+def _facts(settings: Settings, base: Family, found: Survey, method: Method, where: str) -> dict[str, str]:
+    learning = settings.learn
+    against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot"}
+    opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
+    values = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in asdict(method).items())
+    width, height = base.size
+    return {
+        "model": f"{base.title}, {width}x{height} px",
+        "data": f"{len(found.train)} pictures to learn from, {len(found.heldout)} held out ({settings.data.folder})",
+        "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
+        "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each, LoRA rank {settings.model.rank}",
+        "device": where,
+    }

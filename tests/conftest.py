@@ -1,0 +1,42 @@
+"""What the tests share: one thread (toy tensors gain nothing from more), a folder of swatches, the toy settings."""
+
+import math
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+from PIL import Image
+
+from spinlite import config
+from spinlite.config import Settings
+
+TOY = str(Path(__file__).parent / "toy.toml")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def swatches(tmp_path: Path) -> Path:
+    """40 pictures whose points lie on a ring, captioned by the half planes they are in."""
+    folder = tmp_path / "swatches"
+    folder.mkdir()
+    for i in range(40):
+        x, y = math.cos(i * math.tau / 40), math.sin(i * math.tau / 40)
+        Image.new("RGB", (16, 16), (round(127.5 + 100 * x), 0, round(127.5 + 100 * y))).save(folder / f"p{i}.png")
+        caption = f"{'red' if x > 0 else 'dark'} {'blue' if y > 0 else 'plain'}"
+        (folder / f"p{i}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def toy(swatches: Path) -> Settings:
+    return config.load(TOY, data__folder=str(swatches))
