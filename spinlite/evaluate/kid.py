@@ -76,7 +76,7 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
 
 def kid(x: Tensor, y: Tensor) -> float:
     """KID x 1000 of two independent sets: (n, d), (m, d). Unbiased, so that it may be below 0.  Gretton 2012, eq. 3"""
-    return 1000 * (_off_diagonal(kernel(x, x)) + _off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean().item())
+    return _kid(kernel(x, x), kernel(y, y), kernel(x, y))
 
 
 def contrasts(fakes: Tensor, reals: Tensor) -> Tensor:
@@ -93,31 +93,38 @@ def contrasts(fakes: Tensor, reals: Tensor) -> Tensor:
 
 
 def estimate(h: Tensor) -> Estimate:
-    """1000 x the mean of h (n, n), or of a difference of two of them, over pairs of captions; n >= 4.
+    """1000 x the mean of h (n, n), or of a difference of two of them, over pairs of different captions; n >= 4.
 
-    The interval is normal (Hoeffding 1948), with the unbiased variance of a U-statistic
-        (4 (n - 2) (E[h12 h13] - E[h]^2) + 2 (E[h12^2] - E[h]^2)) / (n (n - 1)),
-    each product estimated by its mean over distinct captions (Sutherland 2019, arXiv 1906.02104). A bootstrap with ties
-    left out was the other choice: it overstates the second term threefold, which matters where KID is small.
+    The interval is normal (Hoeffding 1948, Ann. Math. Statist. 19): the spread over captions and their noise. Terms of the
+    variance that are estimated below 0 count as 0, so that the interval is too wide, not too narrow, where KID is near 0.
+    """
+    n, (first, second) = len(h), variances(h)
+    variance = (4 * (n - 2) * max(first, 0.0) + 2 * max(second, 0.0)) / (n * (n - 1))  # Hoeffding 1948, eq. 5.13
+    value, reach = _off_diagonal(h), 1.96 * math.sqrt(variance)
+    return Estimate(1000 * value, 1000 * (value - reach), 1000 * (value + reach))
+
+
+def variances(h: Tensor) -> tuple[float, float]:
+    """Var E[h12 | 1] and Var h12 of captions 1, 2, each without bias: every product is a mean over distinct captions.
+
+    Sutherland 2019, arXiv 1906.02104. A bootstrap would meet each caption with itself, and says the same without ties.
     """
     n = len(h)
     h = h - h.diag().diag()
     total, rows, squares = h.sum(), h.sum(1).square().sum(), h.square().sum()
-    pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
-    mean_squared = (total.square() - 4 * rows + 2 * squares) / (triples * (n - 3))  # E[h12 h34]
-    first, second = (rows - squares) / triples - mean_squared, squares / pairs - mean_squared
-    variance = (4 * (n - 2) * first + 2 * second) / pairs
-    value, reach = total.item() / pairs, 1.96 * math.sqrt(max(variance.item(), 0.0))
-    return Estimate(1000 * value, 1000 * (value - reach), 1000 * (value + reach))
+    pairs = n * (n - 1)
+    h12_h34 = (total.square() - 4 * rows + 2 * squares) / (pairs * (n - 2) * (n - 3))
+    return ((rows - squares) / (pairs * (n - 2)) - h12_h34).item(), (squares / pairs - h12_h34).item()
 
 
 def halves(x: Tensor) -> Estimate:
     """KID of one random half of a set (n, d) against the other: the mean and the middle 95 % over splits.
 
-    The mean is 0 by construction; the range is what chance alone makes at n / 2 pictures.
+    The mean is near 0 by construction; the range is what chance alone makes at n / 2 pictures.
     """
-    orders = [order(len(x), "halves", i) for i in range(SPLITS)]
-    found = torch.tensor([kid(x[at[: len(x) // 2]], x[at[len(x) // 2 :]]) for at in orders])
+    k, middle = kernel(x, x), len(x) // 2
+    splits = [(at[:middle], at[middle:]) for at in (order(len(x), "halves", i) for i in range(SPLITS))]
+    found = torch.tensor([_kid(k[a][:, a], k[b][:, b], k[a][:, b]) for a, b in splits])
     low, high = torch.quantile(found, torch.tensor([0.025, 0.975])).tolist()
     return Estimate(found.mean().item(), low, high)
 
@@ -205,6 +212,10 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
         h_base = h if h_base is None else h_base
         rows.append(Row(folder.name, k, estimate(h), estimate(h - h_base) if k else None, diversity(fakes)))
     return rows
+
+
+def _kid(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
+    return 1000 * (_off_diagonal(xx) + _off_diagonal(yy) - 2 * xy.mean().item())
 
 
 def _off_diagonal(k: Tensor) -> float:

@@ -124,7 +124,7 @@ class StableDiffusion(Family):
     def _load(self, kind: Any, subfolder: str) -> Any:
         options: dict[str, Any] = {"subfolder": subfolder}
         if kind in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel):
-            options |= {"use_safetensors": True, "torch_dtype": self._device.dtype}
+            options |= {"use_safetensors": True, "dtype": self._device.dtype}
         return self._guard(lambda: kind.from_pretrained(self._base, **options))
 
     def _guard(self, call: Callable[[], Any]) -> Any:
