@@ -89,20 +89,22 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        app(standalone_mode=False)
+        app(sys.argv[1:] or ["--help"], standalone_mode=False)
         return
     except SpinliteError as error:
         problem, fix = error.problem, error.fix
     except typer.TyperException as error:
-        problem, fix = error.format_message(), "see `spinlite --help`"
+        problem, fix = error.format_message(), "see `spinlite --help` and `spinlite train --help`"
     except (KeyboardInterrupt, typer.Abort):
         Console().say("\nstopped. Nothing is lost: the same command goes on from here.")
         sys.exit(130)
-    except ModuleNotFoundError as error:
-        problem, fix = f"the package {error.name!r} is missing", 'install spinlite again: pip install -c constraints.txt -e .'
+    except ImportError as error:
+        problem = f"a package is missing or broken: {error}"
+        fix = "install spinlite again: pip install -c constraints.txt -e ."
     except OSError as error:
-        problem, fix = f"{error.strerror or error}: {error.filename or ''}", "check that the path can be read and written"
-        if error.errno == errno.ENOSPC:
+        problem = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
+        fix = "check that the path can be read and written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             problem, fix = "the disk is full", "free some space; the same command then goes on from here"
-    Console().error(problem, fix)
+    Console().error(" ".join(problem.split()), fix)
     sys.exit(1)

@@ -30,6 +30,7 @@ from spinlite.store import Store, fingerprint, fingerprint_files, read, write
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
 JUDGED = 64  # held-out records that are measured and played at the most
+Fakes = Callable[[Sequence[Record]], Tensor]  # records -> their fakes' latents, (B, ...)
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
@@ -156,7 +157,7 @@ class SelfPlay:
             case _:
                 return k - 1
 
-    def _play(self, k: int, rival: int) -> tuple[Callable[[Sequence[Record]], Tensor] | None, Callable[[Sequence[Record]], Tensor]]:
+    def _play(self, k: int, rival: int) -> tuple[Fakes | None, Fakes]:
         """The round's fakes, and the held-out ones, as functions of records."""
         if self.method.fakes == "given":
             return self.encoded.lose, self.encoded.lose
@@ -169,7 +170,7 @@ class SelfPlay:
 
     def _played(
         self, who: Any, snapshot: int, records: Sequence[Record], title: str, *names: int | str
-    ) -> Callable[[Sequence[Record]], Tensor]:
+    ) -> Fakes:
         """Samples of a snapshot for these records, made where they are missing, as a function of records."""
         made_by = fingerprint_files([self.run.snapshot(snapshot)]) if snapshot else "base"
         how = self.settings.play.model_dump()
@@ -187,7 +188,7 @@ class SelfPlay:
         self.slots.load("policy", self._ladder(k - 1))
         return Progressed()
 
-    def _probe(self, k: int, fakes: Callable[[Sequence[Record]], Tensor] | None) -> None:
+    def _probe(self, k: int, fakes: Fakes | None) -> None:
         """Where the policy is its opponent, the loss is log 2. A wrong adapter, other noise or dropout shows here."""
         self.slots.load("opponent", self._ladder(k - 1))
         rows = [(record, 0) for record in self.train[: self.settings.learn.batch]]
@@ -203,7 +204,7 @@ class SelfPlay:
             )
         self.slots.load("opponent", self._ladder(self._rival(k)))
 
-    def _learn(self, k: int, state: Progressed, fakes: Callable[[Sequence[Record]], Tensor] | None) -> None:
+    def _learn(self, k: int, state: Progressed, fakes: Fakes | None) -> None:
         settings = self.settings.learn
         optimizer = self.device.optimizer(settings.optimizer, self.slots.parameters(), settings.lr)
         if state.update:
@@ -223,7 +224,7 @@ class SelfPlay:
 
             learn(self.family, self.slots, self.method, batches, optimizer, settings, state, after)
 
-    def _judge(self, k: int, fakes: Callable[[Sequence[Record]], Tensor]) -> str | None:
+    def _judge(self, k: int, fakes: Fakes) -> str | None:
         title = f"round {k}/{self.settings.run.rounds} · judge"
         settings = self.settings.judge
 
@@ -242,7 +243,8 @@ class SelfPlay:
         found = {**figures(measured), "previous_real": previous.mean().item(), **self._samples(k, title)}
         stopped = None
         if settings.stop and grew(previous, measured["policy_real"]):
-            stopped = f"the held-out error on real pictures grew in round {k} ({previous.mean():.4f} to {found['policy_real']:.4f})"
+            grown = f"{previous.mean():.4f} to {found['policy_real']:.4f}"
+            stopped = f"the held-out error on real pictures grew in round {k} ({grown})"
         self.run.log("judge", round=k, opponent=self._rival(k), stopped=stopped, **found)
         self.watch.judged(k, self.settings.run.rounds, found)
         return stopped
@@ -310,12 +312,13 @@ def _facts(settings: Settings, base: Family, found: Survey, method: Method, wher
     learning = settings.learn
     against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot"}
     opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
-    values = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in asdict(method).items())
+    values = ", ".join(f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in asdict(method).items())
     width, height = base.size
     return {
         "model": f"{base.title}, {width}x{height} px",
         "data": f"{len(found.train)} pictures to learn from, {len(found.heldout)} held out ({settings.data.folder})",
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
-        "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each, LoRA rank {settings.model.rank}",
+        "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each",
+        "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",
         "device": where,
     }

