@@ -54,7 +54,7 @@ class Learn(Section):
     batch: int = Field(default=16, ge=1)  # samples (or pairs) an update
     lr: float = Field(default=3e-4, gt=0, lt=1)
     optimizer: Literal["adamw8bit", "adamw"] = "adamw8bit"
-    one_graph: bool = False  # one activation graph at a time: the memory of plain LoRA training, a third more time
+    one_graph: bool = False  # one activation graph at a time: the activations of plain LoRA training, 16 % more work
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
 
 

@@ -24,7 +24,7 @@ from spinlite.families import Family, family
 from spinlite.learn import Batches, Progressed, asked, figures, learn, make_batch, measure
 from spinlite.maths.draws import generator
 from spinlite.methods import Method
-from spinlite.play import play
+from spinlite.play import fake_key, play
 from spinlite.run import Run, optimizer_tree, restore_optimizer
 from spinlite.store import Store, fingerprint, fingerprint_files, read, write
 
@@ -62,23 +62,25 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     run = Run(folder, settings)
     done = run.state.get("round", 1) - 1
     stopped = run.state.get("stopped") if settings.judge.stop else None
-    if stopped or done >= settings.run.rounds:
+    if run.state.get("exported") and (stopped or done >= settings.run.rounds):
         return _outcome(run, stopped, already=True)
     method = settings.build_method()
     found = data.survey(settings.data, pairs=method.fakes == "given")
     where = device.choose()
     base = family(settings.model.family, settings.model.base, where)
-    watch.facts(_facts(settings, base, found, method, str(where)))
-    for warning in _warnings(found, settings):
-        watch.say(warning)
-    with watch.phase("encode pictures and captions", 1) as progress:
-        encoded = Encoded(base, found.train + found.heldout, folder.parent / "cache", settings.play.batch, progress)
     slots = Slots(
         base.net, base.lora_targets[settings.model.targets], settings.model.rank,
         settings.model.alpha or settings.model.rank, settings.run.seed,
     )  # fmt: skip
+    left = settings.run.rounds - done
+    seconds = left * plan.expected_seconds(base, slots, method, settings, len(found.train), len(found.heldout[:JUDGED]))
+    watch.facts(_facts(settings, base, found, method, str(where)) | {"time": f"about {spoken(seconds)} for {left} rounds"})
+    for warning in _warnings(found, settings):
+        watch.say(warning)
+    with watch.phase("encode pictures and captions", 1) as progress:
+        encoded = Encoded(base, found.train + found.heldout, folder.parent / "cache", settings.play.batch, progress)
     game = SelfPlay(run, settings, base, slots, method, encoded, found.train, found.heldout[:JUDGED], where, watch)
-    return game.go(done + 1)
+    return game.go(done + 1, stopped)
 
 
 @dataclass(frozen=True)
@@ -96,21 +98,13 @@ class SelfPlay:
     device: device.Device
     watch: Watch
 
-    def go(self, first: int) -> Outcome:
-        """The rounds from `first` on, and the export."""
+    def go(self, k: int, stopped: str | None) -> Outcome:
+        """The rounds from k on, unless the run was stopped, and the export."""
         self._begin()
-        rounds, stopped = self.settings.run.rounds, None
-        seconds = plan.expected_seconds(
-            self.family, self.slots, self.method, self.settings, self.encoded.cond(self.train[:1]),
-            len(self.train), len(self.heldout),
-        )  # fmt: skip
-        count = rounds - first + 1
-        self.watch.say(f"{count} round{'s' * (count > 1)} to go, expected time about {spoken(seconds * count)}")
-        for k in range(first, rounds + 1):
+        while k <= self.settings.run.rounds and not stopped:
             stopped = self._round(k)
-            self.run.save({}, round=k + 1, update=0, stopped=stopped)
-            if stopped:
-                break
+            k += 1
+            self.run.save({}, round=k, update=0, stopped=stopped)
         outcome = _outcome(self.run, stopped, already=False)
         self._export(outcome)
         return outcome
@@ -175,10 +169,10 @@ class SelfPlay:
         made_by = fingerprint_files([self.run.snapshot(snapshot)]) if snapshot else "base"
         how = self.settings.play.model_dump()
         store = Store(self.run.folder.parent / "cache" / "fake" / fingerprint(self.family.base_hash, made_by, how, names))
-        if any(r.key not in store for r in records):
+        if any(fake_key(r) not in store for r in records):
             with self.watch.phase(title, len(records)) as progress, self.slots.use(who):
                 play(self.family, self.encoded, records, self.settings.play, store, progress, *names)
-        return lambda asked: store.get([r.key for r in asked])["x0"]
+        return lambda asked: store.get([fake_key(r) for r in asked])["x0"]
 
     def _resume(self, k: int) -> Progressed:
         """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
@@ -279,7 +273,7 @@ class SelfPlay:
         about = {"method": self.settings.method, "round": outcome.best, "base": self.family.base_hash}
         said = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
         self.run.log("export", round=outcome.best, verified=said)
-        self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"})
+        self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"}, exported=True)
         self.watch.say(f"exported round {outcome.best}: {said}")
 
 
