@@ -89,7 +89,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if strange := [word for word in sys.argv[1:] if word.encode(errors="replace").decode() != word]:
+            raise SpinliteError(f"{strange[0]!r} is not UTF-8", fix="rename that file or folder")
+        if app(sys.argv[1:] or ["--help"], prog_name="spinlite", standalone_mode=False) == 130:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
         return
     except SpinliteError as error:
         problem, fix = error.problem, error.fix

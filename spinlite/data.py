@@ -17,6 +17,7 @@ from spinlite.families import Cond, Family
 from spinlite.store import Store, fingerprint, fingerprint_files
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # no more: Pillow would hand PostScript to Ghostscript
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (done, of)
 
@@ -44,7 +45,16 @@ class Survey:
     uncaptioned: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)  # captions without a picture
     unusable: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # used, but not quite as they are
+    noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> the files it was seen in
+
+    def note(self, what: str, name: str) -> None:
+        """Remember that `what` holds for a file."""
+        self.noted.setdefault(what, []).append(name)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing noted: how often, and where."""
+        return [f"{len(names)} {what}: {listing(names)}" for what, names in self.noted.items()]
 
 
 def survey(settings: Data, pairs: bool = False) -> Survey:
@@ -55,11 +65,15 @@ def survey(settings: Data, pairs: bool = False) -> Survey:
     """
     folder = _folder(settings, pairs)
     found = Survey()
-    files = sorted(path for path in (folder / "win" if pairs else folder).iterdir() if path.is_file())
+    files = _files(folder / "win" if pairs else folder)
     pictures = [path for path in files if path.suffix.lower() in ENDINGS]
     captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
     found.orphans = [captions[stem].name for stem in sorted(captions.keys() - {path.stem for path in pictures})]
-    records = [r for path in pictures if (r := _record(path, captions.get(path.stem), settings, pairs, found))]
+    for path in _files(folder / "lose") if pairs else []:
+        if path.suffix.lower() in ENDINGS and not (folder / "win" / path.name).exists():
+            found.note("in lose/ without a picture of that name in win/, ignored", path.name)
+    read = [r for path in pictures if (r := _record(path, captions.get(path.stem), settings, pairs, found))]
+    records = _once(read, found)
     if found.uncaptioned and settings.uncaptioned == "error":
         raise SpinliteError(
             f"{len(found.uncaptioned)} pictures in {folder} have no caption: {listing(found.uncaptioned)}",
@@ -72,7 +86,7 @@ def survey(settings: Data, pairs: bool = False) -> Survey:
         )
     if len(records) < 2:
         raise SpinliteError(
-            f"{folder} holds {len(pictures)} pictures, of which {len(records)} have a usable caption; 2 is the least",
+            f"{folder} holds {len(pictures)} pictures, of which {len(records)} can be used with a caption; 2 is the least",
             fix='put pictures with captions there (name.png + name.txt), or set data.uncaptioned = "name"',
         )
     found.train, found.heldout = split(records, settings.heldout)
@@ -88,41 +102,37 @@ def listing(names: Sequence[str], most: int = 5) -> str:
 def split(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """(train, held-out) by a hash of the caption: a caption is on one side only, also when others come or go.
 
-    Where captions hardly differ (a trigger word alone), pictures are split instead.
+    Where captions hardly differ (a trigger word alone), pictures are split instead. Neither side is empty.
     """
     by_caption = len({r.caption for r in records}) > len(records) / 2
 
-    def rank(r: Record) -> float:
-        text = r.caption if by_caption else r.key
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    def name(r: Record) -> str:
+        return r.caption if by_caption else r.key + r.lose_key
 
-    heldout = [r for r in records if rank(r) < share] or [min(records, key=rank)]
-    train = [r for r in records if r not in heldout]
-    return (train, heldout) if train else (heldout[1:], heldout[:1])
+    ranks = {text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 for text in map(name, records)}
+    count = sum(rank < share for rank in ranks.values())
+    chosen = set(sorted(ranks, key=ranks.__getitem__)[: min(max(count, 1), len(ranks) - 1)])
+    return [r for r in records if name(r) not in chosen], [r for r in records if name(r) in chosen]
 
 
-def open_picture(path: Path, found: Survey | None = None) -> Image.Image:
-    """The first frame as upright 8-bit RGB, transparency on white. Raises SpinliteError where it can't be read."""
+def open_picture(path: Path, found: Survey | None = None, name: str = "") -> Image.Image:
+    """The first frame as upright 8-bit RGB, transparency on white.
+
+    Raises SpinliteError, in which the picture is called `name`, where it can't be read.
+    """
+    name = name or path.name
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Pillow then reads all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if found is not None and getattr(image, "n_frames", 1) > 1:
-                found.notes.append(f"{path.name} is animated: its first frame is used")
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion to RGB would clip
-                image = image.convert("I").point(lambda level: level / 257).convert("L")
-            if image.mode == "F":
-                raise SpinliteError(f"{path.name}: floating-point pixels", fix="save it as an 8-bit picture")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        why = "empty file" if path.stat().st_size == 0 else str(error).replace(str(path), path.name)
-        raise SpinliteError(f"{path.name}: {why}", fix="replace or remove it") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise SpinliteError(f"{path.name}: {error}", fix="make it smaller") from None
+            with Image.open(path, formats=FORMATS) as image:
+                frames = getattr(image, "n_frames", 1)
+                rgb = _rgb(image)
+    except Exception as error:  # a decoder raises whatever comes on a broken file
+        raise SpinliteError(f"{name}: {_why(path, error)}", fix="replace or remove it") from None
+    if found is not None and frames > 1:
+        found.note("with several frames, of which the first is used", name)
+    return rgb
 
 
 class Encoded:
@@ -178,22 +188,62 @@ def _folder(settings: Data, pairs: bool) -> Path:
     return folder
 
 
+def _files(folder: Path) -> list[Path]:
+    """Its files by name, without hidden ones (among them the `._name.png` that archives made on a Mac bring along)."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
 def _record(path: Path, text: Path | None, settings: Data, pairs: bool, found: Survey) -> Record | None:
+    lose = path.parent.parent / "lose" / path.name if pairs else None
     try:
         open_picture(path, found)
-        lose = path.parent.parent / "lose" / path.name if pairs else None
         if lose:
-            open_picture(lose, found)
+            open_picture(lose, found, f"lose/{lose.name}")
         caption = _caption(text) if text else ""
+        if not caption:
+            found.uncaptioned.append(path.name)
+            if settings.uncaptioned != "name":
+                return None
+            caption = _name_as_caption(path)
     except SpinliteError as error:
         found.unusable.append(error.problem)
         return None
-    if not caption:
-        found.uncaptioned.append(path.name)
-        if settings.uncaptioned != "name":
-            return None
-        caption = path.stem.replace("_", " ")
     return Record(path, caption, fingerprint_files([path]), lose, fingerprint_files([lose]) if lose else "")
+
+
+def _once(records: Sequence[Record], found: Survey) -> list[Record]:
+    """Records without repeated pictures: what is held out must be new to the policy."""
+    first: dict[tuple[str, str], Record] = {}
+    for r in records:
+        if first.setdefault((r.key, r.lose_key), r) is not r:
+            found.note("the same as another picture, left out", r.path.name)
+    return list(first.values())
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have neither 8 nor 16 bits")
+    if image.mode.startswith("I;16"):
+        if image.has_transparency_data:
+            raise ValueError("16-bit grey with a transparent level")  # Pillow would make another level transparent
+        image = image.convert("I").point(lambda level: level / 257 + 0.5).convert("L")  # its own conversion would clip
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _why(path: Path, error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "there is no such file"
+        case UnidentifiedImageError():
+            return "not a picture" if path.stat().st_size else "empty file"
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            return f"above {(Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
+    return str(error)
 
 
 def _caption(path: Path) -> str:
@@ -201,6 +251,13 @@ def _caption(path: Path) -> str:
         return " ".join(path.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError:
         raise SpinliteError(f"{path.name}: the caption is not UTF-8", fix="save it again as UTF-8") from None
+
+
+def _name_as_caption(path: Path) -> str:
+    try:
+        return path.stem.encode().decode().replace("_", " ").strip()
+    except UnicodeEncodeError:
+        raise SpinliteError(f"{path.name}: the file name is not UTF-8", fix="rename it, or write a caption") from None
 
 
 def _finite(encoded: dict[str, Tensor], paths: Sequence[Path]) -> dict[str, Tensor]:
