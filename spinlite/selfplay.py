@@ -66,7 +66,7 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     method = settings.build_method()
     found = data.survey(settings.data, pairs=method.fakes == "given")
     where = device.choose()
-    base = family(settings.model.family, settings.model.base, where)
+    base = family(settings.model, where)
     watch.facts(_facts(settings, base, found, method, str(where)))
     for warning in _warnings(found, settings):
         watch.say(warning)
@@ -74,7 +74,7 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
         encoded = Encoded(base, found.train + found.heldout, folder.parent / "cache", settings.play.batch, progress)
     slots = Slots(
         base.net, base.lora_targets[settings.model.targets], settings.model.rank,
-        settings.model.alpha or settings.model.rank, settings.run.seed,
+        settings.model.alpha or settings.model.rank, settings.run.seed, settings.model.rslora, settings.model.dora,
     )  # fmt: skip
     game = SelfPlay(run, settings, base, slots, method, encoded, found.train, found.heldout[:JUDGED], where, watch)
     return game.go(done + 1)
@@ -274,6 +274,9 @@ class SelfPlay:
         write(self.run.snapshot(k), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
 
     def _export(self, outcome: Outcome) -> None:
+        if self.settings.model.dora:
+            self.watch.say("not exported: programs read DoRA in ways that differ; the snapshots hold it")
+            return
         about = {"method": self.settings.method, "round": outcome.best, "base": self.family.base_hash}
         said = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
         self.run.log("export", round=outcome.best, verified=said)

@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "device": (2, {"torch", "bitsandbytes", "xformers", "accelerate"}),
     "adapters": (2, {"torch", "peft", "safetensors"}),
     "store": (2, {"torch", "safetensors"}),
-    "families": (2, {"torch", "diffusers", "transformers", "PIL"}),
+    "families": (2, {"torch", "diffusers", "transformers", "safetensors", "PIL"}),
     "data": (3, {"torch", "datasets", "PIL"}),
     "play": (3, {"torch", "diffusers"}),
     "learn": (3, {"torch"}),
