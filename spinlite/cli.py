@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,18 +46,29 @@ def train(
     if settings.about:
         console.say(settings.about)
     outcome = go(settings, runs / name, console)
-    run = outcome.run
+    run, last = outcome.run, len(outcome.rounds)
     if outcome.already:
         console.say(f"{run.folder} is complete.")
     if outcome.stopped:
         console.say(f"stopped by the guard: {outcome.stopped}. Rolled back to round {outcome.best}.")
     console.rounds(outcome.rounds, outcome.best)
-    console.say(f"LoRA     {run.exported} (round {outcome.best})")
-    console.say(f"samples  {run.sheet(len(outcome.rounds))}")
-    console.say(f"journal  {run.folder / 'journal.jsonl'}")
-    more = settings.run.rounds + 2
-    console.say(f"next     spinlite train {preset} --name {name} --rounds {more}   (go further)")
-    console.say(f"         spinlite train {preset} --name {name}-2 --set method.beta=2000   (try something else)")
+    console.facts({
+        "LoRA": f"{run.exported} (round {outcome.best})",
+        "samples": f"{run.sheet(last)}",
+        "journal": f"{run.folder / 'journal.jsonl'}",
+        "further": f"{_again()} --rounds {last + 2}",
+        "yours": f"spinlite train {preset} --name mine --data FOLDER   (name.png + name.txt)",
+    })  # fmt: skip
+
+
+def _again() -> str:
+    """The command as it was typed, but for --rounds."""
+    typed = sys.argv[1:]
+    kept = [
+        word for i, word in enumerate(typed)
+        if not word.startswith("--rounds") and not (i and typed[i - 1] == "--rounds")
+    ]  # fmt: skip
+    return shlex.join(["spinlite", *kept])
 
 
 @app.command()
@@ -77,20 +89,22 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        app(standalone_mode=False)
+        app(sys.argv[1:] or ["--help"], standalone_mode=False)
         return
     except SpinliteError as error:
         problem, fix = error.problem, error.fix
     except typer.TyperException as error:
-        problem, fix = error.format_message(), "see `spinlite --help`"
+        problem, fix = error.format_message(), "see `spinlite --help` and `spinlite train --help`"
     except (KeyboardInterrupt, typer.Abort):
         Console().say("\nstopped. Nothing is lost: the same command goes on from here.")
         sys.exit(130)
-    except ModuleNotFoundError as error:
-        problem, fix = f"the package {error.name!r} is missing", 'install spinlite again: pip install -c constraints.txt -e .'
+    except ImportError as error:
+        problem = f"a package is missing or broken: {error}"
+        fix = "install spinlite again: pip install -c constraints.txt -e ."
     except OSError as error:
-        problem, fix = f"{error.strerror or error}: {error.filename or ''}", "check that the path can be read and written"
-        if error.errno == errno.ENOSPC:
+        problem = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
+        fix = "check that the path can be read and written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             problem, fix = "the disk is full", "free some space; the same command then goes on from here"
-    Console().error(problem, fix)
+    Console().error(" ".join(problem.split()), fix)
     sys.exit(1)

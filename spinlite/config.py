@@ -18,12 +18,13 @@ from spinlite.errors import SpinliteError
 from spinlite.methods import METHODS, Method
 
 PACKAGE = Path(__file__).parent
+METHOD = "spin"  # where [method] names none
 
 
 class Section(BaseModel):
-    """A table of a preset: immutable, and without room for unknown keys."""
+    """A table of a preset: immutable, and without room for unknown keys or numbers without end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -33,44 +34,44 @@ class Model(Section):
     zero_snr: bool | None = None  # whether the noise schedule ends in pure noise; none: as the base says
     vae: str | None = None  # another VAE than the base's: a diffusers folder, a hub id, or a single .safetensors file
     targets: Literal["linear", "all"] = "linear"  # attention and feed-forward layers, or the convolutions too
-    rank: int = Field(16, ge=1, le=1024)
-    alpha: float | None = Field(None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank
+    rank: int = Field(default=16, ge=1, le=1024)
+    alpha: float | None = Field(default=None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank
     rslora: bool = False  # the scale is alpha / sqrt(rank) instead: high ranks learn as fast as low ones
     dora: bool = False  # learn each output's magnitude beside its direction; can't be exported yet
 
 
 class Data(Section):
     folder: str | None = None  # pictures with .txt captions beside them; "demo" is the embedded set
-    heldout: float = Field(0.1, gt=0, lt=0.9)  # share of the captions that is measured, never trained on
+    heldout: float = Field(default=0.1, gt=0, lt=0.9)  # share of the captions that is measured, never trained on
     uncaptioned: Literal["skip", "name", "error"] = "skip"  # a picture without caption: leave out, take its file name
-    max_unusable: float = Field(0.1, ge=0, le=1)  # share of pictures that may be unreadable before the run stops
+    max_unusable: float = Field(default=0.1, ge=0, le=1)  # share of pictures that may be unreadable before the run stops
 
 
 class Play(Section):
     sampler: Literal["dpm++", "ddim", "euler"] = "dpm++"
-    steps: int = Field(20, ge=1, le=1000)
-    guidance: float = Field(3.0, ge=1, le=50)  # 1 is off; play at the guidance you will sample with
-    batch: int = Field(16, ge=1)
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance: float = Field(default=3.0, ge=1, le=50)  # 1 is off; play at the guidance you will sample with
+    batch: int = Field(default=16, ge=1)
 
 
 class Learn(Section):
-    updates: int = Field(100, ge=1)  # optimizer steps a round
-    batch: int = Field(16, ge=1)  # samples (or pairs) an update
-    lr: float = Field(3e-4, gt=0, lt=1)
+    updates: int = Field(default=100, ge=1)  # optimizer steps a round
+    batch: int = Field(default=16, ge=1)  # samples (or pairs) an update
+    lr: float = Field(default=3e-4, gt=0, lt=1)
     optimizer: Literal["adamw8bit", "adamw"] = "adamw8bit"
-    one_graph: bool = False  # one activation graph at a time: the memory of plain LoRA training, a third more time
-    caption_dropout: float = Field(0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
+    one_graph: bool = False  # one activation graph at a time: the activations of plain LoRA training, 16 % more work
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
 
 
 class Judge(Section):
-    draws: int = Field(8, ge=1)  # (t, noise) a held-out sample, the same in every round
-    prompts: int = Field(6, ge=1, le=32)  # rows of the sample sheet
+    draws: int = Field(default=8, ge=1)  # (t, noise) a held-out sample, the same in every round
+    prompts: int = Field(default=6, ge=1, le=32)  # rows of the sample sheet
     stop: bool = True  # end the run, and keep the best snapshot, when the held-out error on real grows
 
 
 class Run(Section):
-    rounds: int = Field(3, ge=1)
-    seed: int = Field(0, ge=0)
+    rounds: int = Field(default=3, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class Settings(Section):
@@ -79,7 +80,7 @@ class Settings(Section):
     about: str = ""
     model: Model = Model()
     data: Data = Data()
-    method: dict[str, Any] = {"name": "spin"}
+    method: dict[str, Any] = {"name": METHOD}
     play: Play = Play()
     learn: Learn = Learn()
     judge: Judge = Judge()
@@ -105,14 +106,19 @@ def load(preset: str, overrides: Iterable[str] = (), **direct: Any) -> Settings:
     Raises SpinliteError for anything unknown, of the wrong type or out of range.
     """
     tree = _read(preset)
+    asked: dict[str, dict[str, Any]] = {}
     for text in overrides:
         place, found, value = text.partition("=")
-        if not found or place.count(".") != 1:
+        section, dot, key = place.strip().partition(".")
+        if not (found and dot) or "." in key:
             raise SpinliteError(f"--set {text!r} is not section.key=value", fix="e.g. --set learn.updates=200")
-        _put(tree, place.strip(), _value(value.strip()))
+        asked.setdefault(section, {})[key] = _value(value.strip())
     for place, value in direct.items():
+        section, _, key = place.partition("__")
         if value is not None:
-            _put(tree, place.replace("__", "."), value)
+            asked.setdefault(section, {})[key] = value
+    for section, values in asked.items():
+        _merge(tree, section, values, "--set")
     return validate(tree)
 
 
@@ -120,8 +126,8 @@ def validate(tree: Mapping[str, Any]) -> Settings:
     """A tree as TOML gives it -> Settings with every default written out."""
     try:
         settings = Settings.model_validate(tree)
-        name = settings.method.get("name", "spin")
-        if name not in METHODS:
+        name = settings.method.get("name", METHOD)
+        if not isinstance(name, str) or name not in METHODS:
             raise SpinliteError(f"unknown method {name!r}", fix=_nearest(str(name), METHODS))
         values = _method_model(name).model_validate(settings.method | {"name": name})
     except ValidationError as error:
@@ -133,39 +139,46 @@ def validate(tree: Mapping[str, Any]) -> Settings:
 def _method_model(name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {"name": (str, name)}
     for f in dataclasses.fields(METHODS[name]):
-        fields[f.name] = (f.type, Field(f.default, **f.metadata))
+        endless = {"allow_inf_nan": True} if f.name == "bound" else {}  # the one number that may be inf: no bound
+        fields[f.name] = (f.type, Field(f.default, **endless, **f.metadata))
     return create_model(name, __base__=Section, **fields)
 
 
-def _read(preset: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read(preset: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     known = presets()
-    path = known.get(preset) or Path(preset)
+    path = known.get(preset) or (extended_by[-1].parent if extended_by else Path()) / preset
     if not path.is_file():
-        raise SpinliteError(f"no preset {preset!r}", fix=_nearest(preset, known) + " (`spinlite presets` lists them)")
+        child = f" (which {extended_by[-1]} extends)" if extended_by else ""
+        raise SpinliteError(f"no preset {preset!r}{child}", fix=_nearest(preset, known) + " (`spinlite presets` lists them)")
+    path = path.resolve()
+    if path in extended_by:
+        raise SpinliteError(f"{path} extends itself", fix="remove one `extends` of the circle")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpinliteError(f"{path} is not valid TOML: {error}", fix="mend that line of the preset") from None
     parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    if parent in seen:
-        raise SpinliteError(f"{path} extends itself through {parent!r}", fix="remove one `extends` of the circle")
-    base = _read(parent, (*seen, preset))
-    if "name" in tree.get("method", {}):
-        base.pop("method", None)  # another method has other settings
-    for key, value in tree.items():
-        base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
+    if not isinstance(parent, str | None):
+        raise SpinliteError(f"extends = {parent!r} in {path} names no preset", fix='write one name or path: extends = "demo"')
+    base = _read(parent, (*extended_by, path)) if parent is not None else {}
+    if "about" in tree:
+        base["about"] = tree.pop("about")
+    for section, values in tree.items():
+        _merge(base, section, values, str(path))
     return base
 
 
-def _put(tree: dict[str, Any], place: str, value: Any) -> None:
-    section, key = place.split(".")
-    if section not in Settings.model_fields or section == "about":
-        raise SpinliteError(f"unknown section [{section}]", fix=_nearest(section, Settings.model_fields))
-    if place == "method.name" and value != tree.get("method", {}).get("name"):
-        tree["method"] = {}
-    tree.setdefault(section, {})[key] = value
+def _merge(tree: dict[str, Any], section: str, values: Any, source: str) -> None:
+    """Put a section's values over those of a tree; settings of another method give way."""
+    sections = [name for name in Settings.model_fields if name != "about"]
+    if section not in sections:
+        raise SpinliteError(f"unknown section [{section}] in {source}", fix=_nearest(section, sections))
+    if not isinstance(values, dict):
+        raise SpinliteError(f"{section} = {values!r} in {source} is not a section", fix=f"write [{section}] and its keys below")
+    under = tree.get(section, {})
+    if section == "method" and values.get("name", under.get("name", METHOD)) != under.get("name", METHOD):
+        under = {}
+    tree[section] = under | values
 
 
 def _value(text: str) -> Any:
@@ -177,22 +190,25 @@ def _value(text: str) -> Any:
 
 def _explain(error: ValidationError) -> SpinliteError:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+    place = [*(["method"] if error.title in METHODS else []), *map(str, first["loc"])]
     key, section = place[-1], place[0] if len(place) > 1 else ""
-    if error.title in METHODS:
-        section, known = "method", list(_method_model(error.title).model_fields)
-    elif section:
-        known = list(getattr(Settings.model_fields[section].annotation, "model_fields", {}))
-    else:
-        known = list(Settings.model_fields)
-    where = f"[{section}]" if section else "the preset"
     if first["type"] == "extra_forbidden":
-        return SpinliteError(f"unknown key {key!r} in {where}", fix=_nearest(key, known))
+        return _unknown(key, section, error.title)
     said = first["msg"].replace("Input should", "should")
-    return SpinliteError(f"{key} = {first['input']!r} in {where} {said}", fix=f"set {section}.{key} to such a value")
+    where = f"[{section}]" if section else "the preset"
+    return SpinliteError(f"{key} = {first['input']!r} in {where} {said}", fix=f"set {'.'.join(place)} to such a value")
+
+
+def _unknown(key: str, section: str, method: str) -> SpinliteError:
+    owners = [name for name in METHODS if key in _method_model(name).model_fields]
+    if section == "method" and owners:
+        return SpinliteError(f"{method} has no setting {key!r}", fix=f"remove it, or set method.name to {' or '.join(owners)}")
+    model = _method_model(method) if section == "method" else Settings.model_fields[section].annotation if section else Settings
+    known = getattr(model, "model_fields", {})
+    return SpinliteError(f"unknown key {key!r} in {f'[{section}]' if section else 'the preset'}", fix=_nearest(key, known))
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
-    close = difflib.get_close_matches(word, names, 1, 0.5)
+    close = difflib.get_close_matches(word, names, 1)
     return f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(names)}"

@@ -96,5 +96,6 @@ class Console:
 
 
 def _brief(found: dict[str, float]) -> str:
-    shown = {"loss": "loss {:.4f}", "margin": "margin {:+.1e}", "accuracy": "won {:.0%}"}
-    return "  ".join(form.format(found[name]) for name, form in shown.items() if name in found)
+    if "margin" in found:
+        return f"margin {found['margin']:+.1e}  won {found['accuracy']:.0%}"
+    return f"loss {found['loss']:.4f}" if "loss" in found else ""

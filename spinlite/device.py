@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
 
 
@@ -35,7 +34,7 @@ def choose() -> Device:
     """The best device of this computer."""
     from accelerate import PartialState
 
-    device = PartialState().device
+    device = PartialState().device or torch.device("cpu")
     if device.type == "cuda":
         name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
         if torch.cuda.is_bf16_supported(including_emulation=False):

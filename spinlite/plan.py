@@ -7,16 +7,16 @@ import torch
 
 from spinlite.adapters import Slots
 from spinlite.config import Settings
-from spinlite.families import Cond, Family
+from spinlite.families import Family
 from spinlite.learn import Batch, step
 from spinlite.maths.draws import gaussian
 from spinlite.methods import Method
 
 
 def expected_seconds(
-    family: Family, slots: Slots, method: Method, settings: Settings, cond: Cond, train: int, heldout: int
+    family: Family, slots: Slots, method: Method, settings: Settings, train: int, heldout: int
 ) -> float:
-    """Seconds of one round, from one forward pass and one learning step timed here. `cond` is of one sample.
+    """Seconds of one round, from one forward pass and one learning step timed here.
 
     Play is train x steps forwards (twice that with guidance) where the method plays, judge heldout x (the same + 5
     errors x draws); learn is updates x the step.
@@ -25,7 +25,8 @@ def expected_seconds(
     size = settings.learn.batch
     x = gaussian((size, *family.latent_shape), "plan").to(device)
     u = (torch.arange(size) + 0.5) / size
-    conds = {name: value.expand(size, *value.shape[1:]).to(device) for name, value in cond.items()}
+    conds = {name: value.to(device) for name, value in family.prompt([""] * size).items()}
+    family.free()
     batch = Batch(x, x, x, family.path.times(u).to(device), conds)
 
     def learn() -> None:
@@ -45,9 +46,13 @@ def expected_seconds(
 
 
 def _timed(call: Callable[[], None], device: torch.device) -> float:
+    """Seconds of a call: the least of as many as fit into half a second, after one to warm up."""
+    times: list[float] = []
     call()
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    while sum(times) < 0.5:
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)

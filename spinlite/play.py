@@ -9,26 +9,31 @@ from spinlite.config import Play
 from spinlite.data import Encoded, Progress, Record, chunks
 from spinlite.families import Cond, Family
 from spinlite.maths.draws import gaussian
-from spinlite.store import Store
+from spinlite.store import Store, fingerprint
 
 
 def play(
     family: Family, encoded: Encoded, records: Sequence[Record], settings: Play, store: Store, progress: Progress,
     *names: int | str,
 ) -> None:  # fmt: skip
-    """One fake for each record's caption, in the store under the record's key; those that are there are passed over.
+    """One fake for each record's caption, in the store under `fake_key`; those that are there are passed over.
 
-    The noise of a fake is a function of `names` and the key.
+    The noise of a fake is a function of `names` and the record's key.
 
     Batches are the same runs of `records` however often it was interrupted, so that a resumed round has the same bits.
     The network plays as whoever is active.
     """
     for done, chunk in enumerate(chunks(records, settings.batch)):
-        if any(r.key not in store for r in chunk):
+        if any(fake_key(r) not in store for r in chunk):
             noise = torch.stack([gaussian(family.latent_shape, "play", *names, r.key) for r in chunk])
             fakes = sample(family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings)
-            store.add([r.key for r in chunk], {"x0": fakes})
+            store.add([fake_key(r) for r in chunk], {"x0": fakes})
         progress(min((done + 1) * settings.batch, len(records)), len(records))
+
+
+def fake_key(record: Record) -> str:
+    """What a fake is kept under: its picture and its caption, since both say what was drawn."""
+    return fingerprint(record.key, record.caption)
 
 
 @torch.no_grad()

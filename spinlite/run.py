@@ -150,5 +150,9 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         place: leaf
         for key, value in tree.items()
-        for place, leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}).items()
+        for place, leaf in _below(value, f"{prefix}{key}").items()
     }
+
+
+def _below(value: Any, place: str) -> dict[str, Any]:
+    return _leaves(value, place + ".") if isinstance(value, Mapping) else {place: value}

@@ -24,12 +24,13 @@ from spinlite.families import Family, family
 from spinlite.learn import Batches, Progressed, asked, figures, learn, make_batch, measure
 from spinlite.maths.draws import generator
 from spinlite.methods import Method
-from spinlite.play import play
+from spinlite.play import fake_key, play
 from spinlite.run import Run, optimizer_tree, restore_optimizer
 from spinlite.store import Store, fingerprint, fingerprint_files, read, write
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
 JUDGED = 64  # held-out records that are measured and played at the most
+Fakes = Callable[[Sequence[Record]], Tensor]  # records -> their fakes' latents, (B, ...)
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
@@ -61,23 +62,25 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     run = Run(folder, settings)
     done = run.state.get("round", 1) - 1
     stopped = run.state.get("stopped") if settings.judge.stop else None
-    if stopped or done >= settings.run.rounds:
+    if run.state.get("exported") and (stopped or done >= settings.run.rounds):
         return _outcome(run, stopped, already=True)
     method = settings.build_method()
     found = data.survey(settings.data, pairs=method.fakes == "given")
     where = device.choose()
     base = family(settings.model, where)
-    watch.facts(_facts(settings, base, found, method, str(where)))
-    for warning in _warnings(found, settings):
-        watch.say(warning)
-    with watch.phase("encode pictures and captions", 1) as progress:
-        encoded = Encoded(base, found.train + found.heldout, folder.parent / "cache", settings.play.batch, progress)
     slots = Slots(
         base.net, base.lora_targets[settings.model.targets], settings.model.rank,
         settings.model.alpha or settings.model.rank, settings.run.seed, settings.model.rslora, settings.model.dora,
     )  # fmt: skip
+    left = settings.run.rounds - done
+    seconds = left * plan.expected_seconds(base, slots, method, settings, len(found.train), len(found.heldout[:JUDGED]))
+    watch.facts(_facts(settings, base, found, method, str(where)) | {"time": f"about {spoken(seconds)} for {left} rounds"})
+    for warning in _warnings(found, settings):
+        watch.say(warning)
+    with watch.phase("encode pictures and captions", 1) as progress:
+        encoded = Encoded(base, found.train + found.heldout, folder.parent / "cache", settings.play.batch, progress)
     game = SelfPlay(run, settings, base, slots, method, encoded, found.train, found.heldout[:JUDGED], where, watch)
-    return game.go(done + 1)
+    return game.go(done + 1, stopped)
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,13 @@ class SelfPlay:
     device: device.Device
     watch: Watch
 
-    def go(self, first: int) -> Outcome:
-        """The rounds from `first` on, and the export."""
+    def go(self, k: int, stopped: str | None) -> Outcome:
+        """The rounds from k on, unless the run was stopped, and the export."""
         self._begin()
-        rounds, stopped = self.settings.run.rounds, None
-        seconds = plan.expected_seconds(
-            self.family, self.slots, self.method, self.settings, self.encoded.cond(self.train[:1]),
-            len(self.train), len(self.heldout),
-        )  # fmt: skip
-        count = rounds - first + 1
-        self.watch.say(f"{count} round{'s' * (count > 1)} to go, expected time about {spoken(seconds * count)}")
-        for k in range(first, rounds + 1):
+        while k <= self.settings.run.rounds and not stopped:
             stopped = self._round(k)
-            self.run.save({}, round=k + 1, update=0, stopped=stopped)
-            if stopped:
-                break
+            k += 1
+            self.run.save({}, round=k, update=0, stopped=stopped)
         outcome = _outcome(self.run, stopped, already=False)
         self._export(outcome)
         return outcome
@@ -156,7 +151,7 @@ class SelfPlay:
             case _:
                 return k - 1
 
-    def _play(self, k: int, rival: int) -> tuple[Callable[[Sequence[Record]], Tensor] | None, Callable[[Sequence[Record]], Tensor]]:
+    def _play(self, k: int, rival: int) -> tuple[Fakes | None, Fakes]:
         """The round's fakes, and the held-out ones, as functions of records."""
         if self.method.fakes == "given":
             return self.encoded.lose, self.encoded.lose
@@ -169,15 +164,15 @@ class SelfPlay:
 
     def _played(
         self, who: Any, snapshot: int, records: Sequence[Record], title: str, *names: int | str
-    ) -> Callable[[Sequence[Record]], Tensor]:
+    ) -> Fakes:
         """Samples of a snapshot for these records, made where they are missing, as a function of records."""
         made_by = fingerprint_files([self.run.snapshot(snapshot)]) if snapshot else "base"
         how = self.settings.play.model_dump()
         store = Store(self.run.folder.parent / "cache" / "fake" / fingerprint(self.family.base_hash, made_by, how, names))
-        if any(r.key not in store for r in records):
+        if any(fake_key(r) not in store for r in records):
             with self.watch.phase(title, len(records)) as progress, self.slots.use(who):
                 play(self.family, self.encoded, records, self.settings.play, store, progress, *names)
-        return lambda asked: store.get([r.key for r in asked])["x0"]
+        return lambda asked: store.get([fake_key(r) for r in asked])["x0"]
 
     def _resume(self, k: int) -> Progressed:
         """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
@@ -187,7 +182,7 @@ class SelfPlay:
         self.slots.load("policy", self._ladder(k - 1))
         return Progressed()
 
-    def _probe(self, k: int, fakes: Callable[[Sequence[Record]], Tensor] | None) -> None:
+    def _probe(self, k: int, fakes: Fakes | None) -> None:
         """Where the policy is its opponent, the loss is log 2. A wrong adapter, other noise or dropout shows here."""
         self.slots.load("opponent", self._ladder(k - 1))
         rows = [(record, 0) for record in self.train[: self.settings.learn.batch]]
@@ -203,7 +198,7 @@ class SelfPlay:
             )
         self.slots.load("opponent", self._ladder(self._rival(k)))
 
-    def _learn(self, k: int, state: Progressed, fakes: Callable[[Sequence[Record]], Tensor] | None) -> None:
+    def _learn(self, k: int, state: Progressed, fakes: Fakes | None) -> None:
         settings = self.settings.learn
         optimizer = self.device.optimizer(settings.optimizer, self.slots.parameters(), settings.lr)
         if state.update:
@@ -223,7 +218,7 @@ class SelfPlay:
 
             learn(self.family, self.slots, self.method, batches, optimizer, settings, state, after)
 
-    def _judge(self, k: int, fakes: Callable[[Sequence[Record]], Tensor]) -> str | None:
+    def _judge(self, k: int, fakes: Fakes) -> str | None:
         title = f"round {k}/{self.settings.run.rounds} · judge"
         settings = self.settings.judge
 
@@ -242,7 +237,8 @@ class SelfPlay:
         found = {**figures(measured), "previous_real": previous.mean().item(), **self._samples(k, title)}
         stopped = None
         if settings.stop and grew(previous, measured["policy_real"]):
-            stopped = f"the held-out error on real pictures grew in round {k} ({previous.mean():.4f} to {found['policy_real']:.4f})"
+            grown = f"{previous.mean():.4f} to {found['policy_real']:.4f}"
+            stopped = f"the held-out error on real pictures grew in round {k} ({grown})"
         self.run.log("judge", round=k, opponent=self._rival(k), stopped=stopped, **found)
         self.watch.judged(k, self.settings.run.rounds, found)
         return stopped
@@ -274,14 +270,16 @@ class SelfPlay:
         write(self.run.snapshot(k), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
 
     def _export(self, outcome: Outcome) -> None:
-        if self.settings.model.dora:
-            self.watch.say("not exported: programs read DoRA in ways that differ; the snapshots hold it")
-            return
         about = {"method": self.settings.method, "round": outcome.best, "base": self.family.base_hash}
-        said = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
-        self.run.log("export", round=outcome.best, verified=said)
-        self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"})
-        self.watch.say(f"exported round {outcome.best}: {said}")
+        if self.settings.model.dora:
+            kept = self.run.snapshot(outcome.best)
+            said = f"not exported: other programs read DoRA in ways that differ; round {outcome.best} is {kept}"
+        else:
+            found = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
+            self.run.log("export", round=outcome.best, verified=found)
+            said = f"exported round {outcome.best}: {found}"
+        self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"}, exported=True)
+        self.watch.say(said)
 
 
 def spoken(seconds: float) -> str:
@@ -313,12 +311,13 @@ def _facts(settings: Settings, base: Family, found: Survey, method: Method, wher
     learning = settings.learn
     against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot"}
     opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
-    values = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in asdict(method).items())
+    values = ", ".join(f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in asdict(method).items())
     width, height = base.size
     return {
         "model": f"{base.title}, {width}x{height} px",
         "data": f"{len(found.train)} pictures to learn from, {len(found.heldout)} held out ({settings.data.folder})",
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
-        "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each, LoRA rank {settings.model.rank}",
+        "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each",
+        "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",
         "device": where,
     }

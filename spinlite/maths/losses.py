@@ -32,8 +32,8 @@ def preference(gain_real: Tensor, gain_fake: Tensor, beta: float) -> Tensor:
 def bounded(gain_fake: Tensor, opponent_fake: Tensor, bound: float) -> Tensor:
     """The gain on fakes, (B,), counted no lower than -bound x the opponent's error on the same fake.
 
-    A preference is also won by denoising fakes ever worse, without end: the way such training collapses. Past the
-    bound that pays nothing more (the slope is zero), whatever beta, the model or the prediction type.
+    A preference is also won by denoising fakes ever worse: the way such training collapses. Past the bound that pays
+    nothing more (the slope is zero). It acts where beta is small against the errors; a large beta ends the push sooner.
     """
     return torch.maximum(gain_fake, -bound * opponent_fake)
 

@@ -41,7 +41,7 @@ class Path:
         """Uniform numbers in [0, 1) -> times t."""
         if self.alpha_bar is None:
             return u.clamp_min(1e-4)  # at t = 0 the flow target carries no signal about x0
-        return (u * len(self.alpha_bar)).long()
+        return (u * len(self.alpha_bar)).long().clamp_max(len(self.alpha_bar) - 1)  # u may round to 1 in fp32
 
     def coefficients(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         """(a_t, s_t), each (B, 1, ...) with ndim dimensions, in fp32."""

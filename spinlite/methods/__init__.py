@@ -16,4 +16,4 @@ Method = SFT | DPO | SPIN | SePPO
 
 METHODS: dict[str, type[Method]] = {"sft": SFT, "dpo": DPO, "spin": SPIN, "seppo": SePPO}
 
-__all__ = ["METHODS", "DPO", "SFT", "SPIN", "Method", "SePPO"]
+__all__ = ["DPO", "METHODS", "SFT", "SPIN", "Method", "SePPO"]

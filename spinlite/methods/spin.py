@@ -14,8 +14,10 @@ class SPIN:
 
     beta    the leash: a margin of 1/beta is worth a logit of 1 (mean squared errors, no factor 1/2). Larger: a round
             moves less far
-    bound   a fake's error counts up to (1 + bound) x the opponent's; with float("inf") the loss is the paper's own
+    bound   a fake's error counts up to (1 + bound) x the opponent's
     anchor  weight of a plain denoising term next to the preference, whose own weight on real is sigmoid(-logit) <= 1
+
+    With bound = inf and anchor = 0 the loss is the paper's own.
     """
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
