@@ -1,13 +1,21 @@
 """LoRA on linear layers and convolutions: rank-stabilised scale, DoRA, snapshots."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import TOY
+from test_selfplay import Quiet
 from torch import nn
 from torch.testing import assert_close
 
+from spinlite import config
 from spinlite.adapters import Slots, delta, modules
+from spinlite.config import Settings
 from spinlite.errors import SpinliteError
 from spinlite.export import export
+from spinlite.selfplay import train
+from spinlite.store import read
 
 
 class Net(nn.Module):
@@ -67,3 +75,11 @@ def test_a_dora_is_not_exported(tmp_path):
         export(None, slots.state("policy"), slots.scale, tmp_path / "x.safetensors", {})  # pyright: ignore
     with pytest.raises(ValueError, match="magnitude"):
         delta(slots.state("policy"), "linear", slots.scale)
+
+
+def test_a_run_with_dora_keeps_its_snapshots_and_exports_nothing(toy: Settings, tmp_path: Path):
+    settings = config.load(TOY, data__folder=toy.data.folder, model__dora=True, run__rounds=1)
+    outcome = train(settings, tmp_path / "runs" / "r", Quiet())
+    assert not outcome.run.exported.exists()
+    assert any("magnitude" in name for name in read(outcome.run.snapshot(1))[0])
+    assert train(settings, tmp_path / "runs" / "r", Quiet()).already

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from spinlite.families.diffusion import TARGETS
+from spinlite.families.diffusion import TARGETS, Parts
 from spinlite.families.sd import StableDiffusion
 from spinlite.families.sdxl import StableDiffusionXL
 from spinlite.families.single_file import CONFIGS
@@ -20,8 +21,9 @@ LISTS = Path(__file__).parent / "data"
 @pytest.mark.parametrize(("kind", "family"), [("sd15", StableDiffusion), ("sdxl", StableDiffusionXL)])
 def test_every_module_has_the_key_that_other_programs_look_for(kind: str, family: type):
     rows = [line.split("\t") for line in (LISTS / f"lora-{kind}.tsv").read_text(encoding="utf-8").splitlines()]
+    unet: Any = UNet2DConditionModel
     with torch.device("meta"):
-        net = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / kind, subfolder="unet"))
+        net = unet.from_config(unet.load_config(CONFIGS / kind, subfolder="unet"))
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     for targets, scopes in (("linear", {"lin"}), ("all", {"lin", "conv"})):
         taken = [name for name in layers if name.endswith(tuple(f".{target}" for target in TARGETS[targets]))]
@@ -40,8 +42,6 @@ def test_every_module_has_the_key_that_other_programs_look_for(kind: str, family
     ],
 )
 def test_the_header_says_which_base_it_is_for(family: type, kind: str, prediction, version: str, architecture: str):
-    from spinlite.families.diffusion import Parts
-
     parts = Parts.__new__(Parts)
     parts.kind, parts.size, parts.path = kind, (512, 512), NoisePath(prediction, torch.ones(3))  # pyright: ignore
     found = family.export_metadata(SimpleNamespace(_parts=parts, path=parts.path))

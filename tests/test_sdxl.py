@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -10,9 +11,10 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from test_checkpoints import relabelled
+from test_selfplay import Quiet
 from torch.testing import assert_close
 
-from spinlite import device
+from spinlite import config, device
 from spinlite.adapters import Slots, modules
 from spinlite.config import Play
 from spinlite.data import Encoded, Record, fit
@@ -22,7 +24,8 @@ from spinlite.families.sdxl import StableDiffusionXL
 from spinlite.learn import Batch, make_batch, measure, step
 from spinlite.maths.draws import gaussian
 from spinlite.methods import SPIN
-from spinlite.play import play, sample
+from spinlite.play import fake_key, play, sample
+from spinlite.selfplay import train
 from spinlite.store import Store, fingerprint_files, read
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
@@ -71,8 +74,8 @@ def test_the_sampler_draws_what_diffusers_pipeline_draws(labels: dict, tiny_base
     family = StableDiffusionXL(str(base), CPU)
     noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(2)])
     mine = sample(family, noise, family.prompt(CAPTIONS), family.prompt([""] * 2), Play(steps=4, guidance=3.0))
-    pipe = pipeline(base)
-    spacing = {"timestep_spacing": "trailing"} if labels else {}
+    pipe: Any = pipeline(base)
+    spacing: dict[str, Any] = {"timestep_spacing": "trailing"} if labels else {}
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **spacing)
     with torch.no_grad():
         theirs = pipe(CAPTIONS, negative_prompt=["", ""], latents=noise, num_inference_steps=4, guidance_scale=3.0,
@@ -156,7 +159,7 @@ def test_fakes_are_played_with_the_conditioning_that_they_are_learned_with(famil
     monkeypatch.setattr(family, "denoise", lambda x, t, cond: (seen.append(cond["time_ids"]), whole(x, t, cond))[1])
     store = Store(tmp_path / "fakes")
     play(family, encoded, pictures, Play(steps=1, guidance=2.0, batch=2), store, lambda done, of: None, "x")
-    fakes = lambda records: store.get([r.key for r in records])["x0"]  # noqa: E731
+    fakes = lambda records: store.get([fake_key(r) for r in records])["x0"]  # noqa: E731
     made = make_batch(family, encoded, [(r, 0) for r in pictures], fakes, None, ("x",))
     assert made.fake is not None and made.fake.isfinite().all()
     assert torch.equal(seen[0], torch.cat([made.cond["time_ids"]] * 2))
@@ -206,3 +209,23 @@ def test_a_v_prediction_model_learns_on_the_schedule_that_ends_in_noise(configs:
     assert measure(family, slots, "policy_real", last).isfinite().all()
     loss, _ = step(family, slots, SPIN(), last, True)
     assert loss.item() == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_run_from_a_single_file_ends_with_a_lora(configs: Path, swatches: Path, tmp_path: Path):
+    for path in sorted(swatches.iterdir())[12:]:  # keeps 6 pictures with their captions
+        path.unlink()
+    marked = load_file(configs / "sdxl.safetensors") | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    base = tiny.save(tmp_path / "Some Finetune.safetensors", marked)
+    settings = config.validate({
+        "model": {"base": str(base), "rank": 2, "rslora": True},
+        "data": {"folder": str(swatches)},
+        "play": {"steps": 2, "guidance": 2.0, "batch": 8},
+        "learn": {"updates": 2, "batch": 2},
+        "judge": {"draws": 1, "prompts": 1, "stop": False},
+        "run": {"rounds": 1},
+    })  # fmt: skip
+    outcome = train(settings, tmp_path / "runs" / "xl", Quiet())
+    assert len(outcome.rounds) == 1 and outcome.rounds[0]["policy_real"] > 0
+    tensors, metadata = read(outcome.run.exported)
+    assert "lora_unet_middle_block_1_proj_in.lora_up.weight" in tensors
+    assert metadata["modelspec.prediction_type"] == "v"

@@ -24,30 +24,32 @@ UNETS: dict[str, dict[str, Any]] = {
     "sd21": {**DEEP, "attention_head_dim": [2, 2, 4, 4], "cross_attention_dim": 40, "use_linear_projection": True},
     "sdxl": {
         "down_block_types": [D, CAD, CAD], "up_block_types": [CAU, CAU, U], "block_out_channels": [16, 16, 32],
-        "attention_head_dim": [2, 2, 4], "transformer_layers_per_block": [1, 2, 3], "cross_attention_dim": 64,
+        "attention_head_dim": [2, 2, 4], "transformer_layers_per_block": [1, 2, 2], "cross_attention_dim": 64,
         "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 40 + 6 * 8,
     },
 }  # fmt: skip
 
 
-def make(root: Path, kind: str, prediction: str = "epsilon") -> Path:
+def make(root: Path, kind: str) -> Path:
     """A diffusers folder root/kind of a "sd15", "sd21" or "sdxl"; latents 8x8, pictures 64x64."""
     torch.manual_seed(0)
     first = tokenizer()
+    vae: dict[str, Any] = {
+        "block_out_channels": (8, 8, 16, 16), "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 4, "norm_num_groups": 4, "sample_size": 64, "scaling_factor": 0.2,
+    }  # fmt: skip
+    noise: dict[str, Any] = {
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+        "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
+    }  # fmt: skip
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel(sample_size=8, norm_num_groups=8, layers_per_block=2, **UNETS[kind]),
-        "vae": AutoencoderKL(
-            block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2,
-            up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, sample_size=64, scaling_factor=0.2,
-        ),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-            steps_offset=1, prediction_type=prediction,
-        ),
+        "vae": AutoencoderKL(**vae),
+        "scheduler": DDIMScheduler(**noise),
         "tokenizer": first,
         "text_encoder": CLIPTextModel(_clip(40, "gelu") if kind == "sd21" else _clip(24, "quick_gelu")),
-    }  # fmt: skip
+    }
     if kind == "sdxl":
         second = tokenizer()
         second.pad_token = "!"

@@ -19,6 +19,8 @@ Said = Mapping[str, Literal["eps", "v"]]  # where it is said -> what the network
 
 KINDS: dict[Kind, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
+WHOLE = "download it again, or use a version that is not pruned"
+OTHER = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,
@@ -75,6 +77,8 @@ def guard(name: str, call: Callable[[], Any]) -> Any:
     """What `call` returns; what goes wrong in it, as an error to read."""
     try:
         return call()
+    except NotImplementedError:  # a weight that is not there stays on the meta device, from where nothing can be copied
+        raise SpinliteError(f"{name} is not whole: weights are missing", fix=WHOLE) from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise SpinliteError(
             f"can't read the base model {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}",
@@ -87,10 +91,8 @@ def whole(name: str, part: str, model: nn.Module) -> nn.Module:
     """The model, if every weight of it was there. Raises SpinliteError otherwise."""
     missing = [key for key, p in model.named_parameters() if p.is_meta]
     if missing:
-        raise SpinliteError(
-            f"{name} is not whole: {len(missing)} weights of its {part} are missing, e.g. {missing[0]}",
-            fix="download it again, or use a version that is not pruned",
-        )
+        problem = f"{name} is not whole: {len(missing)} weights of its {part} are missing, e.g. {missing[0]}"
+        raise SpinliteError(problem, fix=WHOLE)
     return model
 
 
@@ -132,6 +134,3 @@ class Folder(Checkpoint):
         if unet.get("addition_embed_type") == "text_time":
             return "sdxl"
         return "sd2" if unet.get("use_linear_projection") else "sd1"
-
-
-OTHER = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"

@@ -41,7 +41,8 @@ class Parts:
         self, base: str, kinds: Sequence[Kind], device: Device, vae: str | None, prediction: str, zero_snr: bool | None
     ) -> None:
         self.checkpoint = open_checkpoint(base)
-        self.kind, self.device, self._vae = self.checkpoint.kind, device, vae
+        self.kind: Kind = self.checkpoint.kind
+        self.device, self._vae = device, vae
         if self.kind not in kinds:
             raise SpinliteError(f"{base} is {KINDS[self.kind]}, not what model.family says", fix='set model.family = "auto"')
         chosen, zero = settle(self.checkpoint, prediction, zero_snr)

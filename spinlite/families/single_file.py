@@ -18,17 +18,11 @@ from spinlite.store import fingerprint_files
 CONFIGS = Path(__file__).parent / "configs"
 FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 NET = "model.diffusion_model."
-PREFIXES: dict[Kind, dict[str, tuple[str, ...]]] = {
-    kind: {"unet": (NET,), "vae": ("first_stage_model.", "vae."), **encoders}
-    for kind, encoders in {
-        "sd1": {"text_encoder": ("cond_stage_model.transformer.",)},
-        "sd2": {"text_encoder": ("cond_stage_model.model.",)},
-        "sdxl": {
-            "text_encoder": ("conditioner.embedders.0.transformer.",),
-            "text_encoder_2": ("conditioner.embedders.1.model.",),
-        },
-    }.items()
-}  # pyright: ignore[reportAssignmentType]
+ENCODERS: dict[Kind, dict[str, str]] = {  # where the keys of a text encoder begin; the last one tells the kinds apart
+    "sd1": {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
+}
 PADDED_BY_ZERO = {("sd2", "tokenizer"), ("sdxl", "tokenizer_2")}  # OpenCLIP's; OpenAI's CLIP is padded by its end token
 ARCHITECTURES: dict[str, Kind] = {
     "stable-diffusion-v1": "sd1",
@@ -78,7 +72,8 @@ class SingleFile(Checkpoint):
         return fingerprint_files([self._path])
 
     def _tensors(self, part: str) -> dict[str, Tensor]:
-        prefixes = PREFIXES[self.kind][part]
+        others = {"unet": NET, "vae": ("first_stage_model.", "vae.")}
+        prefixes = others[part] if part in others else ENCODERS[self.kind][part]
         with safe_open(self._path, "pt") as file:
             found = {key: file.get_tensor(key) for key in self._shapes if key.startswith(prefixes)}
         if not found:
@@ -95,7 +90,7 @@ class SingleFile(Checkpoint):
             raise SpinliteError(f"{self.name} is of the EDM kind, with a noise schedule of its own", fix=OTHER)
         pooled = f"{NET}label_emb.0.0.weight" in shapes
         found = [
-            kind for kind, parts in PREFIXES.items()
+            kind for kind, parts in ENCODERS.items()
             if pooled == (kind == "sdxl") and any(key.startswith(list(parts.values())[-1]) for key in shapes)
         ]  # fmt: skip
         if first[1] != 4 or len(found) != 1:
