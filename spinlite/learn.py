@@ -1,6 +1,7 @@
 """The one training step and the one loop, for every method."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -141,14 +142,16 @@ def learn(
 ) -> None:  # fmt: skip
     """Bring the policy from `state.update` to the round's end; `after` each update is given its figures.
 
-    The learning rate rises over the first 5 % of the round. A gradient longer than 3 x the running mean of their norms
+    The learning rate rises over the first 5 % of the round and falls to 0 along a cosine: a round ends in a snapshot, and
+    a snapshot taken at full rate is a noisy one. A gradient longer than 3 x the running mean of their norms
     is shortened to that: unlike a fixed limit this means the same for every beta, method and model.
     """
     warmup = max(1, settings.updates // 20)
     parameters = slots.parameters()
     while state.update < settings.updates:
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, (state.update + 1) / warmup)
+            rise, fall = (state.update + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * state.update / settings.updates)
+            group["lr"] = settings.lr * min(1.0, rise) * fall
         optimizer.zero_grad(set_to_none=True)
         loss, errors = step(family, slots, method, batches.at(state.update), settings.one_graph)
         limit = 3 * state.norm if state.norm else float("inf")

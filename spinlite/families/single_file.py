@@ -89,7 +89,7 @@ class SingleFile(Checkpoint):
         if any(key in shapes for key in EDM):
             raise SpinliteError(f"{self.name} is of the EDM kind, with a noise schedule of its own", fix=OTHER)
         pooled = f"{NET}label_emb.0.0.weight" in shapes
-        found = [
+        found: list[Kind] = [
             kind for kind, parts in ENCODERS.items()
             if pooled == (kind == "sdxl") and any(key.startswith(list(parts.values())[-1]) for key in shapes)
         ]  # fmt: skip
@@ -97,7 +97,7 @@ class SingleFile(Checkpoint):
             why = "takes more than a noised picture (inpainting?)" if first[1] != 4 else "holds no text encoder of such a model"
             raise SpinliteError(f"{self.name} {why}", fix=OTHER + ", in a version that is not pruned")
         said = self._about.get("modelspec.architecture", "")
-        claimed = next((kind for start, kind in ARCHITECTURES.items() if said.startswith(start)), found[0])
+        claimed: Kind = next((kind for start, kind in ARCHITECTURES.items() if said.startswith(start)), found[0])
         if claimed != found[0]:
             raise SpinliteError(
                 f"{self.name} calls itself {said} (modelspec.architecture), but its weights are {KINDS[found[0]]}",
