@@ -97,8 +97,7 @@ class SingleFile(Checkpoint):
             why = "takes more than a noised picture (inpainting?)" if first[1] != 4 else "holds no text encoder of such a model"
             raise SpinliteError(f"{self.name} {why}", fix=OTHER + ", in a version that is not pruned")
         said = self._about.get("modelspec.architecture", "")
-        claimed: Kind = next((kind for start, kind in ARCHITECTURES.items() if said.startswith(start)), found[0])
-        if claimed != found[0]:
+        if any(said.startswith(start) and kind != found[0] for start, kind in ARCHITECTURES.items()):
             raise SpinliteError(
                 f"{self.name} calls itself {said} (modelspec.architecture), but its weights are {KINDS[found[0]]}",
                 fix="correct that label, or use another copy of the model",
