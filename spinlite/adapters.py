@@ -1,8 +1,9 @@
 """LoRA slots on one frozen base: the policy that learns and the opponent that does not; and snapshots of them."""
 
 import contextlib
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,25 +15,31 @@ from torch import Tensor, nn
 from spinlite.errors import SpinliteError
 
 Who = Literal["policy", "opponent", "base"]
-PARTS = ("lora_A", "lora_B")
+PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")  # the last with DoRA only
 
 
 class Slots:
     """Two LoRA adapters, "policy" and "opponent", on one network; "base" is the network without either.
 
     Outside of `use` the policy is active. The LoRA weights are fp32; everything else is frozen. Both slots start as
-    the same all-zero LoRA (B = 0, A from the seed).
+    the same all-zero LoRA (B = 0, A from the seed). The scale is alpha / rank, with `rslora` alpha / sqrt(rank)
+    (Kalajdzievski 2023, arXiv 2312.03732). With `dora` each output's magnitude learns too (Liu et al. 2024, arXiv 2402.09353).
     """
 
-    def __init__(self, net: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int) -> None:
+    def __init__(
+        self, net: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int, rslora: bool = False,
+        dora: bool = False,
+    ) -> None:  # fmt: skip
         net.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))  # pyright: ignore[reportArgumentType]
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=list(targets), use_rslora=rslora, use_dora=dora  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second slot is meant
             torch.manual_seed(seed)
             inject_adapter_in_model(config, net, "policy")
             inject_adapter_in_model(config, net, "opponent")
-        self.scale = alpha / rank
+        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         self._layers = {name: m for name, m in net.named_modules() if isinstance(m, BaseTunerLayer)}
         for layer in self._layers.values():
             for part in PARTS:
@@ -60,7 +67,8 @@ class Slots:
         return list(self._parameters("policy").values())
 
     def state(self, who: Literal["policy", "opponent"]) -> dict[str, Tensor]:
-        """A copy of a slot: `module.lora_A.weight` (rank, in, ...) and `module.lora_B.weight` (out, rank, ...), fp32, CPU."""
+        """A copy of a slot, fp32, CPU: `module.lora_A.weight` (rank, in, ...), `module.lora_B.weight` (out, rank, ...), and
+        with DoRA `module.lora_magnitude_vector.weight` (out,) or (1, out, 1, 1)."""
         return {name: p.detach().cpu().clone() for name, p in self._parameters(who).items()}
 
     def load(self, who: Literal["policy", "opponent"], state: dict[str, Tensor]) -> None:
@@ -82,6 +90,7 @@ class Slots:
             f"{name}.{part}.weight": getattr(layer, part)[who].weight
             for name, layer in self._layers.items()
             for part in PARTS
+            if who in getattr(layer, part)
         }
 
     def _activate(self, who: Who) -> None:
@@ -94,10 +103,21 @@ class Slots:
         self._active = who
 
 
-def delta(state: dict[str, Tensor], module: str, scale: float) -> Tensor:
-    """scale * B A of one module in fp32, in the shape of its weight: (out, in) or (out, in, k, k)."""
+def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor | None = None) -> Tensor:
+    """The change of one module's weight in fp32, in its shape: (out, in) or (out, in, k, k).
+
+    scale * B A; with DoRA m V / |V| - W, where V = W + scale * B A, the norm is each output's and `weight` is the base's W.
+    """
     down, up = state[f"{module}.lora_A.weight"].float(), state[f"{module}.lora_B.weight"].float()
-    return scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+    change = scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+    magnitude = state.get(f"{module}.lora_magnitude_vector.weight")
+    if magnitude is None:
+        return change
+    if weight is None:
+        raise ValueError(f"{module} has a magnitude: its change depends on the base's weight")
+    moved = weight.float() + change
+    shape = (-1, *[1] * (moved.ndim - 1))
+    return magnitude.float().view(shape) * moved / moved.flatten(1).norm(dim=1).view(shape) - weight.float()
 
 
 def modules(state: dict[str, Tensor]) -> list[str]:

@@ -28,11 +28,16 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    base: str = "demo"  # a diffusers folder, a hub id, or "demo"
-    family: Literal["sd", "toy"] = "sd"
+    base: str = "demo"  # a diffusers folder, a hub id, a single .safetensors file, or "demo"
+    family: Literal["auto", "sd", "sdxl", "toy"] = "auto"  # "auto": read from the base
+    prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base says
+    zero_snr: bool | None = None  # whether the noise schedule ends in pure noise; none: as the base says
+    vae: str | None = None  # another VAE than the base's: a diffusers folder, a hub id, or a single .safetensors file
     targets: Literal["linear", "all"] = "linear"  # attention and feed-forward layers, or the convolutions too
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float | None = Field(default=None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank
+    rslora: bool = False  # the scale is alpha / sqrt(rank) instead: high ranks learn as fast as low ones
+    dora: bool = False  # learn each output's magnitude beside its direction; can't be exported yet
 
 
 class Data(Section):

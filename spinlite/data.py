@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spinlite.config import PACKAGE, Data
 from spinlite.errors import SpinliteError
-from spinlite.families import Cond, Family
+from spinlite.families import Cond, Family, Picture
 from spinlite.store import Store, fingerprint, fingerprint_files
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
@@ -135,6 +135,14 @@ def open_picture(path: Path, found: Survey | None = None, name: str = "") -> Ima
     return rgb
 
 
+def fit(image: Image.Image, size: tuple[int, int]) -> Picture:
+    """The middle of a picture, resized to fill `size` (width, height)."""
+    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    scale = max(size[0] / image.width, size[1] / image.height)
+    left, top = (round((whole * scale - kept) / 2) for whole, kept in zip(image.size, size, strict=True))
+    return Picture(fitted, image.size, (left, top))
+
+
 class Encoded:
     """Records as the network takes them: latents and conditioning, in stores, made where they are missing."""
 
@@ -147,7 +155,7 @@ class Encoded:
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
         done, total = 0, len(pictures) + len(prompts)
         for chunk in chunks(pictures, batch):
-            fitted = [ImageOps.fit(open_picture(path), family.size, Image.Resampling.LANCZOS) for _, path in chunk]
+            fitted = [fit(open_picture(path), family.size) for _, path in chunk]
             self._pictures.add([key for key, _ in chunk], _finite(family.encode(fitted), [path for _, path in chunk]))
             progress(done := done + len(chunk), total)
         for chunk in chunks(prompts, batch):
@@ -264,7 +272,7 @@ def _finite(encoded: dict[str, Tensor], paths: Sequence[Path]) -> dict[str, Tens
     for row, path in zip(encoded["x0"], paths, strict=True):
         if not torch.isfinite(row).all():
             raise SpinliteError(
-                f"{path.name} encodes to NaN: the VAE overflows in this precision", fix="use a VAE fixed for fp16"
+                f"{path.name} encodes to NaN: the VAE overflows", fix="set model.vae to another VAE of the same kind"
             )
     return encoded
 

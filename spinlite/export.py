@@ -25,6 +25,8 @@ def export(family: Family, state: Mapping[str, Tensor], scale: float, path: Path
     that the largest `up` lies near 1: self-play changes are small, and fp16 would lose them. `about` goes into the
     header. Raises SpinliteError where the file does not hold what was trained.
     """
+    if any("magnitude" in name for name in state):
+        raise SpinliteError("a DoRA can't be exported: programs read it in ways that differ", fix="set model.dora = false")
     names = {module: family.export_name(module) for module in modules(dict(state))}
     largest = max(state[f"{module}.lora_B.weight"].abs().max().item() for module in names) * scale
     unit = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0

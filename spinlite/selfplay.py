@@ -67,10 +67,10 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     method = settings.build_method()
     found = data.survey(settings.data, pairs=method.fakes == "given")
     where = device.choose()
-    base = family(settings.model.family, settings.model.base, where)
+    base = family(settings.model, where)
     slots = Slots(
         base.net, base.lora_targets[settings.model.targets], settings.model.rank,
-        settings.model.alpha or settings.model.rank, settings.run.seed,
+        settings.model.alpha or settings.model.rank, settings.run.seed, settings.model.rslora, settings.model.dora,
     )  # fmt: skip
     left = settings.run.rounds - done
     seconds = left * plan.expected_seconds(base, slots, method, settings, len(found.train), len(found.heldout[:JUDGED]))
@@ -272,10 +272,15 @@ class SelfPlay:
 
     def _export(self, outcome: Outcome) -> None:
         about = {"method": self.settings.method, "round": outcome.best, "base": self.family.base_hash}
-        said = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
-        self.run.log("export", round=outcome.best, verified=said)
+        if self.settings.model.dora:
+            kept = self.run.snapshot(outcome.best)
+            said = f"not exported: other programs read DoRA in ways that differ; round {outcome.best} is {kept}"
+        else:
+            found = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
+            self.run.log("export", round=outcome.best, verified=found)
+            said = f"exported round {outcome.best}: {found}"
         self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"}, exported=True)
-        self.watch.say(f"exported round {outcome.best}: {said}")
+        self.watch.say(said)
 
 
 def spoken(seconds: float) -> str:

@@ -40,3 +40,22 @@ def swatches(tmp_path: Path) -> Path:
 @pytest.fixture
 def toy(swatches: Path) -> Settings:
     return config.load(TOY, data__folder=str(swatches))
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small random bases: sd15, sd21 and sdxl in diffusers' layout, and each as one file in the original."""
+    import tiny  # with diffusers, which most tests do without
+
+    root = tmp_path_factory.mktemp("bases")
+    for kind in ("sd15", "sd21", "sdxl"):
+        tiny.save(root / f"{kind}.safetensors", tiny.original(tiny.make(root, kind)))
+    return root
+
+
+@pytest.fixture
+def configs(tiny_bases: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Single files are read by the shapes of the small bases, not of the real ones."""
+    for module in ("single_file", "diffusion"):
+        monkeypatch.setattr(f"spinlite.families.{module}.CONFIGS", tiny_bases)
+    return tiny_bases

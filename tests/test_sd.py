@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from spinlite import device
 from spinlite.adapters import Slots, delta, modules
 from spinlite.config import PACKAGE, Play
-from spinlite.data import Record, open_picture
+from spinlite.data import Record, fit, open_picture
 from spinlite.errors import SpinliteError
 from spinlite.export import export
 from spinlite.families.sd import StableDiffusion
@@ -68,7 +68,7 @@ def test_the_demo_is_read_as_what_it_is(family: StableDiffusion):
 def test_pictures_survive_encoding_and_decoding(family: StableDiffusion):
     paths = sorted((PACKAGE / "demo" / "fluent").glob("*.png"))[:8]
     pictures = [open_picture(path) for path in paths]
-    latents = family.encode(pictures)["x0"]
+    latents = family.encode([fit(picture, family.size) for picture in pictures])["x0"]
     assert latents.shape == (8, 4, 16, 16) and 0.5 < latents.std() < 2
     for before, after in zip(pictures, family.decode(latents), strict=True):
         a, b = (torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).double() for p in (before, after))

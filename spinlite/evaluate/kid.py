@@ -177,10 +177,13 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
     if 0 not in ladder:
         raise SpinliteError(f"{folder} holds no snapshots of a run", fix="name a run of `spinlite train`, such as runs/demo")
     settings, kept = config.load(str(folder / "settings.toml")), folder.parent / "cache"
-    base, rank = family(settings.model.family, settings.model.base, device.choose()), settings.model.rank
+    base, rank = family(settings.model, device.choose()), settings.model.rank
     with phase(f"{folder.name} · encode captions", len(records)) as progress:
         encoded = Encoded(base, records, kept, settings.play.batch, progress)
-    slots = Slots(base.net, base.lora_targets[settings.model.targets], rank, settings.model.alpha or rank, settings.run.seed)
+    slots = Slots(
+        base.net, base.lora_targets[settings.model.targets], rank, settings.model.alpha or rank, settings.run.seed,
+        settings.model.rslora, settings.model.dora,
+    )  # fmt: skip
     rows, h_base = [], torch.zeros(())
     for k in sorted(ladder):
         state, about = read(ladder[k])

@@ -2,15 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from spinlite.config import Model
 from spinlite.device import Device
 from spinlite.maths.paths import Path
 
 Cond = dict[str, Tensor]  # conditioning, one row a sample; nothing outside a family reads a key
+
+
+@dataclass(frozen=True)
+class Picture:
+    """RGB pixels as the network takes them, and how they came to be. Sizes are (width, height) in pixels."""
+
+    image: Image
+    original_size: tuple[int, int]  # before it was resized
+    crop: tuple[int, int]  # (left, top) of the cut, after it was resized
 
 
 class Family(ABC):
@@ -25,8 +36,8 @@ class Family(ABC):
     title: str  # for people
 
     @abstractmethod
-    def encode(self, pictures: Sequence[Image]) -> dict[str, Tensor]:
-        """RGB pictures of `size` -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU."""
+    def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Pictures of one size -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU."""
 
     @abstractmethod
     def prompt(self, captions: Sequence[str]) -> Cond:
@@ -57,15 +68,20 @@ class Family(ABC):
         """What other programs want to read in a LoRA file's header about its base model."""
 
 
-def family(kind: str, base: str, device: Device) -> Family:
-    """The base model, its network on the device. Raises SpinliteError where it can't be read."""
+def family(model: Model, device: Device) -> Family:
+    """The base model, its network on the device; "auto" reads which kind it is. Raises SpinliteError where it can't be read."""
+    kind = model.family
+    if kind == "auto":
+        from spinlite.families.checkpoint import open_checkpoint
+
+        kind = "sdxl" if open_checkpoint(model.base).kind == "sdxl" else "sd"
     match kind:
         case "sd":
-            from spinlite.families.sd import StableDiffusion
-
-            return StableDiffusion(base, device)
+            from spinlite.families.sd import StableDiffusion as Diffusion
+        case "sdxl":
+            from spinlite.families.sdxl import StableDiffusionXL as Diffusion
         case "toy":
             from spinlite.families.toy import Toy
 
-            return Toy(base, device)
-    raise ValueError(kind)
+            return Toy(model.base, device)
+    return Diffusion(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spinlite.device import Device
 from spinlite.errors import SpinliteError
-from spinlite.families import Cond, Family
+from spinlite.families import Cond, Family, Picture
 from spinlite.maths.paths import Path
 from spinlite.store import fingerprint
 
@@ -51,8 +51,8 @@ class Toy(Family):
         self.base_hash = fingerprint("toy", base)
         self.title = "toy (points in the plane)"
 
-    def encode(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        means = [picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
+    def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        means = [picture.image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
         return {"x0": torch.tensor([[m[0], m[2]] for m in means]) / 127.5 - 1}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
     def prompt(self, captions: Sequence[str]) -> Cond:

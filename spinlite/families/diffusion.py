@@ -1,0 +1,137 @@
+"""What the relatives of Stable Diffusion share: parts that come and go, a VAE, LoRA targets. Latents are (B, C, H/f, W/f)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from spinlite.device import Device
+from spinlite.errors import SpinliteError
+from spinlite.families.checkpoint import KINDS, Kind, guard, open_checkpoint, refuse_pickle, whole
+from spinlite.families.schedule import noise_scheduler, sampler, settle
+from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
+from spinlite.maths.paths import Path
+from spinlite.store import fingerprint, fingerprint_files
+
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "kept in float32: []" not in record.getMessage())
+
+LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+CONVOLUTION = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
+TARGETS = {"linear": LINEAR, "all": LINEAR + CONVOLUTION}
+PIXELS = 2**20  # that go through the VAE at once
+
+
+class Parts:
+    """A base model on a device: the network and its path stay, the VAE, tokenizers and text encoders come when asked for.
+
+    The VAE computes in bf16 or fp32, never in fp16: SDXL's overflows there.
+    """
+
+    def __init__(
+        self, base: str, kinds: Sequence[Kind], device: Device, vae: str | None, prediction: str, zero_snr: bool | None
+    ) -> None:
+        self.checkpoint = open_checkpoint(base)
+        self.kind: Kind = self.checkpoint.kind
+        self.device, self._vae = device, vae
+        if self.kind not in kinds:
+            raise SpinliteError(f"{base} is {KINDS[self.kind]}, not what model.family says", fix='set model.family = "auto"')
+        chosen, zero = settle(self.checkpoint, prediction, zero_snr)
+        self.noise = noise_scheduler(self.checkpoint, chosen, zero)
+        self.path = Path(chosen, self.noise.alphas_cumprod)
+        self._loaded: dict[str, Any] = {}
+        self.net: nn.Module = self.checkpoint.load("unet", device.dtype).to(device.device)
+        self.net.eval()
+        settings = self.checkpoint.config("unet")
+        side = settings["sample_size"]
+        self.latent_shape = (settings["in_channels"], side, side)
+        self.factor = 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)  # pixels a latent
+        self.size = (side * self.factor, side * self.factor)
+        made_of = (self.checkpoint.fingerprint(), _vae_fingerprint(vae) if vae else None, chosen, zero)
+        self.base_hash = fingerprint(*made_of)
+        self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
+
+    def part(self, name: str) -> Any:
+        """The VAE, a tokenizer or a text encoder: loaded at first use, kept until `free`."""
+        if name not in self._loaded:
+            if name.startswith("tokenizer"):
+                self._loaded[name] = self.checkpoint.load(name, torch.float32)
+            else:
+                model = self._load_vae() if name == "vae" else self.checkpoint.load(name, self.device.dtype)
+                self._loaded[name] = model.to(self.device.device).eval().requires_grad_(False)
+        return self._loaded[name]
+
+    def sampler(self, name: str) -> Any:
+        """A diffusers scheduler for the path: "dpm++", "ddim" or "euler"."""
+        return sampler(self.noise, name)
+
+    def free(self) -> None:
+        """Drop what `part` loaded."""
+        self._loaded.clear()
+        if self.device.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def tokens(self, captions: Sequence[str], tokenizer: str = "tokenizer") -> Tensor:
+        """Captions -> (B, length) token ids on the device, cut or padded to the tokenizer's length."""
+        made = self.part(tokenizer)
+        settings: dict[str, Any] = {"padding": "max_length", "max_length": made.model_max_length, "truncation": True}
+        return made(list(captions), return_tensors="pt", **settings).input_ids.to(self.device.device)
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image]) -> Tensor:
+        """RGB pictures of one size -> the means of their latents, (B, C, H/f, W/f), fp32, CPU."""
+        vae = self.part("vae")
+        pixels = VaeImageProcessor(do_resize=False).preprocess(list(images)).to(self.device.device, vae.dtype)  # pyright: ignore[reportArgumentType]
+        rows = max(1, PIXELS // pixels[0, 0].numel())
+        means = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in pixels.split(rows)])
+        return (means.float() * vae.config.scaling_factor).cpu()
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor) -> list[Image]:
+        """Latents -> RGB pictures."""
+        vae = self.part("vae")
+        scaled = (latents / vae.config.scaling_factor).to(self.device.device, vae.dtype)
+        rows = max(1, PIXELS // (scaled[0, 0].numel() * self.factor**2))
+        pixels = torch.cat([vae.decode(chunk).sample.float().cpu() for chunk in scaled.split(rows)])
+        return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
+
+    def metadata(self, version: str, architecture: str, implementation: str) -> dict[str, str]:
+        """What every LoRA header says of its base: kohya's and ModelSpec's keys."""
+        width, height = self.size
+        return {
+            "ss_base_model_version": version,
+            "ss_v2": str(self.kind == "sd2"),
+            "modelspec.architecture": f"{architecture}/lora",
+            "modelspec.implementation": implementation,
+            "modelspec.prediction_type": "v" if self.path.prediction == "v" else "epsilon",
+            "modelspec.resolution": f"{width}x{height}",
+        }
+
+    def _load_vae(self) -> Any:
+        dtype = torch.float32 if self.device.dtype == torch.float16 else self.device.dtype
+        if self._vae is None:
+            return self.checkpoint.load("vae", dtype)
+        path, vae = FilePath(self._vae), self._vae
+        refuse_pickle(path)
+        if path.suffix.lower() == ".safetensors":
+            read_header(path)  # says what is wrong with it
+            options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[self.kind]), "subfolder": "vae", "dtype": dtype}
+            model = guard(vae, lambda: AutoencoderKL.from_single_file(vae, local_files_only=True, **options))
+            return whole(vae, "vae", model)
+        options = {"subfolder": "vae"} if (path / "vae").is_dir() else {}
+        return guard(vae, lambda: AutoencoderKL.from_pretrained(vae, use_safetensors=True, dtype=dtype, **options))
+
+
+def _vae_fingerprint(vae: str) -> str:
+    path = FilePath(vae)
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    return fingerprint_files(files) if files else fingerprint(vae)

@@ -1,0 +1,74 @@
+"""What a base model predicts and how its noise runs, from what it says of itself and what the preset says."""
+
+import re
+from typing import Any, Literal
+
+import diffusers
+from diffusers import DDPMScheduler
+
+from spinlite.errors import SpinliteError
+from spinlite.families.checkpoint import KINDS, Checkpoint
+
+SAMPLERS = {
+    "dpm++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+}
+Prediction = Literal["eps", "v"]
+
+
+def settle(checkpoint: Checkpoint, prediction: str, zero_snr: bool | None) -> tuple[Prediction, bool]:
+    """(what the network predicts, whether the schedule ends in pure noise). Raises SpinliteError for a contradiction.
+
+    `prediction` is "eps", "v" or "auto", and `zero_snr` may be None: then the model's own word holds.
+    """
+    chosen = _prediction(checkpoint, prediction)
+    if zero_snr is False and checkpoint.zero_snr:
+        raise SpinliteError(
+            f"{checkpoint.name} was trained with zero terminal SNR, but the preset says model.zero_snr = false",
+            fix="remove model.zero_snr",
+        )
+    zero = bool(checkpoint.zero_snr) if zero_snr is None else zero_snr
+    if zero and chosen == "eps":
+        raise SpinliteError(
+            f"{checkpoint.name} would predict eps with zero terminal SNR: at the last time the sample is pure noise, and "
+            "its noise says nothing about the picture",
+            fix='set model.prediction = "v" if that is what it predicts, else model.zero_snr = false',
+        )
+    return chosen, zero
+
+
+def _prediction(checkpoint: Checkpoint, asked: str) -> Prediction:
+    said = checkpoint.predictions
+    words = ", ".join(f"{value} by {where}" for where, value in said.items())
+    distinct = set(said.values())
+    if asked in ("eps", "v"):
+        if distinct and asked not in distinct:
+            raise SpinliteError(
+                f"the preset says model.prediction = {asked!r}, but {checkpoint.name} predicts {words}",
+                fix='set model.prediction = "auto"; where the model is mislabelled, correct its label',
+            )
+        return asked  # pyright: ignore[reportReturnType]
+    if len(distinct) > 1:
+        raise SpinliteError(f"{checkpoint.name} contradicts itself: {words}", fix='set model.prediction to "eps" or "v"')
+    if distinct:
+        return distinct.pop()
+    if checkpoint.kind == "sd2" or re.search(r"v[-_ ]?pred", checkpoint.name, re.IGNORECASE):
+        why = "its name speaks of v" if checkpoint.kind != "sd2" else f"{KINDS['sd2']} has both (v: 768 px, eps: 512 px)"
+        problem = f"{checkpoint.name} does not say whether it predicts eps or v, and {why}"
+        raise SpinliteError(problem, fix='set model.prediction to "eps" or "v"')
+    return "eps"  # what SD 1.x and SDXL were made with
+
+
+def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bool) -> DDPMScheduler:
+    """The model's noise schedule; with `zero_snr` the betas are rescaled (Lin et al. 2023, arXiv 2305.08891, alg. 1)."""
+    kind = "epsilon" if prediction == "eps" else "v_prediction"
+    settings: dict[str, Any] = {"prediction_type": kind, "rescale_betas_zero_snr": zero_snr}
+    if zero_snr:
+        settings["timestep_spacing"] = "trailing"  # the last time must be sampled: same paper, section 3.3
+    return DDPMScheduler.from_config(checkpoint.config("scheduler"), **settings)  # pyright: ignore[reportReturnType]
+
+
+def sampler(noise: DDPMScheduler, name: str) -> Any:
+    """A diffusers scheduler with that noise."""
+    return getattr(diffusers, SAMPLERS[name]).from_config(noise.config)

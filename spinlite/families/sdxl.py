@@ -1,0 +1,98 @@
+"""Stable Diffusion XL and its finetunes, over diffusers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from spinlite.device import Device
+from spinlite.families import Cond, Family, Picture
+from spinlite.families.diffusion import TARGETS, Parts
+
+RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+MIDDLE = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
+
+
+class StableDiffusionXL(Family):
+    """A diffusers folder, a hub id, or a single file of SDXL.
+
+    Conditioning (Podell et al. 2023, arXiv 2307.01952, section 2): `prompt`, both text encoders' states before the last
+    layer, side by side; `pooled`, the second one's projection; `time_ids`, (original height, original width, crop top,
+    crop left, height, width). Without `time_ids` a sample is whole and of its own size.
+    """
+
+    lora_targets = TARGETS
+
+    def __init__(
+        self, base: str, device: Device, *, vae: str | None = None, prediction: str = "auto", zero_snr: bool | None = None
+    ) -> None:
+        parts = Parts(base, ("sdxl",), device, vae, prediction, zero_snr)
+        self._parts = parts
+        self.net, self.path, self.title, self.base_hash = parts.net, parts.path, parts.title, parts.base_hash
+        self.latent_shape, self.size = parts.latent_shape, parts.size
+
+    def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        rows = [(*p.original_size[::-1], *p.crop[::-1], p.image.height, p.image.width) for p in pictures]
+        latents = self._parts.latents([picture.image for picture in pictures])
+        return {"x0": latents, "time_ids": torch.tensor(rows, dtype=torch.float32)}
+
+    @torch.no_grad()
+    def prompt(self, captions: Sequence[str]) -> Cond:
+        parts = self._parts
+        first = parts.part("text_encoder")(parts.tokens(captions), output_hidden_states=True)
+        second = parts.part("text_encoder_2")(parts.tokens(captions, "tokenizer_2"), output_hidden_states=True)
+        prompt = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+        return {"prompt": prompt.cpu(), "pooled": second.text_embeds.cpu()}
+
+    def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        dtype = self._parts.device.dtype
+        ids = cond.get("time_ids")  # in fp32: bf16 has no 1023
+        if ids is None:
+            height, width = (side * self._parts.factor for side in x_t.shape[-2:])
+            ids = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1).float()
+        added = {"text_embeds": cond["pooled"].to(dtype), "time_ids": ids}
+        return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["prompt"].to(dtype), added_cond_kwargs=added).sample
+
+    def decode(self, latents: Tensor) -> list[Image]:
+        return self._parts.pictures(latents)
+
+    def free(self) -> None:
+        self._parts.free()
+
+    def sampler(self, name: str) -> Any:
+        return self._parts.sampler(name)
+
+    def export_name(self, module: str) -> str:
+        return "lora_unet_" + sgm_name(module).replace(".", "_")
+
+    def export_metadata(self) -> dict[str, str]:
+        implementation = "https://github.com/Stability-AI/generative-models"
+        return self._parts.metadata("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", implementation)
+
+
+def sgm_name(module: str) -> str:
+    """diffusers' name of a module inside a block -> the original one, which sd-scripts writes.
+
+    A level of SDXL is 3 blocks long: 2 layers and a downsampler on the way in, 3 layers on the way out, the last with the
+    upsampler. down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in.
+    """
+    parts = module.split(".")
+    if parts[0] == "mid_block":
+        block, kind, rest = f"middle_block.{MIDDLE['.'.join(parts[1:3])]}", parts[1], parts[3:]
+    else:
+        side, level, kind, layer, rest = parts[0], int(parts[1]), parts[2], int(parts[3]), parts[4:]
+        match kind:
+            case "downsamplers":
+                return f"input_blocks.{3 * level + 3}.0.op"
+            case "upsamplers":
+                return f"output_blocks.{3 * level + 2}.2.conv"
+        place = f"input_blocks.{3 * level + 1 + layer}" if side == "down_blocks" else f"output_blocks.{3 * level + layer}"
+        block = f"{place}.{int(kind == 'attentions')}"
+    return ".".join([block, *([RESNET[rest[0]]] if kind == "resnets" else rest)])

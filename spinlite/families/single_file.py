@@ -1,0 +1,138 @@
+"""One .safetensors file in the original (LDM, SGM) layout, as model sites serve it. Nothing is fetched to read it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spinlite.errors import SpinliteError
+from spinlite.families.checkpoint import CLASSES, KINDS, OTHER, PREDICTIONS, Checkpoint, Kind, guard, whole
+from spinlite.families.clip import tokenizer
+from spinlite.store import fingerprint_files
+
+CONFIGS = Path(__file__).parent / "configs"
+FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
+NET = "model.diffusion_model."
+ENCODERS: dict[Kind, dict[str, str]] = {  # where the keys of a text encoder begin; the last one tells the kinds apart
+    "sd1": {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
+}
+PADDED_BY_ZERO = {("sd2", "tokenizer"), ("sdxl", "tokenizer_2")}  # OpenCLIP's; OpenAI's CLIP is padded by its end token
+ARCHITECTURES: dict[str, Kind] = {
+    "stable-diffusion-v1": "sd1",
+    "stable-diffusion-v2": "sd2",
+    "stable-diffusion-xl-v1": "sdxl",
+}  # ModelSpec's names, by their beginnings
+EDM = ("edm_mean", "edm_vpred.sigma_max")  # keys that mark Playground 2.5 and CosXL
+
+
+class SingleFile(Checkpoint):
+    """A whole model in one file; its header is read at once, its weights part by part."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = path.name, path
+        if not path.is_file():
+            raise SpinliteError(f"there is no file {path}", fix="check model.base")
+        self._shapes, self._about = read_header(path)
+        self.kind = self._kind()
+        self.predictions = self._predictions()
+        marked = "ztsnr" in self._shapes or self._about.get("ss_zero_terminal_snr", "").lower() == "true"
+        self.zero_snr = True if marked else None
+
+    def config(self, part: str) -> dict[str, Any]:
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        found = json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
+        if self.kind == "sd2" and part == "unet" and set(self.predictions.values()) == {"eps"}:
+            found["sample_size"] = found["sample_size"] * 2 // 3  # the 512 px model; v-prediction is the 768 px one
+        return found
+
+    def load(self, part: str, dtype: torch.dtype) -> Any:
+        if part.startswith("tokenizer"):
+            made = tokenizer()
+            if (self.kind, part) in PADDED_BY_ZERO:
+                made.pad_token = "!"  # set late, so that "!" in a caption stays what it is
+            return made
+        tensors = self._tensors(part)
+        kind, config = CLASSES[part], str(CONFIGS / FOLDERS[self.kind])
+        if part in ("unet", "vae"):
+            options: dict[str, Any] = {"config": config, "subfolder": part, "local_files_only": True, "dtype": dtype}
+            model = guard(self.name, lambda: kind.from_single_file(tensors, **options))
+        else:
+            options = {"config": config, "subfolder": part, "local_files_only": True, "torch_dtype": dtype}
+            model = guard(self.name, lambda: create_diffusers_clip_model_from_ldm(kind, tensors, **options))
+        return whole(self.name, part, model)
+
+    def fingerprint(self) -> str:
+        return fingerprint_files([self._path])
+
+    def _tensors(self, part: str) -> dict[str, Tensor]:
+        others = {"unet": NET, "vae": ("first_stage_model.", "vae.")}
+        prefixes = others[part] if part in others else ENCODERS[self.kind][part]
+        with safe_open(self._path, "pt") as file:
+            found = {key: file.get_tensor(key) for key in self._shapes if key.startswith(prefixes)}
+        if not found:
+            way = "set model.vae to a VAE, or " if part == "vae" else ""
+            raise SpinliteError(f"{self.name} holds no {part}", fix=f"{way}use a version that is not pruned")
+        return found
+
+    def _kind(self) -> Kind:
+        shapes = self._shapes
+        first = shapes.get(f"{NET}input_blocks.0.0.weight")
+        if first is None:
+            raise SpinliteError(f"{self.name} {_what(shapes)}", fix=OTHER)
+        if any(key in shapes for key in EDM):
+            raise SpinliteError(f"{self.name} is of the EDM kind, with a noise schedule of its own", fix=OTHER)
+        pooled = f"{NET}label_emb.0.0.weight" in shapes
+        found: list[Kind] = [
+            kind for kind, parts in ENCODERS.items()
+            if pooled == (kind == "sdxl") and any(key.startswith(list(parts.values())[-1]) for key in shapes)
+        ]  # fmt: skip
+        if first[1] != 4 or len(found) != 1:
+            why = "takes more than a noised picture (inpainting?)" if first[1] != 4 else "holds no text encoder of such a model"
+            raise SpinliteError(f"{self.name} {why}", fix=OTHER + ", in a version that is not pruned")
+        said = self._about.get("modelspec.architecture", "")
+        if any(said.startswith(start) and kind != found[0] for start, kind in ARCHITECTURES.items()):
+            raise SpinliteError(
+                f"{self.name} calls itself {said} (modelspec.architecture), but its weights are {KINDS[found[0]]}",
+                fix="correct that label, or use another copy of the model",
+            )
+        return found[0]
+
+    def _predictions(self) -> dict[str, Any]:
+        said = {"its key v_pred": "v"} if "v_pred" in self._shapes else {}
+        label = self._about.get("modelspec.prediction_type", "").lower()
+        if label in PREDICTIONS:
+            said["modelspec.prediction_type"] = PREDICTIONS[label]
+        trained = self._about.get("ss_v_parameterization", "").lower()
+        if trained in ("true", "false"):
+            said["ss_v_parameterization"] = "v" if trained == "true" else "eps"
+        size = re.match(r"stable-diffusion-v2-(512|768-v)", self._about.get("modelspec.architecture", ""))
+        if size:
+            said["modelspec.architecture"] = "v" if size[1] == "768-v" else "eps"
+        return said
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """(shapes by key, metadata) of a safetensors file, without its weights. Raises SpinliteError where it is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SpinliteError(f"{path.name} is not a whole safetensors file: {error}", fix="download it again") from None
+
+
+def _what(keys: Any) -> str:
+    """What a file is that holds no network in the original layout."""
+    if any("lora_" in key for key in keys):
+        return "is a LoRA, not a base model"
+    if any(key.startswith(("down_blocks.", "unet.down_blocks.")) for key in keys):
+        return "is a network in diffusers' layout, without its text encoders"
+    if any(key.startswith("input_blocks.") for key in keys):
+        return "is a network without its text encoders and VAE"
+    return "holds no network of Stable Diffusion's kind"

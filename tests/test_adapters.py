@@ -1,0 +1,85 @@
+"""LoRA on linear layers and convolutions: rank-stabilised scale, DoRA, snapshots."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOY
+from test_selfplay import Quiet
+from torch import nn
+from torch.testing import assert_close
+
+from spinlite import config
+from spinlite.adapters import Slots, delta, modules
+from spinlite.config import Settings
+from spinlite.errors import SpinliteError
+from spinlite.export import export
+from spinlite.selfplay import train
+from spinlite.store import read
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).mean((2, 3)))
+
+
+def moved(dora: bool, rslora: bool = False) -> tuple[Net, Slots]:
+    net = Net()
+    slots = Slots(net, ["conv", "linear"], rank=4, alpha=8.0, seed=1, rslora=rslora, dora=dora)
+    slots.load("policy", {k: v + 0.3 * torch.randn_like(v) for k, v in slots.state("policy").items()})
+    return net, slots
+
+
+X = torch.randn(2, 3, 6, 6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_slot_does_what_the_base_with_its_change_does(dora: bool, rslora: bool):
+    net, slots = moved(dora, rslora)
+    assert slots.scale == (4.0 if rslora else 2.0)
+    state, merged = slots.state("policy"), Net()
+    assert sorted(modules(state)) == ["conv", "linear"]
+    for module in modules(state):
+        layer = getattr(merged, module)
+        layer.weight.data += delta(state, module, slots.scale, layer.weight.data)
+    assert_close(net(X), merged(X))
+    with slots.use("base"):
+        assert_close(net(X), Net()(X))
+    with slots.use("opponent"):
+        assert_close(net(X), Net()(X))  # it has not moved
+
+
+def test_dora_learns_magnitudes_and_a_snapshot_holds_them():
+    net, slots = moved(dora=True)
+    names = [name for name in slots.state("policy") if "magnitude" in name]
+    assert len(names) == 2 and len(slots.parameters()) == 6
+    net(X).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in slots.parameters())
+    slots.load("opponent", slots.state("policy"))
+    with slots.use("opponent"):
+        other = net(X)
+    assert torch.equal(other, net(X))
+    with pytest.raises(SpinliteError, match="does not fit"):
+        slots.load("policy", {k: v for k, v in slots.state("policy").items() if "magnitude" not in k})
+
+
+def test_a_dora_is_not_exported(tmp_path):
+    _, slots = moved(dora=True)
+    with pytest.raises(SpinliteError, match="DoRA can't be exported"):
+        export(None, slots.state("policy"), slots.scale, tmp_path / "x.safetensors", {})  # pyright: ignore
+    with pytest.raises(ValueError, match="magnitude"):
+        delta(slots.state("policy"), "linear", slots.scale)
+
+
+def test_a_run_with_dora_keeps_its_snapshots_and_exports_nothing(toy: Settings, tmp_path: Path):
+    settings = config.load(TOY, data__folder=toy.data.folder, model__dora=True, run__rounds=1)
+    outcome = train(settings, tmp_path / "runs" / "r", Quiet())
+    assert not outcome.run.exported.exists()
+    assert any("magnitude" in name for name in read(outcome.run.snapshot(1))[0])
+    assert train(settings, tmp_path / "runs" / "r", Quiet()).already
