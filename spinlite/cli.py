@@ -53,7 +53,7 @@ def train(
         console.say(f"stopped by the guard: {outcome.stopped}. Rolled back to round {outcome.best}.")
     console.rounds(outcome.rounds, outcome.best)
     console.facts({
-        "LoRA": f"{run.exported} (round {outcome.best})",
+        "LoRA": f"{run.exported if run.exported.exists() else run.snapshot(outcome.best)} (round {outcome.best})",
         "samples": f"{run.sheet(last)}",
         "journal": f"{run.folder / 'journal.jsonl'}",
         "further": f"{_again()} --rounds {last + 2}",

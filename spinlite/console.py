@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console as Screen
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_SECONDS = 15.0  # between two progress lines where the output is no terminal
 
@@ -20,18 +20,18 @@ class Console:
         self.screen = screen or Screen(highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.screen.print(escape(text))
+        self.screen.print(Text(text))
 
     def error(self, problem: str, fix: str) -> None:
         """An error and its remedy, on the error stream."""
         screen = Screen(stderr=True, highlight=False, soft_wrap=True)
-        screen.print(f"[bold red]error:[/] {escape(problem)}")
-        screen.print(f"[bold]fix:[/]   {escape(fix)}")
+        screen.print(Text.assemble(("error:", "bold red"), " ", problem))
+        screen.print(Text.assemble(("fix:", "bold"), "   ", fix))
 
     def facts(self, facts: dict[str, str]) -> None:
         """What the run will do."""
         for name, fact in facts.items():
-            self.screen.print(f"  [dim]{escape(name):<8}[/] {escape(fact)}")
+            self.screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), " ", fact))
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
@@ -46,7 +46,8 @@ class Console:
                 advance(done, of, last)
 
             yield progress
-        self.screen.print(f"  {escape(title):<34} [dim]{time.monotonic() - start:6.1f} s  {escape(last)}[/]".rstrip())
+        took = f"{time.monotonic() - start:6.1f} s  {last}".rstrip()
+        self.screen.print(Text.assemble(f"  {title:<34} ", (took, "dim")))
 
     def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
         self.screen.print(
@@ -73,12 +74,12 @@ class Console:
     @contextlib.contextmanager
     def _bar(self, title: str, total: int) -> Iterator[Callable[[int, int, str], None]]:
         columns = (
-            TextColumn("  {task.description:<34}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[found]}"),
+            TextColumn("  {task.description:<34}", markup=False), BarColumn(24), MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True), TextColumn("{task.fields[found]}", style="dim", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=self.screen, transient=True) as bar:
-            task = bar.add_task(escape(title), total=total, found="")
-            yield lambda done, of, found: bar.update(task, completed=done, total=of, found=escape(found))
+            task = bar.add_task(title, total=total, found="")
+            yield lambda done, of, found: bar.update(task, completed=done, total=of, found=found)
 
     @contextlib.contextmanager
     def _lines(self, title: str) -> Iterator[Callable[[int, int, str], None]]:
@@ -90,7 +91,7 @@ class Console:
             if now - said >= PLAIN_SECONDS and done:
                 said = now
                 left = (now - start) / done * (of - done)
-                self.screen.print(escape(f"  {title}: {done}/{of}, {left:.0f} s left  {found}"))
+                self.screen.print(Text(f"  {title}: {done}/{of}, {left:.0f} s left  {found}".rstrip()))
 
         yield advance
 

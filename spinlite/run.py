@@ -27,19 +27,22 @@ CHANGEABLE = {"about", "run.rounds", "judge.stop"}  # what may differ when a run
 
 
 class Run:
-    """A run folder, made or found again."""
+    """A run folder, to be made or found again."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        """Raises SpinliteError where the folder was made with other settings, or can't be written."""
+        """Raises SpinliteError where the folder was made with other settings."""
         self.folder = folder
         self._journal = folder / "journal.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / "settings.toml"
-        if kept.exists():
-            self._compare(config.load(str(kept)), settings)
-        replace(kept, tomli_w.dumps(settings.model_dump(exclude_none=True)).encode())
+        self._settings = settings
+        if self._kept.exists():
+            self._compare(config.load(str(self._kept)), settings)
         self.state = self._read_state()
         self._truncate(int(self.state.get("journal", 0)))
+
+    def open(self) -> None:
+        """Make the folder and write the settings: from here on, other settings are refused."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace(self._kept, tomli_w.dumps(self._settings.model_dump(exclude_none=True)).encode())
 
     @property
     def name(self) -> str:
@@ -79,6 +82,10 @@ class Run:
         """What was last saved."""
         flat, metadata = read(self._state_path)
         return unflatten(flat, json.loads(metadata["plain"]))
+
+    @property
+    def _kept(self) -> Path:
+        return self.folder / "settings.toml"
 
     @property
     def _state_path(self) -> Path:

@@ -110,7 +110,8 @@ class SelfPlay:
         return outcome
 
     def _begin(self) -> None:
-        """The first event and snapshot 0; on a resume, that data and base are what they were."""
+        """The folder, the first event and snapshot 0; on a resume, that data and base are what they were."""
+        self.run.open()
         made_of = {
             "base": self.family.base_hash,
             "data": fingerprint([[r.key, r.lose_key, r.caption] for r in self.train + self.heldout]),

@@ -1,5 +1,6 @@
 """Where a base model comes from: a diffusers folder, a hub id, or one file; and what it says of itself."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,7 +77,9 @@ def refuse_pickle(path: Path) -> None:
 def guard(name: str, call: Callable[[], Any]) -> Any:
     """What `call` returns; what goes wrong in it, as an error to read."""
     try:
-        return call()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers asks the hub's client for it
+            return call()
     except NotImplementedError:  # a weight that is not there stays on the meta device, from where nothing can be copied
         raise SpinliteError(f"{name} is not whole: weights are missing", fix=WHOLE) from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
