@@ -2,8 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,27 @@ Errors = dict[str, Tensor]  # by name: {policy, opponent, base}_{real, fake} -> 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples with their draws, on the device. real, fake, eps: (B, ...); t: (B,). fake is None where nobody asks for it."""
+    """Samples with their draws, on the device. real, fake, eps: (B, ...); t: (B,). fake is None where nobody asks for it.
+
+    known: errors of these draws that were measured ahead, (B,) each; the step measures the others.
+    """
 
     real: Tensor
     fake: Tensor | None
     eps: Tensor
     t: Tensor
     cond: Cond
+    known: Errors = field(default_factory=dict)
+
+    def parts(self, size: int) -> "Iterator[Batch]":
+        """The batch in runs of `size` samples, the last one shorter where it does not divide."""
+        for start in range(0, len(self.t), size):
+            cut = slice(start, start + size)
+            yield Batch(
+                self.real[cut], None if self.fake is None else self.fake[cut], self.eps[cut], self.t[cut],
+                {name: value[cut] for name, value in self.cond.items()},
+                {name: value[cut] for name, value in self.known.items()},
+            )  # fmt: skip
 
 
 def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
@@ -47,8 +61,26 @@ def asked(method: Method) -> list[str]:
     return sorted(inspect.signature(method.loss).parameters, key=lambda name: name.startswith("policy"))
 
 
-def step(family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool) -> tuple[Tensor, Errors]:
-    """Add the gradient of the mean loss to the policy's; returns (mean loss, errors), detached.
+def step(
+    family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, micro_batch: int | None = None
+) -> tuple[Tensor, Errors]:
+    """Add the gradient of the mean loss to the policy's; returns (mean loss, errors (B,) by name), detached.
+
+    With `micro_batch` so many samples go through the network at once, and gradients add up: a method's loss is a number
+    for each sample, so that the mean over the batch is the mean of its parts' means, each weighed by its share.
+    """
+    done = [
+        _part(family, slots, method, part, one_graph, len(part.t) / len(batch.t))
+        for part in batch.parts(micro_batch or len(batch.t))
+    ]
+    errors = {name: torch.cat([found[name] for _, found in done]) for name in done[0][1]}
+    return torch.stack([loss for loss, _ in done]).sum(), errors
+
+
+def _part(
+    family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, share: float
+) -> tuple[Tensor, Errors]:
+    """The step on samples that go through the network at once; their mean loss counts `share`.
 
     With `one_graph` one activation graph is alive at a time: the loss sees only errors, so its slope at each error is
     found without the network, and every policy error is then driven back by its own slope, in a graph of its own. The
@@ -60,9 +92,9 @@ def step(family: Family, slots: Slots, method: Method, batch: Batch, one_graph: 
     for name in names:
         keep = name in mine and (not one_graph or name == mine[-1])
         with torch.set_grad_enabled(keep):
-            graphs[name] = measure(family, slots, name, batch)
+            graphs[name] = batch.known[name] if name in batch.known else measure(family, slots, name, batch)
     errors = {name: value.detach().requires_grad_(name in mine) for name, value in graphs.items()}
-    loss = method.loss(**errors).mean()
+    loss = method.loss(**errors).mean() * share
     loss.backward()
     for name in reversed(mine):
         graph = graphs.pop(name)
@@ -154,7 +186,7 @@ def learn(
             rise, fall = (state.update + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * state.update / settings.updates)
             group["lr"] = settings.lr * min(1.0, rise) * fall
         optimizer.zero_grad(set_to_none=True)
-        loss, errors = step(family, slots, method, batches.at(state.update), levers.one_graph)
+        loss, errors = step(family, slots, method, batches.at(state.update), levers.one_graph, levers.micro_batch)
         limit = 3 * state.norm if state.norm else float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()
         if not (torch.isfinite(loss) and norm < float("inf")):

@@ -31,7 +31,7 @@ def expected_seconds(
     batch = Batch(x, x, x, family.path.times(u).to(device), conds)
 
     def learn() -> None:
-        step(family, slots, method, batch, levers.one_graph)
+        step(family, slots, method, batch, levers.one_graph, levers.micro_batch)
         for parameter in slots.parameters():
             parameter.grad = None
 

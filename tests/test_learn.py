@@ -1,13 +1,14 @@
 """The one step, on a tiny network in float64: its gradient is autograd's, in every layout."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from spinlite import device, learn
+from spinlite import device, learn, methods
 from spinlite.adapters import Slots, delta, modules
 from spinlite.families.toy import Toy
 from spinlite.learn import Batch, figures, measure, step
@@ -57,18 +58,36 @@ def gradient(slots: Slots) -> list[Tensor]:
     return found
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["live", "ahead"])
+@pytest.mark.parametrize("one_graph", [False, True], ids=["at once", "one graph"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_both_layouts_give_the_gradient_of_autograd(method, toy, exact):
+def test_every_layout_gives_the_gradient_of_autograd(method, one_graph: bool, ahead: bool, toy, exact):
+    """With the whole batch, with micro-batches that divide it and that don't; opponent errors live and measured ahead."""
     family, slots = toy
     b = batch()
-    names = learn.asked(method)
-    loss = method.loss(**{name: measure(family, slots, name, b) for name in names}).mean()
+    errors = {name: measure(family, slots, name, b) for name in learn.asked(method)}
+    loss = method.loss(**errors).mean()
     loss.backward()
     plain = gradient(slots)
-    for one_graph in (False, True):
-        got, _ = step(family, slots, method, b, one_graph)
+    known = {name: value.detach() for name, value in errors.items() if ahead and not name.startswith("policy")}
+    for micro_batch in (None, 1, 3, 4, 8, 100):
+        got, found = step(family, slots, method, replace(b, known=known), one_graph, micro_batch)
         assert_close(got, loss.detach())
+        assert_close(found, {name: value.detach() for name, value in errors.items()})
         assert_close(gradient(slots), plain)
+
+
+def test_every_method_is_stepped_here():
+    assert {type(method) for method in METHODS} == set(methods.METHODS.values())
+
+
+def test_the_step_runs_the_policy_alone_where_the_rest_is_known(toy, monkeypatch: pytest.MonkeyPatch):
+    family, slots = toy
+    b, measured = batch(), []
+    known = {name: measure(family, slots, name, b).detach() for name in ("opponent_real", "opponent_fake")}
+    monkeypatch.setattr(learn, "measure", lambda f, s, name, b: measured.append(name) or measure(f, s, name, b))
+    step(family, slots, SPIN(beta=3.0), replace(b, known=known), one_graph=False, micro_batch=4)
+    assert measured == ["policy_real", "policy_fake"] * 2
 
 
 @pytest.mark.parametrize("one_graph", [False, True])
