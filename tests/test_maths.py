@@ -84,6 +84,14 @@ def test_beta_is_half_of_the_one_with_the_factor_one_half():
     assert_close(preference(opponent_real - policy_real, opponent_fake - policy_fake, beta_dpo / 2), theirs)
 
 
+def test_an_infinite_bound_is_none_also_where_the_opponent_is_perfect():
+    gain, perfect = torch.tensor([-3.0, 0.5], requires_grad=True), torch.zeros(2)
+    loss = preference(torch.zeros(2), bounded(gain, perfect, math.inf), 1.0)
+    assert_close(loss, preference(torch.zeros(2), gain, 1.0))
+    loss.sum().backward()
+    assert gain.grad is not None and (gain.grad > 0).all()
+
+
 def test_past_the_bound_a_worse_fake_pays_nothing():
     opponent = torch.tensor([0.1, 0.1, 0.1])
     gain = torch.tensor([0.02, -0.04, -0.09], requires_grad=True)

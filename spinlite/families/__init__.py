@@ -56,6 +56,11 @@ class Family(ABC):
         """Drop whatever `encode`, `prompt` and `decode` loaded; they load it again when called again."""
 
     @abstractmethod
+    def set_checkpointing(self, on: bool) -> None:
+        """Whether the network keeps one block's activations at a time and computes them again going back. At any time
+        between two steps; it starts as the levers say."""
+
+    @abstractmethod
     def sampler(self, name: str) -> Any:
         """A diffusers scheduler for this family's path: "dpm++", "ddim" or "euler"."""
 

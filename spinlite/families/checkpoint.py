@@ -1,5 +1,6 @@
 """Where a base model comes from: a diffusers folder, a hub id, or one file; and what it says of itself."""
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ KINDS: dict[Kind, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
 WHOLE = "download it again, or use a version that is not pruned"
 OTHER = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,
@@ -58,11 +60,26 @@ def open_checkpoint(base: str) -> Checkpoint:
     """A base model by its path or hub id; "demo" is the one in the package. Raises SpinliteError where it can't be used."""
     from spinlite.families.single_file import SingleFile
 
-    path = PACKAGE / "demo" / "base" if base == "demo" else Path(base)
+    if base == "demo":
+        return Folder(base, str(PACKAGE / "demo" / "base"))
+    place = locate(base, "model.base")
+    return SingleFile(Path(place)) if place.lower().endswith(".safetensors") else Folder(base, place)
+
+
+def locate(name: str, setting: str) -> str:
+    """Where a folder, a .safetensors file or a hub id lies, `~` written out. Raises SpinliteError where it can be none.
+
+    What is written like a path is never asked of the hub: a slip of the pen would end there as a puzzling refusal.
+    """
+    path = Path(name).expanduser()
     refuse_pickle(path)
-    if path.suffix.lower() == ".safetensors":
-        return SingleFile(path)
-    return Folder(base, str(path))
+    if path.suffix.lower() == ".safetensors" or path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise SpinliteError(f"{name} is neither a .safetensors file nor a folder", fix=f"check {setting}")
+    if not HUB_ID.fullmatch(name) or path.parent.is_dir():
+        raise SpinliteError(f"there is no folder or file {name}", fix=f"check {setting}; a hub id is owner/name")
+    return name
 
 
 def refuse_pickle(path: Path) -> None:
@@ -99,6 +116,23 @@ def whole(name: str, part: str, model: nn.Module) -> nn.Module:
     return model
 
 
+def pretrained(kind: Any, place: str, dtype: torch.dtype, subfolder: str = "") -> Any:
+    """A model of class `kind` from a folder or the hub, from its fp16 files where it has no others. Only safetensors."""
+    options: dict[str, Any] = {"subfolder": subfolder, "use_safetensors": True, "dtype": dtype}
+    folder = Path(place) / subfolder
+    if folder.is_dir():
+        names = [path.name for path in folder.glob("*.safetensors")]
+        halved = bool(names) and all(".fp16." in name or ".fp16-" in name for name in names)
+        return kind.from_pretrained(place, variant="fp16" if halved else None, **options)
+    try:
+        return kind.from_pretrained(place, **options)
+    except OSError as error:
+        try:
+            return kind.from_pretrained(place, variant="fp16", **options)
+        except OSError:
+            raise error from None
+
+
 class Folder(Checkpoint):
     """A folder in diffusers' layout, or a repository of that layout on the hub."""
 
@@ -121,10 +155,9 @@ class Folder(Checkpoint):
         return dict(guard(self.name, lambda: kind.load_config(self._place, subfolder=part)))
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
-        options: dict[str, Any] = {"subfolder": part}
-        if not part.startswith("tokenizer"):
-            options |= {"use_safetensors": True, "dtype": dtype}
-        return guard(self.name, lambda: CLASSES[part].from_pretrained(self._place, **options))
+        if part.startswith("tokenizer"):
+            return guard(self.name, lambda: CLASSES[part].from_pretrained(self._place, subfolder=part))
+        return guard(self.name, lambda: pretrained(CLASSES[part], self._place, dtype, part))
 
     def fingerprint(self) -> str:
         folder = Path(self._place)

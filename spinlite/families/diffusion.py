@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spinlite.device import Device
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Kind, guard, open_checkpoint, refuse_pickle, whole
+from spinlite.families.checkpoint import KINDS, Kind, guard, locate, open_checkpoint, pretrained, whole
 from spinlite.families.schedule import noise_scheduler, sampler, settle
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
 from spinlite.maths.paths import Path
@@ -42,7 +42,7 @@ class Parts:
     ) -> None:
         self.checkpoint = open_checkpoint(base)
         self.kind: Kind = self.checkpoint.kind
-        self.device, self._vae = device, vae
+        self.device, self._vae = device, locate(vae, "model.vae") if vae else None
         if self.kind not in kinds:
             raise SpinliteError(f"{base} is {KINDS[self.kind]}, not what model.family says", fix='set model.family = "auto"')
         chosen, zero = settle(self.checkpoint, prediction, zero_snr)
@@ -51,12 +51,13 @@ class Parts:
         self._loaded: dict[str, Any] = {}
         self.net: nn.Module = self.checkpoint.load("unet", device.dtype).to(device.device)
         self.net.eval()
+        self.set_checkpointing(device.levers.checkpointing)
         settings = self.checkpoint.config("unet")
         side = settings["sample_size"]
         self.latent_shape = (settings["in_channels"], side, side)
         self.factor = 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)  # pixels a latent
         self.size = (side * self.factor, side * self.factor)
-        made_of = (self.checkpoint.fingerprint(), _vae_fingerprint(vae) if vae else None, chosen, zero)
+        made_of = (self.checkpoint.fingerprint(), _vae_fingerprint(self._vae) if self._vae else None, chosen, zero)
         self.base_hash = fingerprint(*made_of)
         self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
 
@@ -69,6 +70,14 @@ class Parts:
                 model = self._load_vae() if name == "vae" else self.checkpoint.load(name, self.device.dtype)
                 self._loaded[name] = model.to(self.device.device).eval().requires_grad_(False)
         return self._loaded[name]
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Keep one block's activations at a time and compute them again going back, or keep them all."""
+        net: Any = self.net
+        if on:
+            net.enable_gradient_checkpointing()
+        else:
+            net.disable_gradient_checkpointing()
 
     def sampler(self, name: str) -> Any:
         """A diffusers scheduler for the path: "dpm++", "ddim" or "euler"."""
@@ -120,15 +129,14 @@ class Parts:
         dtype = torch.float32 if self.device.dtype == torch.float16 else self.device.dtype
         if self._vae is None:
             return self.checkpoint.load("vae", dtype)
-        path, vae = FilePath(self._vae), self._vae
-        refuse_pickle(path)
-        if path.suffix.lower() == ".safetensors":
-            read_header(path)  # says what is wrong with it
+        vae = self._vae
+        if vae.lower().endswith(".safetensors"):
+            read_header(FilePath(vae))  # says what is wrong with it
             options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[self.kind]), "subfolder": "vae", "dtype": dtype}
             model = guard(vae, lambda: AutoencoderKL.from_single_file(vae, local_files_only=True, **options))
             return whole(vae, "vae", model)
-        options = {"subfolder": "vae"} if (path / "vae").is_dir() else {}
-        return guard(vae, lambda: AutoencoderKL.from_pretrained(vae, use_safetensors=True, dtype=dtype, **options))
+        within = "vae" if (FilePath(vae) / "vae").is_dir() else ""
+        return guard(vae, lambda: pretrained(AutoencoderKL, vae, dtype, within))
 
 
 def _vae_fingerprint(vae: str) -> str:

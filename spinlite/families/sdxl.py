@@ -66,6 +66,9 @@ class StableDiffusionXL(Family):
     def free(self) -> None:
         self._parts.free()
 
+    def set_checkpointing(self, on: bool) -> None:
+        self._parts.set_checkpointing(on)
+
     def sampler(self, name: str) -> Any:
         return self._parts.sampler(name)
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spinlite.device import Device
 from spinlite.errors import SpinliteError
@@ -30,10 +31,15 @@ class Net(nn.Module):
             self.first = nn.Linear(2 + 1 + WIDTH, 64)
             self.second = nn.Linear(64, 64)
             self.last = nn.Linear(64, 2)
+        self.checkpointing = False
 
     def forward(self, x_t: Tensor, t: Tensor, words: Tensor) -> Tensor:
-        hidden = torch.cat([x_t, t[:, None].to(x_t), words.to(x_t)], 1)
-        return self.last(torch.tanh(self.second(torch.tanh(self.first(hidden)))))
+        given = torch.cat([x_t, t[:, None].to(x_t), words.to(x_t)], 1)
+        hidden = checkpoint(self._block, given, use_reentrant=False) if self.checkpointing else self._block(given)
+        return self.last(hidden)
+
+    def _block(self, given: Tensor) -> Tensor:
+        return torch.tanh(self.second(torch.tanh(self.first(given))))
 
 
 class Toy(Family):
@@ -47,7 +53,8 @@ class Toy(Family):
     def __init__(self, base: str, device: Device) -> None:
         if not base.isdigit():
             raise SpinliteError(f"the toy family's base is a seed, not {base!r}", fix='set model.base = "0"')
-        self.net = Net(int(base)).to(device.device)
+        self._net = self.net = Net(int(base)).to(device.device)
+        self.set_checkpointing(device.levers.checkpointing)
         self.base_hash = fingerprint("toy", base)
         self.title = "toy (points in the plane)"
 
@@ -73,6 +80,9 @@ class Toy(Family):
 
     def free(self) -> None:
         pass
+
+    def set_checkpointing(self, on: bool) -> None:
+        self._net.checkpointing = on
 
     def sampler(self, name: str) -> FlowMatchEulerDiscreteScheduler:
         if name != "euler":

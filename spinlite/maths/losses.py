@@ -4,6 +4,7 @@ gain = opponent error - policy error (positive: the policy denoises this sample 
 margin = gain on real - gain on fake.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -34,8 +35,9 @@ def bounded(gain_fake: Tensor, opponent_fake: Tensor, bound: float) -> Tensor:
 
     A preference is also won by denoising fakes ever worse: the way such training collapses. Past the bound that pays
     nothing more (the slope is zero). It acts where beta is small against the errors; a large beta ends the push sooner.
+    An infinite bound is none.
     """
-    return torch.maximum(gain_fake, -bound * opponent_fake)
+    return gain_fake if bound == math.inf else torch.maximum(gain_fake, -bound * opponent_fake)
 
 
 def gate(gain_real: Tensor, opponent_real: Tensor, kind: Gate) -> Tensor:
