@@ -83,6 +83,30 @@ def presets() -> None:
         typer.echo(f"{name:<14} {tomllib.loads(path.read_text(encoding='utf-8')).get('about', '')}")
 
 
+@app.command()
+def doctor(
+    runs: Annotated[Path, typer.Option(help="where runs are to be kept")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="facts and findings for programs")] = False,
+) -> None:
+    """Check whether training can run on this computer, and say what mends what can't. Exit code 1 if it can't."""
+    from spinlite.console import Console
+    from spinlite.doctor import screen
+    from spinlite.doctor.diagnosis import diagnose
+    from spinlite.doctor.probes import examine
+
+    console = Console()
+    if json:
+        computer = examine(runs)
+        typer.echo(screen.as_json(computer, findings := diagnose(computer)))
+    else:
+        console.say(f"spinlite {__version__} · doctor: each part is really tried, which takes a moment")
+        with console.screen.status("looking") as status:
+            computer = examine(runs, lambda name: status.update(f"trying {name}"))
+        screen.show(console.screen, computer, findings := diagnose(computer))
+    if not screen.ready(findings):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """The command line's entry: every error the user can mend is two lines, without a traceback."""
     from spinlite.console import Console
@@ -92,9 +116,10 @@ def main() -> None:
     try:
         if strange := [word for word in sys.argv[1:] if word.encode(errors="replace").decode() != word]:
             raise SpinliteError(f"{strange[0]!r} is not UTF-8", fix="rename that file or folder")
-        if app(sys.argv[1:] or ["--help"], prog_name="spinlite", standalone_mode=False) == 130:  # typer's word for Ctrl-C
+        code = app(sys.argv[1:] or ["--help"], prog_name="spinlite", standalone_mode=False)
+        if code == 130:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
-        return
+        sys.exit(code or 0)
     except SpinliteError as error:
         problem, fix = error.problem, error.fix
     except typer.TyperException as error:

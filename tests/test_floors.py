@@ -31,6 +31,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "cli": (5, {"typer"}),
     "console": (5, {"rich"}),
     "__main__": (5, set()),
+    "doctor": (5, {"torch", "bitsandbytes", "xformers", "psutil", "packaging", "rich"}),
     "demo": (5, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
