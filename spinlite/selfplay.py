@@ -22,7 +22,7 @@ from spinlite.export import export
 from spinlite.facts import Watch, facts, spoken, warnings
 from spinlite.families import Family, family
 from spinlite.learn import Batches, Progressed, asked, figures, learn, make_batch, measure
-from spinlite.maths.draws import generator
+from spinlite.maths.draws import generator, partners
 from spinlite.methods import Method
 from spinlite.play import fake_key, play
 from spinlite.run import Run, optimizer_tree, restore_optimizer
@@ -153,6 +153,8 @@ class SelfPlay:
         heldout = self._played("opponent", rival, self.heldout, title + " (held-out)", "heldout")
         if self.method.fakes is None:
             return None, heldout
+        if self.method.fakes == "shuffled":
+            return self._shuffled(k), heldout
         seed = self.settings.run.seed
         return self._played("opponent", rival, self.train, title, "train", seed, k), heldout
 
@@ -169,6 +171,12 @@ class SelfPlay:
                 play(self.family, self.encoded, records, self.settings.play, batch, store, progress, *names)
         return lambda asked: store.get([fake_key(r) for r in asked])["x0"]
 
+    def _shuffled(self, k: int) -> Fakes:
+        """The pictures of other captions, another circle of them in each round."""
+        other = partners(len(self.train), self.settings.run.seed, k)
+        by_key = {record.key: self.train[place] for record, place in zip(self.train, other, strict=True)}
+        return lambda records: self.encoded.real([by_key[record.key] for record in records])
+
     def _resume(self, k: int) -> Progressed:
         """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
         if self.run.state.get("round") == k and self.run.state["update"] > 0:
@@ -178,7 +186,10 @@ class SelfPlay:
         return Progressed()
 
     def _probe(self, k: int, fakes: Fakes | None) -> None:
-        """Where the policy is its opponent, the loss is log 2. A wrong adapter, other noise or dropout shows here."""
+        """Where the policy is its opponent, a preference loses log 2, and every method what it loses for equal errors.
+
+        A wrong adapter, other noise or dropout shows here.
+        """
         self.slots.load("opponent", self._ladder(k - 1))
         rows = [(record, 0) for record in self.train[: self.settings.learn.batch]]
         batch = make_batch(self.family, self.encoded, rows, fakes, None, ("probe", k))
@@ -186,9 +197,12 @@ class SelfPlay:
             errors = {name: measure(self.family, self.slots, name, batch) for name in asked(self.method)}
         loss = self.method.loss(**errors).mean().item()
         self.run.log("probe", round=k, loss=loss)
-        if not abs(loss - math.log(2)) < 1e-3:
+        equal = {name: errors[name.replace("policy", "opponent")] for name in errors}
+        expected = self.method.loss(**equal).mean().item()
+        if not abs(loss - expected) < 1e-3:
+            said = "log 2 = 0.6931" if math.isclose(expected, math.log(2)) else f"{expected:.4f}"
             raise SpinliteError(
-                f"with the policy equal to its opponent the loss must be log 2 = 0.6931, but is {loss:.4f}",
+                f"with the policy equal to its opponent the loss must be {said}, but is {loss:.4f}",
                 fix="the two see different weights, noise or dropout: report this with the run's settings.toml",
             )
         self.slots.load("opponent", self._ladder(self._rival(k)))

@@ -13,9 +13,12 @@ from spinlite.adapters import Slots, delta, modules
 from spinlite.families.toy import Toy
 from spinlite.learn import Batch, figures, measure, step
 from spinlite.maths.losses import error
-from spinlite.methods import DPO, SFT, SPIN, SePPO
+from spinlite.methods import DDO, DPO, DRO, KTO, SFT, SPIN, SUDO, SePPO
 
-METHODS = [SFT(), SPIN(beta=3.0), SePPO(beta=3.0), SePPO(beta=3.0, gate="indicator"), DPO(beta=3.0)]
+METHODS = [
+    SFT(), SPIN(beta=3.0), SePPO(beta=3.0), SePPO(beta=3.0, gate="indicator"), SePPO(beta=3.0, gate="sft"), DPO(beta=3.0),
+    DRO(beta=3.0), DDO(beta=3.0), KTO(beta=3.0), SUDO(beta=3.0),
+]  # fmt: skip
 CPU = device.Device(torch.device("cpu"), "a test")
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spinlite.maths.draws import draw, gaussian, order, seed_of
-from spinlite.maths.losses import bounded, error, gate, preference
+from spinlite.maths.draws import draw, gaussian, order, partners, seed_of
+from spinlite.maths.losses import bounded, error, gate, hinge, preference
 from spinlite.maths.paths import Path
 
 BAR = torch.linspace(0.999, 0.01, 50, dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_the_gates_and_their_tie_by_hand():
     opponent = torch.full((4,), 0.1)
     gain = torch.tensor([0.01, -0.01, 0.0, 5e-7])  # better, worse, equal, equal but for rounding
     assert gate(gain, opponent, "sign").tolist() == [1, -1, 0, 0]
-    assert gate(gain, opponent, "indicator").tolist() == [1, 0, 0, 0]
+    assert gate(gain, opponent, "indicator").tolist() == gate(gain, opponent, "sft").tolist() == [1, 0, 0, 0]
     assert gate(gain, opponent, "none").tolist() == [1, 1, 1, 1]
     assert not gate(gain.requires_grad_(), opponent, "sign").requires_grad
 
@@ -132,3 +132,15 @@ def test_the_times_of_one_sample_are_spread_and_of_many_uniform():
 
 def test_an_order_is_a_permutation():
     assert sorted(order(9, "x", 1)) == list(range(9)) and order(9, "x", 1) == order(9, "x", 1) != order(9, "x", 2)
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_partners_are_others_each_taken_once(count: int):
+    found = partners(count, "x", 1)
+    assert sorted(found) == list(range(count)) and all(i != other for i, other in enumerate(found))
+    assert count < 50 or found != partners(count, "x", 2)
+
+
+def test_a_hinge_by_hand():
+    gain_real, gain_fake = torch.tensor([0.0, 0.03, 0.2, -0.1]), torch.tensor([0.0, -0.02, 0.0, 0.0])
+    assert_close(hinge(gain_real, gain_fake, 10), torch.tensor([1.0, 0.5, 0.0, 2.0]))

@@ -232,6 +232,37 @@ def test_dpo_learns_from_given_pairs(toy: Settings, swatches: Path, tmp_path: Pa
     assert not any(title.endswith("play") for title in watch.phases)
 
 
+@pytest.mark.parametrize("method", ["dro", "ddo", "kto", "sudo"])
+def test_other_methods_run_from_equal_errors_to_an_export(method: str, toy: Settings, tmp_path: Path):
+    settings = changed(toy, method__name=method)
+    watch = Quiet()
+    outcome = train(settings, tmp_path / "r", watch)
+    names = ("policy_real", "policy_fake", "opponent_real", "opponent_fake")
+    level = settings.build_method().loss(**dict.fromkeys(names, torch.ones(1))).item()
+    assert [p["loss"] for p in outcome.run.events("probe")] == pytest.approx([level] * 2, abs=1e-4)
+    assert len(outcome.rounds) == 2 and outcome.run.exported.exists()
+    assert ("round 1/2 · play" in watch.phases) == (method != "sudo")
+
+
+def test_shuffled_fakes_are_the_pictures_of_others_and_other_ones_in_each_round(
+    toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[int, list[tuple[Any, Any]]] = {1: [], 2: []}
+    whole = selfplay.SelfPlay._shuffled
+
+    def spied(self: Any, k: int):
+        fakes = whole(self, k)
+        seen[k] = [(self.encoded.real([r]).tolist(), fakes([r]).tolist()) for r in self.train]
+        return fakes
+
+    monkeypatch.setattr(selfplay.SelfPlay, "_shuffled", spied)
+    train(changed(toy, method__name="sudo", learn__updates=2), tmp_path / "r", Quiet())
+    for pairs in seen.values():
+        assert all(real != fake for real, fake in pairs)
+        assert sorted(str(real) for real, _ in pairs) == sorted(str(fake) for _, fake in pairs)
+    assert seen[1] != seen[2]
+
+
 def test_spin_learns_the_pictures_round_by_round(toy: Settings, tmp_path: Path):
     """The pictures lie on a ring; the base is an untrained network. SFT's limit here is 0.72 x the base's error."""
     settings = changed(

@@ -41,3 +41,10 @@ def draw(shape: Sequence[int], sample: str, epoch: int, *names: int | str) -> tu
 def order(count: int, *names: int | str) -> list[int]:
     """A permutation of range(count)."""
     return torch.randperm(count, generator=generator("order", *names)).tolist()
+
+
+def partners(count: int, *names: int | str) -> list[int]:
+    """For each of range(count) another one, each taken once: one random circle through all of them."""
+    circle = order(count, "partners", *names)
+    following = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    return [following[i] for i in range(count)]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Gate = Literal["sign", "indicator", "none"]
+Gate = Literal["sign", "indicator", "sft", "none"]
 
 TIE = 1e-5  # share of the opponent's error below which a gain is rounding, not a difference
 
@@ -40,13 +40,19 @@ def bounded(gain_fake: Tensor, opponent_fake: Tensor, bound: float) -> Tensor:
     return gain_fake if bound == math.inf else torch.maximum(gain_fake, -bound * opponent_fake)
 
 
+def hinge(gain_real: Tensor, gain_fake: Tensor, beta: float) -> Tensor:
+    """max(0, 1 - beta * margin), (B,): 1 where the policy is its opponent, nothing more to win past a margin of 1/beta."""
+    return F.relu(1 - beta * (gain_real - gain_fake))
+
+
 def gate(gain_real: Tensor, opponent_real: Tensor, kind: Gate) -> Tensor:
     """SePPO's s, (B,), detached: what the fake is worth where the policy has (not) got better on the real sample.
 
     |             | policy better | tie | policy worse |
     |-------------|---------------|-----|--------------|
     | "sign"      | +1            | 0   | -1           |  Zhang et al. 2024 (v1): the fake turns into a second real
-    | "indicator" | +1            | 0   | 0            |  v2: the fake is left out, so the step is SFT-like
+    | "indicator" | +1            | 0   | 0            |  the paper's 1(x > 0): the fake is left out, the sigmoid stays
+    | "sft"       | +1            | 0   | 0            |  v2 switches to SFT there: the caller drops the sigmoid too
     | "none"      | +1            | +1  | +1           |  plain preference
 
     A tie is |gain| <= TIE x the opponent's error: when the policy *is* its opponent, which one rounding favours must

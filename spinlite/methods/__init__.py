@@ -4,16 +4,23 @@
 
 opponent  who the opponent is in round k: "base" (snapshot 0), "previous" (snapshot k-1), "random" (one of 0..k-1),
           or None where there is none
-fakes     where fakes come from: "played" by the opponent, "given" with the data, or None
+fakes     where fakes come from: "played" by the opponent, "given" with the data, "shuffled" (the pictures of other captions),
+          or None
 """
 
+from spinlite.methods.ddo import DDO
 from spinlite.methods.dpo import DPO
+from spinlite.methods.dro import DRO
+from spinlite.methods.kto import KTO
 from spinlite.methods.seppo import SePPO
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
+from spinlite.methods.sudo import SUDO
 
-Method = SFT | DPO | SPIN | SePPO
+Method = SFT | DPO | SPIN | SePPO | DRO | DDO | KTO | SUDO
 
-METHODS: dict[str, type[Method]] = {"sft": SFT, "dpo": DPO, "spin": SPIN, "seppo": SePPO}
+METHODS: dict[str, type[Method]] = {
+    "sft": SFT, "dpo": DPO, "spin": SPIN, "seppo": SePPO, "dro": DRO, "ddo": DDO, "kto": KTO, "sudo": SUDO,
+}  # fmt: skip
 
-__all__ = ["DPO", "METHODS", "SFT", "SPIN", "Method", "SePPO"]
+__all__ = ["DDO", "DPO", "DRO", "KTO", "METHODS", "SFT", "SPIN", "SUDO", "Method", "SePPO"]

@@ -1,8 +1,10 @@
 """SePPO: self-play against a random earlier snapshot, with a gate on what its samples are worth."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from spinlite.maths.losses import Gate, bounded, gate, preference
@@ -14,7 +16,7 @@ class SePPO:
 
     reference  the snapshot that makes the fakes and gives the opponent's errors: "random" (the paper's choice),
                "previous" (its "latest") or "base"
-    gate       "sign" (v1), "indicator" (v2-like), "none" (then it is SPIN for reference = "previous")
+    gate       "sign" (v1), "indicator", "sft" (v2, SSPO: the pair becomes plain SFT), "none" (SPIN for reference = "previous")
     `beta`, `bound` and `anchor` are as in SPIN; the bound acts where s > 0, the only case that pushes a fake away.
     """
 
@@ -36,4 +38,7 @@ class SePPO:
         gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
         s = gate(gain_real, opponent_real, self.gate)
         worth = (s > 0) * bounded(gain_fake, opponent_fake, self.bound) + (s < 0) * -gain_fake
-        return preference(gain_real, worth, self.beta) - self.anchor * self.beta * gain_real
+        paired = preference(gain_real, worth, self.beta)
+        if self.gate == "sft":  # the tangent of the pair's loss at a tie, so that value and slope go on where it switches
+            paired = torch.where(s > 0, paired, math.log(2) - 0.5 * self.beta * gain_real)
+        return paired - self.anchor * self.beta * gain_real

@@ -1,0 +1,51 @@
+"""Weights of times: what an error at a time t counts. Every kind averages to 1 over the times that are used."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spinlite.maths.paths import Path
+
+Weight = Literal["constant", "min-snr", "transition"]
+GAMMA = 5.0  # of min-SNR, as in its paper
+GRID = 1000  # places at which the average is taken
+
+
+def weigh(path: Path, kind: Weight, t: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """(B,) times -> (B,) weights of the path's own squared error; their mean over uniform times of [low, high) is 1.
+
+    | kind         | means                                                        | source                             |
+    |--------------|--------------------------------------------------------------|------------------------------------|
+    | "constant"   | 1 for the path's own error                                   | Ho et al. 2020, 2006.11239, eq. 14 |
+    | "min-snr"    | min(SNR, 5) for the squared x0 error; for eps min(SNR, 5)/SNR | Hang et al. 2023, 2303.09556       |
+    | "transition" | SNR(t') - SNR(t) for the squared x0 error                    | Kingma et al. 2021, 2107.00630     |
+
+    SNR = a^2 / s^2. "transition" is SPIN's beta_t h_t^2 (Yuan et al. 2024) with beta_t = lambda T / (2 spread^2): the weight
+    that an error has in the log density of a step to t', one place of the schedule (for flow a thousandth) before t, with
+    the spread of the true posterior. It is heaviest where there is little noise.
+    """
+    if kind == "constant":
+        return torch.ones_like(t, dtype=torch.float32)
+    grid = path.times((torch.arange(GRID) + 0.5) / GRID * (high - low) + low).to(t.device)
+    return _raw(path, kind, t) / _raw(path, kind, grid).mean()
+
+
+def _raw(path: Path, kind: Weight, t: Tensor) -> Tensor:
+    if kind == "min-snr":
+        return _snr(path, t).clamp_max(GAMMA) * _x0_share(path, t)
+    step = 1e-3 if path.alpha_bar is None else 1
+    t = t.clamp_min(2 * step)  # the step to a clean sample has no spread, so no density
+    return (_snr(path, t - step) - _snr(path, t)) * _x0_share(path, t)
+
+
+def _snr(path: Path, t: Tensor) -> Tensor:
+    a, s = path.coefficients(t, 1)
+    return (a / s).square()
+
+
+def _x0_share(path: Path, t: Tensor) -> Tensor:
+    """The squared x0 error that one unit of the path's own squared error means, (B,)."""
+    one = torch.ones_like(t, dtype=torch.float32)
+    (with_one, _), (without, _) = path.invert(one, one, t), path.invert(torch.zeros_like(one), one, t)
+    return (with_one - without).square()

@@ -1,0 +1,31 @@
+"""DDO: real and fake are judged each for itself, as a GAN's discriminator would."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinlite.maths.losses import bounded
+
+
+@dataclass(frozen=True)
+class DDO:
+    """Direct Discriminative Optimization (2025, arXiv 2503.01103), with gains for log density ratios.
+
+    beta, bound  as in SPIN
+    alpha        weight of the fakes; with the paper's objective and alpha = beta = 1 on true log ratios, the optimum is the
+                 distribution of the real ones
+    """
+
+    beta: float = field(default=5000.0, metadata={"gt": 0})
+    alpha: float = field(default=1.0, metadata={"ge": 0})
+    bound: float = field(default=0.5, metadata={"gt": 0})
+
+    opponent: ClassVar[str] = "previous"
+    fakes: ClassVar[str] = "played"
+
+    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+        """-log sigmoid(beta gain_real) - alpha log sigmoid(-beta gain_fake), (B,); (1 + alpha) log 2 at a tie."""
+        gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)
+        return F.softplus(-self.beta * (opponent_real - policy_real)) + self.alpha * F.softplus(self.beta * gain_fake)

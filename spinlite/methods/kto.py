@@ -1,0 +1,28 @@
+"""Diffusion-KTO: unpaired, with a utility that is flat at both ends."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KTO:
+    """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465): real = liked, fake = disliked.
+
+    beta  as in SPIN; a gain of a few 1/beta, for better or worse, no longer counts, so that a lost fake can't run away
+
+    The paper's reference point Q, a batch mean of gains cut at 0, is 0 here: it begins there, and so the loss of a sample
+    does not depend on what else is in its batch.
+    """
+
+    beta: float = field(default=1000.0, metadata={"gt": 0})
+
+    opponent: ClassVar[str] = "previous"
+    fakes: ClassVar[str] = "played"
+
+    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+        """(1 - sigmoid(beta gain_real)) + (1 - sigmoid(-beta gain_fake)), (B,); 1 where policy = opponent."""
+        gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
+        return torch.sigmoid(-self.beta * gain_real) + torch.sigmoid(self.beta * gain_fake)

@@ -1,0 +1,31 @@
+"""SUDO: the fake is another real picture. No sampling; the control that asks whether the opponent matters at all."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from spinlite.maths.losses import bounded, preference
+
+
+@dataclass(frozen=True)
+class SUDO:
+    """SUDO (2025, arXiv 2504.14534): Diffusion-DPO against the picture of another caption, plus plain denoising.
+
+    beta   as in SPIN; the authors' 5000 has the factor 1/2
+    bound  as in SPIN; the paper has none
+    mse    weight of the plain denoising error against the preference's: 1 in the paper (half and half)
+    """
+
+    beta: float = field(default=2500.0, metadata={"gt": 0})
+    bound: float = field(default=0.5, metadata={"gt": 0})
+    mse: float = field(default=1.0, metadata={"ge": 0})
+
+    opponent: ClassVar[str] = "base"
+    fakes: ClassVar[str] = "shuffled"
+
+    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+        """-log sigmoid(beta * margin) - mse * gain_real, (B,); log 2 where policy = opponent. Twice the paper's loss."""
+        gain_real = opponent_real - policy_real
+        gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)
+        return preference(gain_real, gain_fake, self.beta) - self.mse * gain_real
