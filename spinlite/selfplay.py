@@ -200,7 +200,7 @@ class SelfPlay:
         equal = {name: errors[name.replace("policy", "opponent")] for name in errors}
         expected = self.method.loss(**equal).mean().item()
         if not abs(loss - expected) < 1e-3:
-            said = "log 2 = 0.6931" if math.isclose(expected, math.log(2)) else f"{expected:.4f}"
+            said = "log 2 = 0.6931" if math.isclose(expected, math.log(2), abs_tol=1e-6) else f"{expected:.4f}"
             raise SpinliteError(
                 f"with the policy equal to its opponent the loss must be {said}, but is {loss:.4f}",
                 fix="the two see different weights, noise or dropout: report this with the run's settings.toml",
