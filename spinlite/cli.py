@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from spinlite import __version__
+from spinlite import __version__, cli_lora
 from spinlite.errors import SpinliteError
 
 # Before torch is imported: its threads spin while they wait. Without end that made a step 20 times slower on a busy machine;
@@ -105,6 +105,9 @@ def doctor(
         screen.show(console.screen, computer, findings := diagnose(computer))
     if not screen.ready(findings):
         raise typer.Exit(1)
+
+
+cli_lora.register(app)
 
 
 def main() -> None:

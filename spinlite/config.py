@@ -37,7 +37,7 @@ class Model(Section):
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float | None = Field(default=None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank
     rslora: bool = False  # the scale is alpha / sqrt(rank) instead: high ranks learn as fast as low ones
-    dora: bool = False  # learn each output's magnitude beside its direction; can't be exported yet
+    dora: bool = False  # learn each output's magnitude beside its direction; exported as a plain LoRA
 
 
 class Data(Section):

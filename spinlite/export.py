@@ -1,70 +1,104 @@
-"""Snapshot -> a LoRA file that other programs open: kohya's layout, one alpha for the whole file, fp16."""
+"""A run's snapshot -> a LoRA file that other programs open, compared with what was trained."""
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
-from spinlite.adapters import delta, modules
+from spinlite.device import DTYPES
 from spinlite.errors import SpinliteError
+from spinlite.evaluate.sheet import current
 from spinlite.families import Family
-from spinlite.store import read, replace
+from spinlite.lora import Pair, of_snapshot
+from spinlite.lora.bake import baked
+from spinlite.lora.layouts import Layout
+from spinlite.lora.metadata import About
+from spinlite.lora.write import write_lora, write_sidecars
+from spinlite.run import Run
+from spinlite.store import read
 
-WORST = 5e-3  # largest relative error of a module's weight change that fp16 may cost
+PRIVATE = {"data": {"folder"}, "model": {"base", "vae"}}  # settings that name places: their last part alone is written
 
 
-def export(family: Family, state: Mapping[str, Tensor], scale: float, path: Path, about: Mapping[str, str]) -> str:
-    """Write the LoRA and check it as another program would read it; returns what was verified, in words.
+@dataclass(frozen=True)
+class Wanted:
+    """How a LoRA is to be written. A strength below 0 pushes away from what was learned."""
 
-    A module's weight change is alpha / rank x up down. One power of two is taken as alpha / rank for all of them, such
-    that the largest `up` lies near 1: self-play changes are small, and fp16 would lose them. `about` goes into the
-    header. Raises SpinliteError where the file does not hold what was trained.
+    layout: Layout = "kohya"
+    dtype: str = "fp16"
+    strength: float = 1.0
+    sidecars: bool = False
+
+
+def export(run: Run, base: Family, k: int, path: Path, wanted: Wanted) -> str:
+    """Write snapshot k of a run, open it again and compare; returns what was found, in words.
+
+    `base` is the run's base model, without LoRA slots. Raises SpinliteError where the file does not hold the snapshot.
     """
+    lora, lost = snapshot(run, base, k)
+    lora = {name: pair.times(wanted.strength) for name, pair in lora.items()}
+    said = about(run, base, k, path.stem, wanted)
+    found = str(write_lora(path, lora, base, said, wanted.layout, DTYPES[wanted.dtype]))
+    if wanted.sidecars:
+        write_sidecars(path, said)
+    return found if lost is None else f"{found}; DoRA as a plain LoRA, {lost:.1%} off"
+
+
+def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | None]:
+    """(snapshot k as plain pairs, what a DoRA lost by that). Raises SpinliteError where it is not there or not of this base."""
+    path = run.snapshot(k)
+    if not path.exists():
+        raise SpinliteError(f"{run.folder} has no round {k}", fix=f"give one of 0 to {len(run.events('judge'))}")
+    state, metadata = read(path)
+    told = json.loads(metadata["spinlite"])
+    if told["base"] != base.base_hash:
+        raise SpinliteError(f"{base.title} has changed since {path} was made", fix="put the base model's files back")
     if any("magnitude" in name for name in state):
-        raise SpinliteError("a DoRA can't be exported: programs read it in ways that differ", fix="set model.dora = false")
-    names = {module: family.export_name(module) for module in modules(dict(state))}
-    largest = max(state[f"{module}.lora_B.weight"].abs().max().item() for module in names) * scale
-    unit = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
-    tensors: dict[str, Tensor] = {}
-    for module, name in names.items():
-        down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
-        tensors[f"{name}.lora_down.weight"] = down.half().contiguous()
-        tensors[f"{name}.lora_up.weight"] = (up * (scale / unit)).half().contiguous()
-        tensors[f"{name}.alpha"] = torch.tensor(unit * down.shape[0], dtype=torch.float16)
-    rank = next(iter(state.values())).shape[0]
-    metadata = {
-        **family.export_metadata(),
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(unit * rank),
-        "ss_output_name": path.stem,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": path.stem,
-        "spinlite": json.dumps(dict(about), sort_keys=True),
-    }
-    content = save(tensors, metadata)
-    header = int.from_bytes(content[:8], "little")
-    digest = hashlib.sha256(content[8 + header :]).hexdigest()  # of the data section, which no header changes
-    metadata |= {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, save(tensors, metadata))
-    return _verify(path, state, scale, names)
+        return baked(state, told["scale"], base.net)
+    return of_snapshot(state, told["scale"]), None
 
 
-def _verify(path: Path, state: Mapping[str, Tensor], scale: float, names: Mapping[str, str]) -> str:
-    written, _ = read(path)
-    worst = 0.0
-    for module, name in names.items():
-        down, up = written[f"{name}.lora_down.weight"].float(), written[f"{name}.lora_up.weight"].float()
-        factor = written[f"{name}.alpha"].item() / down.shape[0]
-        trained = delta(dict(state), module, scale)
-        got = factor * (up.flatten(1) @ down.flatten(1)).view_as(trained)
-        worst = max(worst, ((got - trained).norm() / trained.norm().clamp_min(1e-12)).item())
-    if worst > WORST:
-        raise SpinliteError(f"{path} does not hold what was trained (off by {worst:.1%})", fix="report this as a bug")
-    return f"{len(names)} of {len(names)} modules, largest relative error {worst:.0e}"
+def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:
+    """What the header says of a run's snapshot."""
+    settings, began, rounds = run.settings, run.events("begin")[0], run.events("judge")
+    figures = rounds[k - 1] if k else {}
+    method = settings.method["name"]
+    words = f"spinlite, {method}, round {k} of {len(rounds)}"
+    if wanted.strength < 0:
+        words += f"; EXPERIMENTAL: pushes away from what was learned, by {-wanted.strength:g}"
+    picture = current(run.sheet(k)) if k and run.sheet(k).exists() else None
+    last = figures or (rounds[-1] if rounds else began)
+    return About(
+        title=title, family=base.export_metadata(), base=Path(settings.model.base).name, strength=wanted.strength,
+        description=words, tags=began.get("tags", {}), pictures=began["settings"]["train"], started=began["time"],
+        finished=last["time"], thumbnail=picture,
+        ours={
+            "method": settings.method, "round": k, "rounds": len(rounds), "base": base.base_hash,
+            "settings": _public(settings.model_dump()),
+            "figures": {key: value for key, value in figures.items() if isinstance(value, float) and key != "time"},
+        },
+    )  # fmt: skip
+
+
+def _public(tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the places of files."""
+    for section, keys in PRIVATE.items():
+        for key in keys:
+            if tree[section][key]:
+                tree[section][key] = Path(tree[section][key]).name
+    return tree
+
+
+def choose(run: Run, word: str) -> int:
+    """The round that "best", "last" or a number names. Raises SpinliteError where there is none."""
+    rounds = run.events("judge")
+    if word in ("best", "last") and not rounds:
+        raise SpinliteError(f"{run.folder} has no finished round", fix="let `spinlite train` finish one first")
+    match word:
+        case "best":
+            return run.best
+        case "last":
+            return len(rounds)
+    if not word.isdigit():
+        raise SpinliteError(f"--round {word!r} is no round", fix="give best, last, or a number")
+    return int(word)

@@ -5,7 +5,7 @@ journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
 snapshots/k.safetensors  the ladder
 samples/round-k.png      fixed prompts x base | previous | current
-export/NAME.safetensors  the LoRA for other programs
+export/NAME.safetensors  the LoRA of the best round for other programs; NAME-last.safetensors where the last is another
 """
 
 import json
@@ -34,16 +34,25 @@ class Run:
         """Raises SpinliteError where the folder was made with other settings."""
         self.folder = folder
         self._journal = folder / "journal.jsonl"
-        self._settings = settings
+        self.settings = settings
         if self._kept.exists():
             self._compare(config.load(str(self._kept)), settings)
         self.state = self._read_state()
-        self._truncate(int(self.state.get("journal", 0)))
+
+    @staticmethod
+    def found(folder: Path) -> "Run":
+        """A run that is there, with its own settings; nothing is changed. Raises SpinliteError where there is none."""
+        kept = folder / "settings.toml"
+        if not kept.is_file():
+            raise SpinliteError(f"{folder} is no run", fix="name a folder that `spinlite train` made, such as runs/demo")
+        return Run(folder, config.load(str(kept)))
 
     def open(self) -> None:
-        """Make the folder and write the settings: from here on, other settings are refused."""
+        """Make the folder and write the settings: from here on, other settings are refused. What was journalled after the
+        last `save` is forgotten."""
+        self._truncate(int(self.state.get("journal", 0)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace(self._kept, tomli_w.dumps(self._settings.model_dump(exclude_none=True)).encode())
+        replace(self._kept, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
 
     @property
     def name(self) -> str:
@@ -57,7 +66,15 @@ class Run:
 
     @property
     def exported(self) -> Path:
+        """The LoRA of the best round."""
         return self.folder / "export" / f"{self.name}.safetensors"
+
+    @property
+    def best(self) -> int:
+        """The round with the lowest held-out error on real pictures, the start included; by the journal."""
+        rounds = self.events("judge")
+        errors = [rounds[0]["previous_real"], *(event["policy_real"] for event in rounds)]
+        return errors.index(min(errors))
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one event to the journal, with the time."""

@@ -18,10 +18,11 @@ from spinlite.data import Encoded, Progress, Record
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.heldout import drift, grew, heldout_errors
 from spinlite.evaluate.sheet import sheet
-from spinlite.export import export
+from spinlite.export import Wanted, export
 from spinlite.facts import Watch, facts, spoken, warnings
 from spinlite.families import Family, family
 from spinlite.learn import Batches, Progressed, asked, figures, learn, make_batch, measure
+from spinlite.lora.metadata import tag_counts
 from spinlite.maths.draws import generator, partners
 from spinlite.methods import Method
 from spinlite.play import fake_key, play
@@ -55,6 +56,15 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     stopped = run.state.get("stopped") if settings.judge.stop else None
     if run.state.get("exported") and (stopped or done >= settings.run.rounds):
         return _outcome(run, stopped, already=True)
+    stopped = _rounds(run, done, stopped, watch)
+    outcome = _outcome(run, stopped, already=False)
+    _export(outcome, watch)
+    return outcome
+
+
+def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | None:
+    """The rounds after those that are done; returns why the run was stopped. All that they needed is then let go."""
+    settings, folder = run.settings, run.folder
     method = settings.build_method()
     found = data.survey(settings.data, pairs=method.fakes == "given")
     where = device.choose(settings.memory)
@@ -91,16 +101,14 @@ class SelfPlay:
     device: device.Device
     watch: Watch
 
-    def go(self, k: int, stopped: str | None) -> Outcome:
-        """The rounds from k on, unless the run was stopped, and the export."""
+    def go(self, k: int, stopped: str | None) -> str | None:
+        """The rounds from k on, unless the run was stopped; returns why it was."""
         self._begin()
         while k <= self.settings.run.rounds and not stopped:
             stopped = self._round(k)
             k += 1
             self.run.save({}, round=k, update=0, stopped=stopped)
-        outcome = _outcome(self.run, stopped, already=False)
-        self._export(outcome)
-        return outcome
+        return stopped
 
     def _begin(self) -> None:
         """The folder, the first event and snapshot 0; on a resume, that data and base are what they were."""
@@ -111,7 +119,8 @@ class SelfPlay:
         }
         if not self.run.state:
             about = {**self.settings.model_dump(), "train": len(self.train), "heldout": len(self.heldout)}
-            self.run.log("begin", **made_of, device=str(self.device), settings=about)
+            tags = tag_counts(r.caption for r in self.train)
+            self.run.log("begin", **made_of, device=str(self.device), settings=about, tags=tags)
             self._write_snapshot(0)
             self.run.save({}, round=1, update=0, stopped=None)
             return
@@ -279,20 +288,19 @@ class SelfPlay:
         about = {"round": k, "rank": self.settings.model.rank, "scale": self.slots.scale, "base": self.family.base_hash}
         write(self.run.snapshot(k), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
 
-    def _export(self, outcome: Outcome) -> None:
-        about = {"method": self.settings.method, "round": outcome.best, "base": self.family.base_hash}
-        if self.settings.model.dora:
-            kept = self.run.snapshot(outcome.best)
-            said = f"not exported: other programs read DoRA in ways that differ; round {outcome.best} is {kept}"
-        else:
-            found = export(self.family, self._ladder(outcome.best), self.slots.scale, self.run.exported, about)
-            self.run.log("export", round=outcome.best, verified=found)
-            said = f"exported round {outcome.best}: {found}"
-        self.run.save({}, **{key: value for key, value in self.run.state.items() if key != "journal"}, exported=True)
-        self.watch.say(said)
+
+def _export(outcome: Outcome, watch: Watch) -> None:
+    """The best round and, where it is another, the last, as files for other programs; on a base model loaded afresh."""
+    run, last = outcome.run, len(outcome.rounds)
+    base = family(run.settings.model, device.choose(run.settings.memory))
+    files = {outcome.best: run.exported} | ({last: run.exported.with_stem(f"{run.name}-last")} if last != outcome.best else {})
+    for k, path in files.items():
+        found = export(run, base, k, path, Wanted())
+        run.log("export", round=k, file=path.name, verified=found)
+        watch.say(f"exported round {k}, {path.name}: {found}")
+    run.save({}, **{key: value for key, value in run.state.items() if key != "journal"}, exported=True)
 
 
 def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
     rounds = run.events("judge")
-    errors = [rounds[0]["base_real"], *(event["policy_real"] for event in rounds)]
-    return Outcome(run, rounds, errors.index(min(errors)), stopped, already)
+    return Outcome(run, rounds, run.best, stopped, already)

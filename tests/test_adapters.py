@@ -13,7 +13,7 @@ from spinlite import config
 from spinlite.adapters import Slots, delta, modules
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
-from spinlite.export import export
+from spinlite.lora.bake import KEPT, baked
 from spinlite.selfplay import train
 from spinlite.store import read
 
@@ -69,17 +69,23 @@ def test_dora_learns_magnitudes_and_a_snapshot_holds_them():
         slots.load("policy", {k: v for k, v in slots.state("policy").items() if "magnitude" not in k})
 
 
-def test_a_dora_is_not_exported(tmp_path):
+def test_a_dora_becomes_a_plain_lora_and_its_error_is_what_is_said():
     _, slots = moved(dora=True)
-    with pytest.raises(SpinliteError, match="DoRA can't be exported"):
-        export(None, slots.state("policy"), slots.scale, tmp_path / "x.safetensors", {})  # pyright: ignore
+    state = slots.state("policy")
+    lora, off = baked(state, slots.scale, Net())
+    whole = {m: delta(state, m, slots.scale, getattr(Net(), m).weight.detach()) for m in modules(state)}
+    left = torch.cat([(lora[f"unet.{m}"].change - change).flatten() for m, change in whole.items()])
+    assert off == pytest.approx((left.norm() / torch.cat([c.flatten() for c in whole.values()]).norm()).item(), abs=1e-5)
+    assert off < KEPT and all(pair.rank > 4 or pair.rank == min(pair.down.flatten(1).shape) for pair in lora.values())
     with pytest.raises(ValueError, match="magnitude"):
-        delta(slots.state("policy"), "linear", slots.scale)
+        delta(state, "linear", slots.scale)
 
 
-def test_a_run_with_dora_keeps_its_snapshots_and_exports_nothing(toy: Settings, tmp_path: Path):
-    settings = config.load(TOY, data__folder=toy.data.folder, model__dora=True, run__rounds=1)
-    outcome = train(settings, tmp_path / "runs" / "r", Quiet())
-    assert not outcome.run.exported.exists()
+def test_a_run_with_dora_exports_a_plain_lora(toy: Settings, tmp_path: Path):
+    settings = config.load(TOY, data__folder=toy.data.folder, model__dora=True, run__rounds=1, judge__stop=False)
+    watch = Quiet()
+    outcome = train(settings, tmp_path / "runs" / "r", watch)
     assert any("magnitude" in name for name in read(outcome.run.snapshot(1))[0])
+    assert all("lora_" in name for name in read(outcome.run.exported)[0])
+    assert any("DoRA as a plain LoRA" in line for line in watch.said)
     assert train(settings, tmp_path / "runs" / "r", Quiet()).already

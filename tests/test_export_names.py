@@ -24,11 +24,13 @@ def test_every_module_has_the_key_that_other_programs_look_for(kind: str, family
     unet: Any = UNet2DConditionModel
     with torch.device("meta"):
         net = unet.from_config(unet.load_config(CONFIGS / kind, subfolder="unet"))
-    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [f"unet.{name}" for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    whole = {module: key for _, module, key in rows}
+    of = SimpleNamespace(_parts=SimpleNamespace(kind="sdxl" if kind == "sdxl" else "sd1"))
+    assert {name: family.export_name(of, name) for name in whole} == whole and set(layers) <= whole.keys()
     for targets, scopes in (("linear", {"lin"}), ("all", {"lin", "conv"})):
-        taken = [name for name in layers if name.endswith(tuple(f".{target}" for target in TARGETS[targets]))]
-        expected = {module: key for scope, module, key in rows if scope in scopes}
-        assert {name: family.export_name(None, name) for name in taken} == expected
+        taken = {name for name in layers if name.endswith(tuple(f".{target}" for target in TARGETS[targets]))}
+        assert taken == {module for scope, module, _ in rows if scope in scopes}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Stable Diffusion's layout, on the real small weights of the demo."""
 
-import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from spinlite.adapters import Slots, delta, modules
 from spinlite.config import PACKAGE, Play
 from spinlite.data import Record
 from spinlite.errors import SpinliteError
-from spinlite.export import export
 from spinlite.families.sd import StableDiffusion
 from spinlite.learn import Batch, measure, step
+from spinlite.lora import of_snapshot
+from spinlite.lora.metadata import About
+from spinlite.lora.write import write_lora
 from spinlite.maths.draws import gaussian
 from spinlite.maths.losses import error
 from spinlite.methods import SPIN
@@ -154,16 +156,14 @@ def test_a_v_prediction_scheduler_makes_a_v_path(tmp_path: Path):
     assert family.base_hash != StableDiffusion("demo", CPU).base_hash
 
 
-def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(lora, tmp_path: Path):
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(layout: Any, lora, tmp_path: Path):
     family, slots = lora
     path = tmp_path / "mine.safetensors"
-    said = export(family, slots.state("policy"), slots.scale, path, {"method": "spin"})
-    count = len(modules(slots.state("policy")))
-    assert said.startswith(f"{count} of {count} modules")
-    tensors, metadata = read(path)
-    assert all(name.startswith("lora_unet_") for name in tensors)
-    assert len({t.item() for name, t in tensors.items() if name.endswith(".alpha")}) == 1
-    assert metadata["ss_network_dim"] == "4" and json.loads(metadata["spinlite"])["method"] == "spin"
+    plain = StableDiffusion("demo", CPU)
+    lora = of_snapshot(slots.state("policy"), slots.scale)
+    said = write_lora(path, lora, plain, About("mine", plain.export_metadata()), layout, torch.float16)
+    assert said.modules == len(modules(slots.state("policy"))) == len(lora) and said.step is not None and said.step < 0.01
     pipe = pipeline()
     pipe.load_lora_weights(str(path))
     b = batch(family)
@@ -174,22 +174,6 @@ def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(lora, tmp_p
         with slots.use("base"):
             base = family.denoise(x_t, b.t, b.cond)
     assert (theirs - mine).norm() < 0.01 * (mine - base).norm()
-
-
-def test_a_tiny_change_survives_fp16(lora, tmp_path: Path):
-    """Self-play moves little: at 1e-7 a plain fp16 file would lose it."""
-    family, slots = lora
-    tiny = {k: v * 1e-6 if "lora_B" in k else v for k, v in slots.state("policy").items()}
-    assert "largest relative error" in export(family, tiny, slots.scale, tmp_path / "x.safetensors", {})
-
-
-def test_an_export_that_lost_something_is_an_error(lora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    family, slots = lora
-    whole = copy.copy(read)
-    broken = lambda path: ({k: v * 0.9 for k, v in whole(path)[0].items()}, {})  # noqa: E731
-    monkeypatch.setattr("spinlite.export.read", broken)
-    with pytest.raises(SpinliteError, match="does not hold what was trained"):
-        export(family, slots.state("policy"), slots.scale, tmp_path / "x.safetensors", {})
 
 
 @pytest.mark.parametrize("missing", ["unet", "vae", "scheduler", "text_encoder"])

@@ -197,8 +197,9 @@ def test_growing_heldout_errors_stop_the_run_and_roll_back(toy: Settings, tmp_pa
     assert outcome.stopped and len(outcome.rounds) < 6
     errors = [outcome.rounds[0]["base_real"], *(r["policy_real"] for r in outcome.rounds)]
     assert outcome.best == errors.index(min(errors))
-    about = json.loads(read(outcome.run.exported)[1]["spinlite"])
-    assert about["round"] == outcome.best
+    assert read(outcome.run.exported)[1]["spinlite.round"] == str(outcome.best)
+    last = outcome.run.exported.with_stem("r-last")
+    assert read(last)[1]["spinlite.round"] == str(len(outcome.rounds)) and outcome.best < len(outcome.rounds)
     again = train(wild, tmp_path / "r", Quiet())
     assert again.already and again.stopped == outcome.stopped
     regardless = train(changed(wild, judge__stop=False), tmp_path / "r", Quiet())

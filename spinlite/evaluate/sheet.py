@@ -1,11 +1,13 @@
 """The sample sheet of a round: fixed prompts x who drew them, one PNG."""
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+CURRENT = "spinlite current"  # where the sheet's PNG says which part of it the round drew: left, top, right, bottom
 INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
 
 
@@ -30,5 +32,14 @@ def sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Se
             image.paste(picture.resize((cell, cell), Image.Resampling.LANCZOS), (left + i * (cell + gap), y))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    image.save(draft, "PNG")
+    told = PngImagePlugin.PngInfo()
+    told.add_text(CURRENT, json.dumps([left, top + 2 * (cell + gap), left + cell, top + 2 * (cell + gap) + cell]))
+    image.save(draft, "PNG", pnginfo=told)
     draft.replace(path)
+
+
+def current(path: Path) -> Image.Image | None:
+    """The first picture of a sheet's third row, the round's own; None for a sheet that does not say where it is."""
+    with Image.open(path) as image:
+        place = image.info.get(CURRENT)
+        return image.crop(json.loads(place)) if place else None

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 from PIL.Image import Image
@@ -65,12 +67,16 @@ class Family(ABC):
         """A diffusers scheduler for this family's path: "dpm++", "ddim" or "euler"."""
 
     @abstractmethod
-    def export_name(self, module: str) -> str:
-        """The name that other programs give to a LoRA module of `net`."""
+    def export_name(self, name: str) -> str:
+        """The key that kohya's layout has for a module, by its full name: "unet.MODULE" is the `net`'s MODULE."""
 
     @abstractmethod
     def export_metadata(self) -> dict[str, str]:
         """What other programs want to read in a LoRA file's header about its base model."""
+
+    @abstractmethod
+    def loaded(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
+        """`net` with a LoRA file, as another program loads it, for the length of a block."""
 
 
 def family(model: Model, device: Device) -> Family:

@@ -1,7 +1,8 @@
 """What the relatives of Stable Diffusion share: parts that come and go, a VAE, LoRA targets. Latents are (B, C, H/f, W/f)."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from PIL.Image import Image
 from torch import Tensor, nn
 
@@ -28,6 +30,11 @@ logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "k
 LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 CONVOLUTION = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
 TARGETS = {"linear": LINEAR, "all": LINEAR + CONVOLUTION}
+LOADERS: dict[Kind, Any] = {
+    "sd1": StableDiffusionLoraLoaderMixin,
+    "sd2": StableDiffusionLoraLoaderMixin,
+    "sdxl": StableDiffusionXLLoraLoaderMixin,
+}
 PIXELS = 2**20  # that go through the VAE at once
 
 
@@ -124,6 +131,19 @@ class Parts:
             "modelspec.prediction_type": "v" if self.path.prediction == "v" else "epsilon",
             "modelspec.resolution": f"{width}x{height}",
         }
+
+    @contextlib.contextmanager
+    def loaded(self, path: FilePath, strength: float) -> Iterator[None]:
+        """The network with a LoRA file, read by diffusers' own loader."""
+        loader = LOADERS[self.kind]
+        net: Any = self.net
+        state, alphas, said = loader.lora_state_dict(str(path), unet_config=net.config, return_lora_metadata=True)
+        net.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=said, adapter_name="file")
+        try:
+            net.set_adapters("file", strength)
+            yield
+        finally:
+            net.unload_lora()
 
     def _load_vae(self) -> Any:
         dtype = torch.float32 if self.device.dtype == torch.float16 else self.device.dtype

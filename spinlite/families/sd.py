@@ -1,6 +1,8 @@
 """Stable Diffusion 1.x and 2.x, over diffusers."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from spinlite.device import Device
 from spinlite.families import Cond, Family, Picture
 from spinlite.families.diffusion import TARGETS, Parts
+from spinlite.families.names import kohya_name
 
 
 class StableDiffusion(Family):
@@ -51,8 +54,11 @@ class StableDiffusion(Family):
     def sampler(self, name: str) -> Any:
         return self._parts.sampler(name)
 
-    def export_name(self, module: str) -> str:
-        return "lora_unet_" + module.replace(".", "_")
+    def export_name(self, name: str) -> str:
+        return kohya_name(name, self._parts.kind)
+
+    def loaded(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
+        return self._parts.loaded(path, strength)
 
     def export_metadata(self) -> dict[str, str]:
         v = self.path.prediction == "v"

@@ -1,6 +1,8 @@
 """Stable Diffusion XL and its finetunes, over diffusers."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -10,14 +12,7 @@ from torch import Tensor
 from spinlite.device import Device
 from spinlite.families import Cond, Family, Picture
 from spinlite.families.diffusion import TARGETS, Parts
-
-RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-MIDDLE = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
+from spinlite.families.names import kohya_name
 
 
 class StableDiffusionXL(Family):
@@ -72,30 +67,12 @@ class StableDiffusionXL(Family):
     def sampler(self, name: str) -> Any:
         return self._parts.sampler(name)
 
-    def export_name(self, module: str) -> str:
-        return "lora_unet_" + sgm_name(module).replace(".", "_")
+    def export_name(self, name: str) -> str:
+        return kohya_name(name, self._parts.kind)
+
+    def loaded(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
+        return self._parts.loaded(path, strength)
 
     def export_metadata(self) -> dict[str, str]:
         implementation = "https://github.com/Stability-AI/generative-models"
         return self._parts.metadata("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", implementation)
-
-
-def sgm_name(module: str) -> str:
-    """diffusers' name of a module inside a block -> the original one, which sd-scripts writes.
-
-    A level of SDXL is 3 blocks long: 2 layers and a downsampler on the way in, 3 layers on the way out, the last with the
-    upsampler. down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in.
-    """
-    parts = module.split(".")
-    if parts[0] == "mid_block":
-        block, kind, rest = f"middle_block.{MIDDLE['.'.join(parts[1:3])]}", parts[1], parts[3:]
-    else:
-        side, level, kind, layer, rest = parts[0], int(parts[1]), parts[2], int(parts[3]), parts[4:]
-        match kind:
-            case "downsamplers":
-                return f"input_blocks.{3 * level + 3}.0.op"
-            case "upsamplers":
-                return f"output_blocks.{3 * level + 2}.2.conv"
-        place = f"input_blocks.{3 * level + 1 + layer}" if side == "down_blocks" else f"output_blocks.{3 * level + layer}"
-        block = f"{place}.{int(kind == 'attentions')}"
-    return ".".join([block, *([RESNET[rest[0]]] if kind == "resnets" else rest)])

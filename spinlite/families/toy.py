@@ -3,8 +3,10 @@
 A picture stands for a point: (mean red, mean blue) in [-1, 1]. Captions condition by a hash of their words.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -15,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from spinlite.device import Device
 from spinlite.errors import SpinliteError
 from spinlite.families import Cond, Family, Picture
+from spinlite.lora import Pair
+from spinlite.lora.apply import applied
 from spinlite.maths.paths import Path
-from spinlite.store import fingerprint
+from spinlite.store import fingerprint, read
 
 WIDTH = 16  # of a caption's conditioning
 
@@ -89,8 +93,19 @@ class Toy(Family):
             raise SpinliteError(f"the toy family has no sampler {name!r}", fix='set play.sampler = "euler"')
         return FlowMatchEulerDiscreteScheduler()
 
-    def export_name(self, module: str) -> str:
-        return f"lora_unet_{module}"
+    def export_name(self, name: str) -> str:
+        return f"lora_{name.replace('.', '_')}"
+
+    @contextlib.contextmanager
+    def loaded(self, path: FilePath, strength: float) -> Iterator[None]:
+        tensors, lora = read(path)[0], {}
+        for name, module in self.net.named_modules():
+            key = f"lora_unet_{name}"
+            if isinstance(module, nn.Linear) and f"{key}.alpha" in tensors:
+                down, up = (tensors[f"{key}.lora_{part}.weight"].float() for part in ("down", "up"))
+                lora[f"unet.{name}"] = Pair(down, up * tensors[f"{key}.alpha"].item() / len(down))
+        with applied(self.net, lora, strength):
+            yield
 
     def export_metadata(self) -> dict[str, str]:
         return {}

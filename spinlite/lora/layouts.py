@@ -1,0 +1,67 @@
+"""A LoRA -> the tensors of a file, in kohya's layout or in diffusers'."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spinlite.lora import Lora, Pair
+
+Layout = Literal["kohya", "diffusers"]
+ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_proj)")
+LEAST = 2.0**-10  # alpha: far above what fp16 loses, and never 0, which sd-scripts reads as "alpha = rank"
+
+
+def kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+    """(tensors, alpha): `KEY.lora_down.weight`, `KEY.lora_up.weight`, `KEY.alpha`; change = alpha / rank x up down.
+
+    One alpha for the whole file, since diffusers mixes up those that differ; the rest of each module's scale is folded in.
+    Powers of two go where fp16 has digits: alpha takes the file's, and what remains is shared by up and down.
+    """
+    largest = max(_size(pair) for pair in lora.values())
+    alpha = max(LEAST, 2.0 ** math.floor(math.log2(largest))) if largest > 0 else 1.0
+    tensors: dict[str, Tensor] = {}
+    for name, pair in lora.items():
+        down, up = balanced(pair.times(pair.rank / alpha))
+        key = key_of(name)
+        tensors[f"{key}.lora_down.weight"] = down.to(dtype).contiguous()
+        tensors[f"{key}.lora_up.weight"] = up.to(dtype).contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=dtype)
+    return tensors, alpha
+
+
+def diffusers(lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
+    """`unet.MODULE.lora_A.weight` and `lora_B.weight`, every scale folded in: alpha = rank, with or without a header."""
+    tensors: dict[str, Tensor] = {}
+    for name, pair in lora.items():
+        down, up = balanced(pair)
+        tensors[f"{name}.lora_A.weight"] = down.to(dtype).contiguous()
+        tensors[f"{name}.lora_B.weight"] = up.to(dtype).contiguous()
+    return tensors
+
+
+def complete(lora: Lora) -> dict[str, Pair]:
+    """The LoRA with zero pairs where a text encoder's attention has only some of q, k, v, out: A1111 asks for all four."""
+    found = dict(lora)
+    for name, pair in lora.items():
+        if part := ATTENTION.fullmatch(name):
+            for leaf in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                found.setdefault(f"{part[1]}.{leaf}", pair.times(0.0))
+    return found
+
+
+def balanced(pair: Pair) -> tuple[Tensor, Tensor]:
+    """(down, up) of the same change, their largest entries within a factor of 2 by a power of two: no digit is lost."""
+    down, up = pair.down.abs().max().item(), pair.up.abs().max().item()
+    if down == 0 or up == 0:
+        return pair.down, pair.up
+    shift = 2.0 ** round(math.log2(up / down) / 2)
+    return pair.down * shift, pair.up / shift
+
+
+def _size(pair: Pair) -> float:
+    """rank x the largest entries of up and down: alpha of this order leaves both near 1."""
+    return pair.rank * pair.down.abs().max().item() * pair.up.abs().max().item()

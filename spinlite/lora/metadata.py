@@ -1,0 +1,122 @@
+"""A LoRA file's header: kohya's `ss_*`, the WebUIs' `sshs_*`, ModelSpec's keys and our own. All values are text."""
+
+import base64
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from spinlite import __version__
+from spinlite.lora import Lora
+
+THUMBNAIL = 256  # px a side
+TAGS = 2**16  # bytes of the list of tags: ComfyUI reads no header above 1 MiB, and the largest network's keys take 0.45
+LEGACY = slice(0x100000, 0x110000)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a header says beyond the weights. Nothing here names a place on the computer that it was made on."""
+
+    title: str  # the file's stem, which `<lora:TITLE:1>` calls it by
+    family: Mapping[str, str]  # what the base's family wants to be read
+    base: str = ""  # the base's name, for people
+    strength: float = 1.0
+    description: str = ""
+    tags: Mapping[str, int] = field(default_factory=dict)  # how often each tag of the captions occurs
+    pictures: int = 0  # trained on
+    started: float = 0.0  # unix time
+    finished: float = 0.0
+    thumbnail: Image.Image | None = None
+    ours: Mapping[str, Any] = field(default_factory=dict)  # written as JSON, each under spinlite.NAME
+
+
+def tag_counts(captions: Iterable[str]) -> dict[str, int]:
+    """How often each comma-separated part of the captions occurs, as kohya counts them; the most frequent, in TAGS bytes."""
+    counts = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
+    found: dict[str, int] = {}
+    size = 0
+    for tag, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        size += len(json.dumps(tag).encode()) + 16
+        if size > TAGS:
+            break
+        found[tag] = count
+    return found
+
+
+def header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about: About) -> dict[str, str]:
+    """Everything a header holds, the hash of the data among it."""
+    title, size = about.title, about.family.get("modelspec.resolution", "")
+    kohya: dict[str, Any] = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": _dim(lora),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_network_args": json.dumps(_convolutions(lora, alpha)),
+        "ss_output_name": title,
+        "ss_sd_model_name": about.base,
+        "ss_clip_skip": "None",
+        "ss_num_train_images": about.pictures,
+        "ss_training_started_at": about.started,
+        "ss_training_finished_at": about.finished,
+        "ss_training_comment": about.description,
+        "ss_tag_frequency": json.dumps({title: dict(about.tags)}, ensure_ascii=False),
+        "ss_dataset_dirs": json.dumps({title: {"n_repeats": 1, "img_count": about.pictures}}, ensure_ascii=False),
+    }
+    spec: dict[str, Any] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": title,
+        "modelspec.description": about.description,
+        "modelspec.date": datetime.fromtimestamp(about.finished, UTC).isoformat(timespec="seconds") if about.finished else "",
+        "modelspec.thumbnail": thumbnail(about.thumbnail) if about.thumbnail else "",
+    }
+    if size:
+        sides = [int(side) for side in size.split("x")]
+        bucket = {"resolution": sides, "count": about.pictures}
+        kohya["ss_resolution"] = str(tuple(sides))
+        kohya["ss_bucket_info"] = json.dumps({"buckets": {"0": bucket}})
+    ours = {"version": __version__, "strength": about.strength, **about.ours}
+    found = {**about.family, **kohya, **spec}
+    found |= {f"spinlite.{name}": json.dumps(value, sort_keys=True, ensure_ascii=False) for name, value in ours.items()}
+    found = {name: str(value) for name, value in found.items() if value != ""}
+    return {**found, **hashes(tensors, found)}
+
+
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """What programs know a file by: SHA-256 of all that follows the header, which no header changes; and the
+    additional-networks extension's old hash, over 64 KiB of the file as it would be with kohya's keys alone."""
+    content = save(dict(tensors), {name: value for name, value in metadata.items() if name.startswith("ss_")})
+    digest = hashlib.sha256(data_of(content)).hexdigest()
+    legacy = hashlib.sha256(content[LEGACY]).hexdigest()[:8]
+    return {"sshs_model_hash": digest, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{digest}"}
+
+
+def data_of(content: bytes) -> bytes:
+    """The bytes of a safetensors file after its header."""
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """A picture as a data URL: 256 x 256 px, JPEG."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _dim(lora: Lora) -> str:
+    """The rank; "Dynamic" where it differs, as kohya's own resizing writes it."""
+    ranks = {pair.rank for pair in lora.values()}
+    return str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+
+
+def _convolutions(lora: Lora, alpha: float) -> dict[str, str]:
+    """kohya's network arguments for convolutions larger than 1 x 1, where there are any."""
+    wide = {name: pair for name, pair in lora.items() if pair.down.ndim == 4 and pair.down.shape[-1] > 1}
+    return {"conv_dim": _dim(wide), "conv_alpha": f"{alpha:g}"} if wide else {}
