@@ -18,7 +18,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "adapters": (2, {"torch", "peft", "safetensors"}),
     "store": (2, {"torch", "safetensors"}),
     "lora": (2, {"torch", "peft", "safetensors", "PIL"}),
-    "families": (2, {"torch", "diffusers", "transformers", "safetensors", "PIL"}),
+    "families": (2, {"torch", "accelerate", "diffusers", "transformers", "safetensors", "PIL"}),
     "pictures": (3, {"PIL"}),
     "data": (3, {"torch", "datasets", "PIL"}),
     "play": (3, {"torch", "diffusers"}),

@@ -57,9 +57,15 @@ class Checkpoint(ABC):
 
 
 def open_checkpoint(base: str) -> Checkpoint:
-    """A base model by its path or hub id; "demo" is the one in the package. Raises SpinliteError where it can't be used."""
+    """A base model by its path or hub id; "demo" is the one in the package. Raises SpinliteError where it can't be used.
+
+    "blank:" and a kind ("sd1", "sd2", "sdxl") or a base that is here: the same networks with random weights.
+    """
+    from spinlite.families.blank import BLANK, Blank
     from spinlite.families.single_file import SingleFile
 
+    if base.startswith(BLANK):
+        return Blank(base.removeprefix(BLANK))
     if base == "demo":
         return Folder(base, str(PACKAGE / "demo" / "base"))
     place = locate(base, "model.base")
@@ -150,6 +156,9 @@ class Folder(Checkpoint):
     def config(self, part: str) -> dict[str, Any]:
         if part == "scheduler":
             kind: Any = type("Noise", (ConfigMixin,), {"config_name": "scheduler_config.json"})
+        elif part.startswith("text_encoder"):
+            read: Any = CLASSES[part].config_class.from_pretrained
+            return guard(self.name, lambda: read(self._place, subfolder=part).to_dict())
         else:
             kind = CLASSES[part]
         return dict(guard(self.name, lambda: kind.load_config(self._place, subfolder=part)))

@@ -106,7 +106,9 @@ class Parts:
     def latents(self, images: Sequence[Image]) -> Tensor:
         """RGB pictures of one size -> the means of their latents, (B, C, H/f, W/f), fp32, CPU."""
         vae = self.part("vae")
-        pixels = VaeImageProcessor(do_resize=False).preprocess(list(images)).to(self.device.device, vae.dtype)  # pyright: ignore[reportArgumentType]
+        processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalizing looks at the values
+        pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
+        pixels = pixels.to(self.device.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
         rows = max(1, PIXELS // pixels[0, 0].numel())
         means = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in pixels.split(rows)])
         return (means.float() * vae.config.scaling_factor).cpu()

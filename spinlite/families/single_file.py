@@ -9,6 +9,7 @@ import torch
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import CLASSES, KINDS, OTHER, PREDICTIONS, Checkpoint, Kind, guard, whole
@@ -54,10 +55,7 @@ class SingleFile(Checkpoint):
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            made = tokenizer()
-            if (self.kind, part) in PADDED_BY_ZERO:
-                made.pad_token = "!"  # set late, so that "!" in a caption stays what it is
-            return made
+            return padded(self.kind, part)
         tensors = self._tensors(part)
         kind, config = CLASSES[part], str(CONFIGS / FOLDERS[self.kind])
         if part in ("unet", "vae"):
@@ -116,6 +114,14 @@ class SingleFile(Checkpoint):
         if size:
             said["modelspec.architecture"] = "v" if size[1] == "768-v" else "eps"
         return said
+
+
+def padded(kind: Kind, part: str) -> CLIPTokenizer:
+    """The tokenizer of a kind's "tokenizer" or "tokenizer_2", with the padding that its text encoder was trained with."""
+    made = tokenizer()
+    if (kind, part) in PADDED_BY_ZERO:
+        made.pad_token = "!"  # set late, so that "!" in a caption stays what it is
+    return made
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

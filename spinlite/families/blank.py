@@ -1,0 +1,71 @@
+"""Base models of real size with random weights: to plan and to measure before anything is downloaded."""
+
+import json
+import math
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind, open_checkpoint
+from spinlite.families.single_file import CONFIGS, FOLDERS, padded
+from spinlite.store import fingerprint
+
+BLANK = "blank:"
+KNOWN: dict[str, Kind] = {  # hub ids whose size is known before they are here
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
+}
+NOISE = 2**20  # random numbers that all weights are made of
+
+
+class Blank(Checkpoint):
+    """`blank:sd1`, `blank:sd2` or `blank:sdxl`; or `blank:` and a base that is here, for its shapes without its weights.
+
+    Normal weights of deviation 1 / sqrt(inputs), norms of 1, biases of 0. Inside `with torch.device("meta")` they take none.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.name = BLANK + base
+        self._of: Checkpoint | None = None
+        if base in KINDS:
+            self.kind = base
+            self.predictions, self.zero_snr = {}, None
+        else:
+            self._of = open_checkpoint(base)
+            self.kind, self.predictions, self.zero_snr = self._of.kind, self._of.predictions, self._of.zero_snr
+        if self.kind == "sd2" and not self.predictions:
+            self.predictions = {self.name: "v"}
+
+    def config(self, part: str) -> dict[str, Any]:
+        if self._of:
+            return self._of.config(part)
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
+
+    def load(self, part: str, dtype: torch.dtype) -> Any:
+        if part.startswith("tokenizer"):
+            return self._of.load(part, dtype) if self._of else padded(self.kind, part)
+        kind, config = CLASSES[part], self.config(part)
+        with init_empty_weights(include_buffers=False):
+            model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
+        return _filled(model, dtype)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.name)
+
+
+def _filled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            weight = torch.empty(p.shape, dtype=dtype)
+            if p.ndim == 1:
+                weight.fill_(float(name == "weight"))
+            elif not weight.is_meta:
+                repeated = noise.repeat(math.ceil(p.numel() / NOISE))[: p.numel()].view(p.shape)
+                torch.mul(repeated, p[0].numel() ** -0.5, out=weight)
+            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return model.eval()
