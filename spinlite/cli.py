@@ -1,6 +1,7 @@
 """Commands. Nothing here imports torch before a command needs it."""
 
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from spinlite.errors import SpinliteError
 # Before torch is imported: its threads spin while they wait. Without end that made a step 20 times slower on a busy machine;
 # not at all, twice as slow on an idle one (2 cores).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -105,6 +107,34 @@ def doctor(
         screen.show(console.screen, computer, findings := diagnose(computer))
     if not screen.ready(findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    preset: Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")],
+    steps: Annotated[int, typer.Option(min=1, help="times that each figure is measured")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="on a CPU: how long, by smaller batches and pictures")] = 100,
+    set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="the figures for programs")] = False,
+) -> None:
+    """Measure what a preset costs here: time and memory of each phase, self-play against plain fine-tuning. No download."""
+    from spinlite.console import Console
+
+    console = Console()
+    if not json:
+        console.say(f"spinlite {__version__} · bench {preset}: the network with random weights, nothing is downloaded")
+    from spinlite import config
+
+    settings = config.load(preset, set_)
+    from spinlite.bench import screen
+    from spinlite.bench.run import bench as measure
+
+    if json:
+        typer.echo(screen.as_json(preset, measure(settings, steps, seconds, lambda done, of: None)))
+        return
+    with console.phase("measure", 1) as progress:
+        found = measure(settings, steps, seconds, progress)
+    screen.show(console.screen, preset, found)
 
 
 cli_lora.register(app)

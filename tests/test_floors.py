@@ -33,6 +33,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "cli_lora": (5, {"typer"}),
     "console": (5, {"rich"}),
     "__main__": (5, set()),
+    "bench": (5, {"torch", "PIL", "psutil", "rich"}),
     "doctor": (5, {"torch", "bitsandbytes", "xformers", "psutil", "packaging", "rich"}),
     "demo": (5, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
 }
