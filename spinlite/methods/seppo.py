@@ -22,7 +22,7 @@ class SePPO:
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
     bound: float = field(default=0.5, metadata={"gt": 0})
-    anchor: float = field(default=0.05, metadata={"ge": 0})
+    anchor: float = field(default=0.01, metadata={"ge": 0})
     reference: Literal["random", "previous", "base"] = "random"
     gate: Gate = "sign"
 

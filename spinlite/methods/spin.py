@@ -22,7 +22,7 @@ class SPIN:
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
     bound: float = field(default=0.5, metadata={"gt": 0})
-    anchor: float = field(default=0.05, metadata={"ge": 0})
+    anchor: float = field(default=0.01, metadata={"ge": 0})
 
     opponent: ClassVar[str] = "previous"
     fakes: ClassVar[str] = "played"
