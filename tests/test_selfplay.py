@@ -267,7 +267,8 @@ def test_shuffled_fakes_are_the_pictures_of_others_and_other_ones_in_each_round(
 def test_spin_learns_the_pictures_round_by_round(toy: Settings, tmp_path: Path):
     """The pictures lie on a ring; the base is an untrained network. SFT's limit here is 0.72 x the base's error."""
     settings = changed(
-        toy, method__beta=2.0, learn__lr=3e-3, learn__updates=150, run__rounds=3, play__guidance=1.0, play__steps=10,
+        toy, method__beta=2.0, method__anchor=0.05, learn__lr=3e-3, learn__updates=150,
+        run__rounds=3, play__guidance=1.0, play__steps=10,
     )  # fmt: skip
     rounds = train(settings, tmp_path / "r", Quiet()).rounds
     errors = [rounds[0]["base_real"], *(r["policy_real"] for r in rounds)]
