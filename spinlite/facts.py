@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from spinlite import data
 from spinlite.config import Settings
 from spinlite.data import Survey
+from spinlite.device import Levers
 from spinlite.families import Family
 from spinlite.methods import Method
 
@@ -39,6 +40,15 @@ def warnings(found: Survey, settings: Settings) -> list[str]:
     if found.unusable:
         lines.append(f"{len(found.unusable)} files can't be used: {data.listing(found.unusable)}")
     return lines + found.notes
+
+
+def fitted(play: Levers, learn: Levers, batch: int) -> str:
+    """The memory levers that matter, in words: those of play and of learning, whose batch holds so many samples."""
+    base = {"none": [], "int8": ["base in 8 bits"], "nf4": ["base in 4 bits"]}[learn.quantize]
+    words = [*base, f"play {play.play_batch} at once", f"learn {min(learn.micro_batch or batch, batch)} of {batch} at once"]
+    words += ["one graph at a time"] * learn.one_graph + ["checkpointing"] * learn.checkpointing
+    words += ["the opponent measured ahead"] * learn.cache_opponent
+    return ", ".join(words)
 
 
 def facts(settings: Settings, base: Family, found: Survey, method: Method, where: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from spinlite.adapters import Slots
 from spinlite.config import Learn
 from spinlite.data import Encoded, Record
 from spinlite.device import Levers
-from spinlite.errors import SpinliteError
+from spinlite.fallback import Fallback
 from spinlite.families import Cond, Family
 from spinlite.maths.draws import draw, generator, order
 from spinlite.maths.losses import TIE, error
@@ -128,16 +128,26 @@ class Batches:
     ) -> None:  # fmt: skip
         self._family, self._encoded, self._records, self._fakes = family, encoded, records, fakes
         self._settings, self._names = settings, (seed, round_)
-        self._device = next(family.net.parameters()).device
+        self.known: Errors = {}  # what was measured ahead: (draws,) each
+
+    @property
+    def draws(self) -> int:
+        """How many the round has."""
+        return self._settings.updates * self._settings.batch
 
     def at(self, update: int) -> Batch:
         """The batch of an update, from 0."""
-        size, count = self._settings.batch, len(self._records)
-        places = [divmod(i, count) for i in range(update * size, (update + 1) * size)]
-        orders = {epoch: order(count, "learn", *self._names, epoch) for epoch, _ in places}
+        return self.between(update * self._settings.batch, (update + 1) * self._settings.batch)
+
+    def between(self, start: int, end: int) -> Batch:
+        """The draws from `start` to before `end`, counted through the round."""
+        places = [divmod(i, len(self._records)) for i in range(start, end)]
+        orders = {epoch: order(len(self._records), "learn", *self._names, epoch) for epoch, _ in places}
         rows = [(self._records[orders[epoch][place]], epoch) for epoch, place in places]
         dropped = [self._coin(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
-        return make_batch(self._family, self._encoded, rows, self._fakes, dropped, ("learn", *self._names))
+        batch = make_batch(self._family, self._encoded, rows, self._fakes, dropped, ("learn", *self._names))
+        known = {name: value[start:end].to(batch.t.device) for name, value in self.known.items()}
+        return replace(batch, known=known)
 
     def _coin(self, record: Record, epoch: int) -> float:
         return torch.rand((), generator=generator("caption", *self._names, record.key, epoch)).item()
@@ -169,30 +179,44 @@ class Progressed:
     norm: float | None = None  # running mean of gradient norms
 
 
+class Diverged(Exception):
+    """A loss or a gradient that is no number; the policy and `Progressed` are as they were before that update."""
+
+    def __init__(self, loss: float, norm: float) -> None:
+        super().__init__(f"loss {loss}, gradient norm {norm}")
+        self.loss, self.norm = loss, norm
+
+
 def learn(
     family: Family, slots: Slots, method: Method, batches: Batches, optimizer: torch.optim.Optimizer, settings: Learn,
-    levers: Levers, state: Progressed, after: Callable[[dict[str, float]], None],
+    fallback: Fallback, state: Progressed, after: Callable[[dict[str, float]], None],
 ) -> None:  # fmt: skip
     """Bring the policy from `state.update` to the round's end; `after` each update is given its figures.
 
     The learning rate rises over the first 5 % of the round and falls to 0 along a cosine: a round ends in a snapshot, and
     a snapshot taken at full rate is a noisy one. A gradient longer than 3 x the running mean of their norms
     is shortened to that: unlike a fixed limit this means the same for every beta, method and model.
+
+    Where memory runs out in a step, its gradients are dropped and the same draws are stepped again with a cheaper setting.
+    Raises Diverged.
     """
     warmup = max(1, settings.updates // 20)
     parameters = slots.parameters()
+
+    def attempt(levers: Levers) -> tuple[Tensor, Errors]:
+        optimizer.zero_grad(set_to_none=True)
+        family.set_checkpointing(levers.checkpointing)
+        return step(family, slots, method, batches.at(state.update), levers.one_graph, levers.micro_batch)
+
     while state.update < settings.updates:
         for group in optimizer.param_groups:
             rise, fall = (state.update + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * state.update / settings.updates)
             group["lr"] = settings.lr * min(1.0, rise) * fall
-        optimizer.zero_grad(set_to_none=True)
-        loss, errors = step(family, slots, method, batches.at(state.update), levers.one_graph, levers.micro_batch)
+        loss, errors = fallback.run("learn", settings.batch, attempt)
         limit = 3 * state.norm if state.norm else float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()
         if not (torch.isfinite(loss) and norm < float("inf")):
-            raise SpinliteError(
-                f"the loss is not a number at update {state.update + 1}", fix="lower learn.lr, or raise method.beta"
-            )
+            raise Diverged(loss.item(), norm)
         optimizer.step()
         clipped = min(norm, limit)
         state.norm = clipped if state.norm is None else 0.9 * state.norm + 0.1 * clipped

@@ -30,16 +30,20 @@ def expected_seconds(
     family.free()
     batch = Batch(x, x, x, family.path.times(u).to(device), conds)
 
+    family.set_checkpointing(levers.checkpointing)
+
     def learn() -> None:
         step(family, slots, method, batch, levers.one_graph, levers.micro_batch)
         for parameter in slots.parameters():
             parameter.grad = None
 
+    part = next(batch.parts(levers.micro_batch or size))
+
     def forward() -> None:
         with torch.no_grad():
-            family.denoise(batch.real, batch.t, conds)
+            family.denoise(part.real, part.t, part.cond)
 
-    one_forward, one_step = _timed(forward, device) / size, _timed(learn, device)
+    one_forward, one_step = _timed(forward, device) / len(part.t), _timed(learn, device)
     passes = settings.play.steps * (2 if settings.play.guidance > 1 else 1)
     play = train * passes if method.fakes == "played" else 0
     judge = heldout * (passes + 5 * settings.judge.draws)

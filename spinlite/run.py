@@ -4,11 +4,13 @@ settings.toml            every setting, defaults written out; itself a preset
 journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
 snapshots/k.safetensors  the ladder
+ahead/                   the opponent's errors of the round under way, where they are measured ahead
 samples/round-k.png      fixed prompts x base | previous | current
 export/NAME.safetensors  the LoRA of the best round for other programs; NAME-last.safetensors where the last is another
 """
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,9 +37,13 @@ class Run:
         self.folder = folder
         self._journal = folder / "journal.jsonl"
         self.settings = settings
-        if self._kept.exists():
-            self._compare(config.load(str(self._kept)), settings)
         self.state = self._read_state()
+        self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # what was given up where memory ran out
+        if self._kept.exists():
+            kept = _load(self._kept)
+            self._compare(kept, settings)
+            if kept.memory != settings.memory:
+                self.lowered = []
 
     @staticmethod
     def found(folder: Path) -> "Run":
@@ -45,7 +51,7 @@ class Run:
         kept = folder / "settings.toml"
         if not kept.is_file():
             raise SpinliteError(f"{folder} is no run", fix="name a folder that `spinlite train` made, such as runs/demo")
-        return Run(folder, config.load(str(kept)))
+        return Run(folder, _load(kept))
 
     def open(self) -> None:
         """Make the folder and write the settings: from here on, other settings are refused. What was journalled after the
@@ -53,6 +59,7 @@ class Run:
         self._truncate(int(self.state.get("journal", 0)))
         self.folder.mkdir(parents=True, exist_ok=True)
         replace(self._kept, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
+        self._journal_lowered()
 
     @property
     def name(self) -> str:
@@ -63,6 +70,14 @@ class Run:
 
     def sheet(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"
+
+    def ahead(self, made_of: str) -> Path:
+        """Where the opponent's errors are kept, named by the hash of what made them."""
+        return self.folder / "ahead" / f"{made_of}.safetensors"
+
+    def forget_ahead(self) -> None:
+        """A finished round's are of no more use."""
+        shutil.rmtree(self.folder / "ahead", ignore_errors=True)
 
     @property
     def exported(self) -> Path:
@@ -93,8 +108,27 @@ class Run:
         """Where the run stands, whole or not at all. `tensors` may nest; what is journalled after this is forgotten
         if the run is cut off before the next `save`."""
         flat, plain = flatten(tensors)
-        self.state = {**where, "journal": self._journal.stat().st_size if self._journal.exists() else 0}
+        size = self._journal.stat().st_size if self._journal.exists() else 0
+        self.state = {**where, "lowered": self.lowered, "journal": size}
         write(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
+
+    def discard(self, round_: int, **how: Any) -> None:
+        """A round that diverged begins anew: its updates stay in the journal as events of another name, and are not read."""
+        lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
+        for line in lines:
+            if line.get("round") == round_ and line["event"] in ("probe", "update"):
+                line["event"] = "discarded " + line["event"]
+        replace(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+        self.log("diverged", round=round_, lr=self.settings.learn.lr, **how)
+        self.save({}, round=round_, update=0, stopped=None, diverged=True)
+
+    def lower(self) -> None:
+        """Keep at once what was just added to `lowered`, so that a run that is cut off starts with it."""
+        if self.state:
+            self._journal_lowered()
+            self.state["lowered"] = self.lowered
+            flat, metadata = read(self._state_path)
+            write(self._state_path, flat, metadata | {"state": json.dumps(self.state)})
 
     def tensors(self) -> dict[str, Any]:
         """What was last saved."""
@@ -112,6 +146,13 @@ class Run:
     def _read_state(self) -> dict[str, Any]:
         return json.loads(read(self._state_path)[1]["state"]) if self._state_path.exists() else {}
 
+    def _journal_lowered(self) -> None:
+        """Also what was given up before the run began, or cut off after its last save, becomes an event: each has its time."""
+        told = {event["time"] for event in self.events("lowered")}
+        for drop in self.lowered:
+            if drop["time"] not in told:
+                self.log("lowered", **drop)
+
     def _truncate(self, size: int) -> None:
         if self._journal.exists():
             with self._journal.open("r+b") as file:
@@ -122,13 +163,23 @@ class Run:
         changed = [
             f"{key} = {was.get(key)!r} there, {is_.get(key)!r} now"
             for key in sorted(was.keys() | is_.keys())
-            if was.get(key) != is_.get(key) and key not in CHANGEABLE
+            if was.get(key) != is_.get(key) and key not in CHANGEABLE | ({"learn.lr"} if self.state.get("diverged") else set())
         ]
         if changed:
             raise SpinliteError(
                 f"{self.folder} was made with other settings: {'; '.join(changed[:5])}",
                 fix=f"give this run another --name, or delete {self.folder} to start it over",
             )
+
+
+def _load(kept: Path) -> Settings:
+    try:
+        return config.load(str(kept))
+    except SpinliteError as error:
+        raise SpinliteError(
+            f"{kept}, which says how this run was made: {error.problem}",
+            fix=f"mend it there ({error.fix}; what this version does not know can be removed), or give another --name",
+        ) from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -50,10 +50,10 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file."""
+    """(tensors, metadata) of a safetensors file. The tensors are copies: a file that is mapped can't be replaced on Windows."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise SpinliteError(f"{path} is damaged: {error}", fix="delete that file and run the same command") from None
 

@@ -42,6 +42,13 @@ def toy(swatches: Path) -> Settings:
     return config.load(TOY, data__folder=str(swatches))
 
 
+@pytest.fixture
+def small(swatches: Path) -> Settings:
+    """The toy with a loss that does not make much of rounding: for comparing runs that compute the same in other ways."""
+    learning = ["learn.updates=4", "learn.optimizer=adamw", "learn.caption_dropout=0.5"]
+    return config.load(TOY, [*learning, "method.beta=5.0", "judge.stop=false"], data__folder=str(swatches))
+
+
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small random bases: sd15, sd21 and sdxl in diffusers' layout, and each as one file in the original."""

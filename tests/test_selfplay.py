@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from spinlite import config, selfplay
+from spinlite import config, lesson, selfplay
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
+from spinlite.game import Game
 from spinlite.run import Run
 from spinlite.selfplay import Outcome, train
 from spinlite.store import read
@@ -99,12 +100,12 @@ def test_snapshot_0_is_the_base_and_later_ones_are_not(toy: Settings, tmp_path: 
     assert all((ladder[1][name] != ladder[2][name]).any() and (ladder[1][name] != 0).any() for name in ups)
 
 
-@pytest.mark.parametrize("method", ["spin", "seppo", "sft"])
+@pytest.mark.parametrize("method", ["spin", "seppo", "sft", "spin, the opponent ahead"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: str, toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(selfplay, "SAVE_SECONDS", 0.0)
-    settings = changed(toy, method__name=method)
+    monkeypatch.setattr(lesson, "SAVE_SECONDS", 0.0)
+    settings = changed(toy, method__name=method.partition(",")[0], memory__cache_opponent="ahead" in method)
     train(settings, tmp_path / "a" / "r", Quiet())
     chance = random.Random(method)
     for _ in range(6):  # killed at a random call of a random phase, six times
@@ -180,12 +181,12 @@ def test_other_pictures_are_refused(toy: Settings, swatches: Path, tmp_path: Pat
 def test_the_probe_stops_a_policy_that_is_not_its_opponent(
     toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = selfplay.measure
+    whole = lesson.measure
 
     def broken(family, slots, name, batch):
         return whole(family, slots, name, batch) * (1.01 if name == "opponent_real" else 1.0)
 
-    monkeypatch.setattr(selfplay, "measure", broken)
+    monkeypatch.setattr(lesson, "measure", broken)
     with pytest.raises(SpinliteError, match=r"must be log 2 = 0\.6931"):
         train(toy, tmp_path / "r", Quiet())
 
@@ -249,14 +250,14 @@ def test_shuffled_fakes_are_the_pictures_of_others_and_other_ones_in_each_round(
     toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: dict[int, list[tuple[Any, Any]]] = {1: [], 2: []}
-    whole = selfplay.SelfPlay._shuffled
+    whole = Game._shuffled
 
     def spied(self: Any, k: int):
         fakes = whole(self, k)
         seen[k] = [(self.encoded.real([r]).tolist(), fakes([r]).tolist()) for r in self.train]
         return fakes
 
-    monkeypatch.setattr(selfplay.SelfPlay, "_shuffled", spied)
+    monkeypatch.setattr(Game, "_shuffled", spied)
     train(changed(toy, method__name="sudo", learn__updates=2), tmp_path / "r", Quiet())
     for pairs in seen.values():
         assert all(real != fake for real, fake in pairs)

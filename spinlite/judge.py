@@ -1,0 +1,76 @@
+"""The end of a round: what the held-out pictures say of the policy, and its sample sheet."""
+
+from PIL.Image import Image
+from torch import Tensor
+
+from spinlite.data import Progress
+from spinlite.device import Levers
+from spinlite.errors import SpinliteError
+from spinlite.evaluate.heldout import drift, grew, heldout_errors
+from spinlite.evaluate.sheet import sheet
+from spinlite.game import Fakes, Game
+from spinlite.learn import figures
+
+ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
+
+
+def judge(game: Game, k: int, fakes: Fakes) -> str | None:
+    """Measure round k, journal it, draw its sheet; returns why the run must stop, if it must."""
+    title = game.title(k, "judge")
+    settings = game.settings.judge
+
+    def errors(names: list[str], progress: Progress) -> dict[str, Tensor]:
+        return game.fallback.run("judge", len(game.heldout) * settings.draws, lambda levers: heldout_errors(
+            game.family, game.slots, game.encoded, game.heldout, fakes, names, settings.draws, levers.play_batch, progress
+        ))  # fmt: skip
+
+    with game.watch.phase(title, len(game.heldout) * settings.draws) as progress:
+        measured = errors(ERRORS, progress)
+    game.slots.load("opponent", game.ladder(k - 1))
+    previous = measured["opponent_real"]
+    if game.rival(k) != k - 1:
+        previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
+    found = {**figures(measured), "previous_real": previous.mean().item(), **_samples(game, k, title)}
+    stopped = None
+    if settings.stop and grew(previous, measured["policy_real"]):
+        grown = f"{previous.mean():.4f} to {found['policy_real']:.4f}"
+        stopped = f"the held-out error on real pictures grew in round {k} ({grown})"
+    game.run.log("judge", round=k, opponent=game.rival(k), stopped=stopped, **found)
+    game.watch.judged(k, game.settings.run.rounds, found)
+    return stopped
+
+
+def _samples(game: Game, k: int, title: str) -> dict[str, float]:
+    """The sheet of round k; returns the drift of the policy's samples from the base's."""
+    count = min(game.settings.judge.prompts, len(game.heldout))
+    shown = [game.heldout[i * len(game.heldout) // count] for i in range(count)]
+    base = game.played("base", 0, game.heldout, title + " (samples)", "heldout")
+    before = game.played("opponent", k - 1, game.heldout, title + " (samples)", "heldout")
+    now = game.played("policy", k, game.heldout, title + " (samples)", "heldout")
+    latents = {
+        "base": base(shown),
+        "previous" if k > 1 else "previous (base)": before(shown),
+        f"round {k} (current)": now(shown),
+        "your picture, held out": game.encoded.real(shown),
+    }
+    _sheet(game, k, [r.caption for r in shown], latents)
+    shift, spread = drift(base(game.heldout), now(game.heldout))
+    return {"drift_mean": shift, "drift_deviation": spread}
+
+
+def _sheet(game: Game, k: int, captions: list[str], latents: dict[str, Tensor]) -> None:
+    def decode(levers: Levers) -> dict[str, list[Image]]:
+        return {
+            label: [picture for part in x.split(levers.play_batch) for picture in game.family.decode(part)]
+            for label, x in latents.items()
+        }
+
+    try:
+        rows = game.fallback.run("sheet", len(captions), decode)
+    except SpinliteError as error:  # it is for looking at alone: the run does without
+        game.watch.say(f"no sample sheet of round {k}: {error.problem}")
+        return
+    finally:
+        game.family.free()
+    name = f"{game.run.name} · round {k} of {game.settings.run.rounds} · {game.settings.method['name']}"
+    sheet(game.run.sheet(k), name, captions, rows)

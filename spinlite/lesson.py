@@ -1,0 +1,109 @@
+"""The learning of one round: from the snapshot before, or from where it was cut off, to its end."""
+
+import math
+import time
+
+import torch
+
+from spinlite.ahead import errors_ahead
+from spinlite.errors import SpinliteError
+from spinlite.game import Fakes, Game
+from spinlite.learn import Batches, Diverged, Errors, Progressed, asked, learn, make_batch, measure
+from spinlite.run import optimizer_tree, restore_optimizer
+from spinlite.store import fingerprint, fingerprint_files
+
+SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
+
+
+def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
+    """Bring the policy to the end of round k. The opponent's slot holds the round's rival, before and after.
+
+    Raises SpinliteError where the policy as its own opponent does not lose what it must, or the learning diverges: then
+    round k begins anew when the run goes on, and a lower learn.lr may be given.
+    """
+    state = _resume(game, k)
+    if state.update == 0 and game.method.opponent:
+        _probe(game, k, fakes)
+    try:
+        _learn(game, k, state, fakes)
+    except Diverged as error:
+        game.run.discard(k, update=state.update + 1, loss=error.loss, norm=error.norm)
+        raise SpinliteError(
+            f"the loss is not a number at update {state.update + 1} of round {k} (learn.lr = {game.settings.learn.lr:g})",
+            fix=f"give the same command a lower rate, --set learn.lr={game.settings.learn.lr / 3:.2g}: round {k} begins anew, "
+            f"and snapshots up to {k - 1} are kept",
+        ) from None
+
+
+def _resume(game: Game, k: int) -> Progressed:
+    """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
+    if game.run.state.get("round") == k and game.run.state["update"] > 0:
+        game.slots.load("policy", game.run.tensors()["policy"])
+        return Progressed(game.run.state["update"], game.run.state["norm"])
+    game.slots.load("policy", game.ladder(k - 1))
+    return Progressed()
+
+
+def _probe(game: Game, k: int, fakes: Fakes | None) -> None:
+    """Where the policy is its opponent, a preference loses log 2, and every method what it loses for equal errors.
+
+    A wrong adapter, other noise or dropout shows here.
+    """
+    game.slots.load("opponent", game.ladder(k - 1))
+    rows = [(record, 0) for record in game.train[: game.settings.learn.batch]]
+    batch = make_batch(game.family, game.encoded, rows, fakes, None, ("probe", k))
+
+    @torch.no_grad()
+    def errors(size: int) -> Errors:
+        parts = [{n: measure(game.family, game.slots, n, part) for n in asked(game.method)} for part in batch.parts(size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    found = game.fallback.run("opponent", len(rows), lambda levers: errors(levers.play_batch))
+    loss = game.method.loss(**found).mean().item()
+    game.run.log("probe", round=k, loss=loss)
+    equal = {name: found[name.replace("policy", "opponent")] for name in found}
+    expected = game.method.loss(**equal).mean().item()
+    if not abs(loss - expected) < 1e-3:
+        named = "log 2 = 0.6931" if math.isclose(expected, math.log(2), abs_tol=1e-6) else f"{expected:.4f}"
+        raise SpinliteError(
+            f"with the policy equal to its opponent the loss must be {named}, but is {loss:.4f}",
+            fix="the two see different weights, noise or dropout: report this with the run's settings.toml",
+        )
+    game.slots.load("opponent", game.ladder(game.rival(k)))
+
+
+def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None) -> None:
+    settings = game.settings.learn
+    optimizer = game.device.optimizer(settings.optimizer, game.slots.parameters(), settings.lr)
+    if state.update:
+        restore_optimizer(optimizer, game.run.tensors().get("optimizer", {}))
+    batches = Batches(game.family, game.encoded, game.train, fakes, settings, game.settings.run.seed, k)
+    batches.known = _ahead(game, k, batches)
+    saved = time.monotonic()
+    with game.watch.phase(game.title(k, "learn"), settings.updates) as progress:
+
+        def after(found: dict[str, float]) -> None:
+            nonlocal saved
+            game.run.log("update", round=k, **found)
+            progress(state.update, settings.updates, **found)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                tensors = {"policy": game.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
+                game.run.save(tensors, round=k, update=state.update, norm=state.norm, stopped=None)
+                saved = time.monotonic()
+
+        learn(game.family, game.slots, game.method, batches, optimizer, settings, game.fallback, state, after)
+
+
+def _ahead(game: Game, k: int, batches: Batches) -> Errors:
+    """The opponent's errors of the round's draws, where they are measured ahead; else none."""
+    names, levers, settings = [n for n in asked(game.method) if not n.startswith("policy")], game.device.levers, game.settings
+    if not (names and levers.cache_opponent):
+        return {}
+    who = [game.family.base_hash, fingerprint_files([game.run.snapshot(game.rival(k))]), levers.precision, levers.quantize]
+    data = [[r.key, r.lose_key, r.caption] for r in game.train]
+    draws = [settings.learn.updates, settings.learn.batch, settings.learn.caption_dropout, settings.run.seed, k]
+    path = game.run.ahead(fingerprint(who, names, data, draws, game.method.fakes, settings.play.model_dump()))
+    with game.watch.phase(game.title(k, "opponent"), batches.draws) as progress:
+        return game.fallback.run("opponent", batches.draws, lambda levers: errors_ahead(
+            game.family, game.slots, names, batches, path, levers.play_batch, progress
+        ))  # fmt: skip
