@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console as Screen
 
 import spinlite
-from spinlite import selfplay
+from spinlite import lesson
 from spinlite.cli import main
 from spinlite.console import Console
 
@@ -222,7 +222,7 @@ def test_ctrl_c_says_that_nothing_is_lost_and_it_is_true(command: Command, swatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(selfplay, "learn", interrupted)
+        patch.setattr(lesson, "learn", interrupted)
         ended = command("train", TOY, "--data", swatches, *QUICK)
     assert ended.code == 130 and not ended.err and "Traceback" not in ended.out
     assert "Nothing is lost: the same command goes on from here." in ended.out
