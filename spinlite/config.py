@@ -56,9 +56,15 @@ class Play(Section):
 class Learn(Section):
     updates: int = Field(default=100, ge=1)  # optimizer steps a round
     batch: int = Field(default=16, ge=1)  # samples (or pairs) an update
-    lr: float = Field(default=3e-4, gt=0, lt=1)
-    optimizer: Literal["adamw8bit", "adamw"] = "adamw8bit"
+    lr: float | None = Field(default=None, gt=0, le=1)  # none: 3e-4, for prodigy 1 (a factor)
+    optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
+
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at its height. Prodigy's is a factor on the one that it finds."""
+        return self.lr or (1.0 if self.optimizer == "prodigy" else 3e-4)
 
 
 class Memory(Section):
@@ -148,6 +154,12 @@ def validate(tree: Mapping[str, Any]) -> Settings:
         values = _method_model(name).model_validate(settings.method | {"name": name})
     except ValidationError as error:
         raise _explain(error) from None
+    learn = settings.learn
+    finds = learn.optimizer == "prodigy"
+    if learn.lr and (learn.lr < 0.1 if finds else learn.lr == 1):
+        takes = "finds the rate itself: its lr is a factor on that, 1 unless it diverges" if finds else "takes far less"
+        fix = f"set learn.lr = {1 if finds else 3e-4}"
+        raise SpinliteError(f"learn.lr = {learn.lr:g}, but {learn.optimizer} {takes}", fix=fix)
     return settings.model_copy(update={"method": values.model_dump()})
 
 

@@ -1,13 +1,17 @@
 """Where, in which precision and with which memory levers a run computes; every choice with its reason."""
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from spinlite.config import Memory
+from spinlite.errors import SpinliteError
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
 
@@ -20,7 +24,7 @@ class Levers:
 
     precision: str = "fp32"
     quantize: str = "none"
-    attention: str = "sdpa"
+    attention: str = "auto"  # xformers where it runs
     checkpointing: bool = False
     one_graph: bool = False
     cache_opponent: bool = False
@@ -48,29 +52,123 @@ class Device:
         return DTYPES[self.levers.precision]
 
     def optimizer(self, kind: str, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """"adamw8bit" (bitsandbytes, states of 8 bits; small tensors stay in 32) or "adamw"."""
-        if kind == "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+        """An optimizer without weight decay; bytes it keeps a LoRA weight in brackets.
+
+        "adamw8bit"     bitsandbytes' AdamW, states of 8 bits (2; small tensors stay in 32 bits)
+        "adamw"         torch's (8)
+        "schedulefree"  AdamW that averages where others let the rate fall (8; Defazio et al. 2024, arXiv 2405.15682)
+        "prodigy"       AdamW that finds the rate, `lr` times it (16; Mishchenko & Defazio 2023, arXiv 2306.06101)
+        """
+        given = list(parameters)
+        match kind:
+            case "adamw":
+                return torch.optim.AdamW(given, lr=lr, weight_decay=0.0)
+            case "schedulefree":
+                from schedulefree import AdamWScheduleFree
+
+                return AdamWScheduleFree(given, lr=lr)
+            case "prodigy":
+                from prodigyopt import Prodigy
+
+                return Prodigy(given, lr=lr, use_bias_correction=True, safeguard_warmup=True)
         import bitsandbytes
 
-        return bitsandbytes.optim.AdamW8bit(list(parameters), lr=lr, weight_decay=0.0)
+        return bitsandbytes.optim.AdamW8bit(given, lr=lr, weight_decay=0.0)
+
+    def attention(self, head_sizes: Iterable[int]) -> tuple[str, str]:
+        """("xformers" or "sdpa", why) for heads of these sizes. Raises SpinliteError where a pinned one can't run."""
+        sizes = sorted(set(head_sizes))
+        if self.levers.attention == "sdpa":
+            return "sdpa", "memory.attention"
+        fails = _xformers_fails(self.device, self.dtype, sizes)
+        if fails is None:
+            return "xformers", f"it runs here, forward and back, with heads of {', '.join(map(str, sizes))}"
+        if self.levers.attention == "xformers":
+            raise SpinliteError(
+                f'memory.attention = "xformers", but {fails}',
+                fix="remove memory.attention: then torch's own attention is taken",
+            )
+        return "sdpa", fails
+
+
+@contextlib.contextmanager
+def learning(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Schedule-free's weights, for the length of the block, are where it takes its gradients; afterwards, their average."""
+    averaging: Any = optimizer if hasattr(optimizer, "train") else None
+    if averaging:
+        averaging.train()
+    yield
+    if averaging:
+        averaging.eval()
 
 
 def choose(memory: Memory | None = None) -> Device:
-    """The best device of this computer, with the levers that [memory] pins."""
+    """The best device of this computer, with the levers that [memory] pins. Raises SpinliteError for a pin that can't hold."""
     from accelerate import PartialState
 
+    memory = memory or Memory()
     device = PartialState().device or torch.device("cpu")
     precision, why = _precision(device)
-    if memory and memory.precision:
+    if memory.precision == "bf16" and precision == "fp16":
+        raise SpinliteError(f'memory.precision = "bf16", but {why}', fix="remove memory.precision")
+    if memory.precision:
         why = f"{why.partition(',')[0]}, {memory.precision} (memory.precision)"
-    return Device(device, why, pinned(Levers(precision), memory or Memory()))
+    levers = pinned(Levers(precision), memory)
+    others = {f.name: getattr(memory, f.name) for f in fields(Levers) if f.name not in ("precision", "attention")}
+    said = [f"{name} {value}" for name, value in others.items() if value is not None]
+    if said:
+        why += f"; {', '.join(said)} ([memory])"
+    if levers.merge:
+        why += "; the LoRA is merged to play"
+    return Device(device, why, levers)
 
 
 def pinned(levers: Levers, memory: Memory) -> Levers:
-    """The levers with those put in place that [memory] pins."""
+    """The levers with those put in place that [memory] pins. Raises SpinliteError for one that can't hold.
+
+    The LoRA is merged to play wherever that loses nothing of it, which is in fp32 (see `Slots.merged`).
+    """
     asked = {f.name: getattr(memory, f.name) for f in fields(Levers)}
-    return replace(levers, **{name: value for name, value in asked.items() if value is not None})
+    found = replace(levers, **{name: value for name, value in asked.items() if value is not None})
+    exact = found.precision == "fp32" and found.quantize == "none"
+    if memory.merge and not exact:
+        base = found.precision if found.quantize == "none" else f"a base in {found.quantize}"
+        raise SpinliteError(f"memory.merge = true, but {base} would round the LoRA away", fix="remove memory.merge")
+    return replace(found, merge=exact) if memory.merge is None else found
+
+
+def probe_compiler(device: torch.device) -> None:
+    """Raises SpinliteError where torch.compile can't run: it needs a C++ compiler on a CPU, Triton on a GPU."""
+    try:
+        torch.compile(lambda x: (x + 1).square())(torch.zeros(8, device=device))
+    except Exception as error:  # of any kind: compilers, linkers, drivers
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SpinliteError(f"memory.compile = true, but torch.compile fails: {said}", fix="remove memory.compile") from None
+
+
+def _xformers_fails(device: torch.device, dtype: torch.dtype, sizes: Iterable[int]) -> str | None:
+    """Why xformers can't be used: tried, forward and back, against torch's own attention. None: it can."""
+    if device.type != "cuda":
+        return "xformers needs a CUDA card"
+    try:
+        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
+
+        for size in sizes:
+            q, k, v = (torch.randn(1, n, 2, size, device=device, dtype=dtype, requires_grad=True) for n in (64, 77, 77))
+            theirs = memory_efficient_attention(q, k, v)
+            ours = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+            for mine, other in zip(_slopes(ours, q, k, v), _slopes(theirs, q, k, v), strict=True):
+                if not torch.allclose(mine.float(), other.float(), atol=0.05, rtol=0.05):
+                    return f"xformers computes something else here, with heads of {size}"
+    except ImportError:
+        return "xformers is not installed"
+    except Exception as error:  # of any kind: a build for another torch or card
+        return f"xformers fails here: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return None
+
+
+def _slopes(output: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    return (output, *torch.autograd.grad(output.float().square().sum(), given))
 
 
 def _precision(device: torch.device) -> tuple[str, str]:

@@ -65,4 +65,5 @@ def facts(settings: Settings, base: Family, found: Survey, method: Method, where
         "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each",
         "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",
         "device": where,
+        "attention": base.attention,
     }

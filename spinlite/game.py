@@ -76,7 +76,8 @@ class Game:
         how = self.settings.play.model_dump()
         store = Store(self.run.folder.parent / "cache" / "fake" / fingerprint(self.family.base_hash, made_by, how, names))
         if any(fake_key(r) not in store for r in records):
-            with self.watch.phase(title, len(records)) as progress, self.slots.use(who):
+            active = self.slots.merged if self.device.levers.merge else self.slots.use
+            with self.watch.phase(title, len(records)) as progress, active(who):
                 self.fallback.run("play", len(records), lambda levers: play(
                     self.family, self.encoded, records, self.settings.play, levers.play_batch, store, progress, *names
                 ))  # fmt: skip

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ def _part(
     loss = method.loss(**errors).mean() * share
     loss.backward()
     for name in reversed(mine):
-        graph = graphs.pop(name)
-        (graph if graph.requires_grad else measure(family, slots, name, batch)).backward(errors[name].grad)
+        again = partial(measure, family, slots, name, batch)
+        slots.backward(graphs.pop(name), errors[name].grad, batch.real[0].numel(), again)
     return loss.detach(), {name: value.detach() for name, value in errors.items()}
 
 
@@ -194,8 +195,8 @@ def learn(
     """Bring the policy from `state.update` to the round's end; `after` each update is given its figures.
 
     The learning rate rises over the first 5 % of the round and falls to 0 along a cosine: a round ends in a snapshot, and
-    a snapshot taken at full rate is a noisy one. A gradient longer than 3 x the running mean of their norms
-    is shortened to that: unlike a fixed limit this means the same for every beta, method and model.
+    a snapshot taken at full rate is a noisy one; schedule-free averages its steps instead. A gradient longer than 3 x the
+    running mean of their norms is shortened to that: unlike a fixed limit this means the same for every beta, method and model.
 
     Where memory runs out in a step, its gradients are dropped and the same draws are stepped again with a cheaper setting.
     Raises Diverged.
@@ -211,7 +212,7 @@ def learn(
     while state.update < settings.updates:
         for group in optimizer.param_groups:
             rise, fall = (state.update + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * state.update / settings.updates)
-            group["lr"] = settings.lr * min(1.0, rise) * fall
+            group["lr"] = settings.rate * min(1.0, rise) * (1.0 if settings.optimizer == "schedulefree" else fall)
         loss, errors = fallback.run("learn", settings.batch, attempt)
         limit = 3 * state.norm if state.norm else float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()

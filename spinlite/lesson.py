@@ -6,6 +6,7 @@ import time
 import torch
 
 from spinlite.ahead import errors_ahead
+from spinlite.device import learning
 from spinlite.errors import SpinliteError
 from spinlite.game import Fakes, Game
 from spinlite.learn import Batches, Diverged, Errors, Progressed, asked, learn, make_batch, measure
@@ -27,10 +28,11 @@ def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
     try:
         _learn(game, k, state, fakes)
     except Diverged as error:
+        rate = game.settings.learn.rate
         game.run.discard(k, update=state.update + 1, loss=error.loss, norm=error.norm)
         raise SpinliteError(
-            f"the loss is not a number at update {state.update + 1} of round {k} (learn.lr = {game.settings.learn.lr:g})",
-            fix=f"give the same command a lower rate, --set learn.lr={game.settings.learn.lr / 3:.2g}: round {k} begins anew, "
+            f"the loss is not a number at update {state.update + 1} of round {k} (learn.lr = {rate:g})",
+            fix=f"give the same command a lower rate, --set learn.lr={rate / 3:.2g}: round {k} begins anew, "
             f"and snapshots up to {k - 1} are kept",
         ) from None
 
@@ -74,7 +76,7 @@ def _probe(game: Game, k: int, fakes: Fakes | None) -> None:
 
 def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None) -> None:
     settings = game.settings.learn
-    optimizer = game.device.optimizer(settings.optimizer, game.slots.parameters(), settings.lr)
+    optimizer = game.device.optimizer(settings.optimizer, game.slots.parameters(), settings.rate)
     if state.update:
         restore_optimizer(optimizer, game.run.tensors().get("optimizer", {}))
     batches = Batches(game.family, game.encoded, game.train, fakes, settings, game.settings.run.seed, k)
@@ -91,7 +93,8 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None) -> None:
                 game.run.save(tensors, round=k, update=state.update, norm=state.norm, stopped=None)
                 saved = time.monotonic()
 
-        learn(game.family, game.slots, game.method, batches, optimizer, settings, game.fallback, state, after)
+        with learning(optimizer):
+            learn(game.family, game.slots, game.method, batches, optimizer, settings, game.fallback, state, after)
 
 
 def _ahead(game: Game, k: int, batches: Batches) -> Errors:

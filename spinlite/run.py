@@ -119,7 +119,7 @@ class Run:
             if line.get("round") == round_ and line["event"] in ("probe", "update"):
                 line["event"] = "discarded " + line["event"]
         replace(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-        self.log("diverged", round=round_, lr=self.settings.learn.lr, **how)
+        self.log("diverged", round=round_, lr=self.settings.learn.rate, **how)
         self.save({}, round=round_, update=0, stopped=None, diverged=True)
 
     def lower(self) -> None:
@@ -212,14 +212,24 @@ def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[s
 
 
 def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state as a tree (its settings come from the run's)."""
-    return {str(i): dict(state) for i, state in optimizer.state_dict()["state"].items()}
+    """An optimizer's state as a tree, with the numbers of its groups: Prodigy's and schedule-free's states are there too."""
+    found = optimizer.state_dict()
+    return {
+        "state": {str(i): dict(state) for i, state in found["state"].items()},
+        "groups": {
+            str(i): {name: value for name, value in group.items() if isinstance(value, int | float)}
+            for i, group in enumerate(found["param_groups"])
+        },
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
     """Put back what `optimizer_tree` gave."""
-    state = {int(i): values for i, values in tree.items()}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = [
+        group | tree.get("groups", {}).get(str(i), {}) for i, group in enumerate(optimizer.state_dict()["param_groups"])
+    ]
+    state = {int(i): values for i, values in tree.get("state", {}).items()}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -99,7 +99,7 @@ WRONG = {
     "section": (["train", "demo", "--set", "lern.updates=3"], "unknown section [lern]", "did you mean 'learn'?"),
     "key": (["train", "demo", "--set", "learn.updatse=3"], "unknown key 'updatse' in [learn]", "did you mean 'updates'?"),
     "type": (["train", "demo", "--set", "learn.updates=many"], "updates = 'many' in [learn] should be", "learn.updates"),
-    "range": (["train", "demo", "--set", "learn.lr=5"], "lr = 5 in [learn] should be less than 1", "learn.lr"),
+    "range": (["train", "demo", "--set", "learn.lr=5"], "lr = 5 in [learn] should be less than or equal to 1", "learn.lr"),
     "method": (["train", "demo", "--set", "method.name=sppin"], "unknown method 'sppin'", "did you mean 'spin'?"),
     "syntax": (["train", "demo", "--set", "learn"], "'learn' is not section.key=value", "e.g. --set"),
     "no-data": (["train", TOY], "no pictures to learn from are named", "--data FOLDER"),

@@ -168,7 +168,7 @@ SET = [
     ("method.beta=big", "beta = 'big' in [method] should be a valid number", "method.beta"),
     ("learn.updates=0", "updates = 0 in [learn] should be greater than or equal to 1", "learn.updates"),
     ("learn.lr=0", "lr = 0 in [learn] should be greater than 0", "learn.lr"),
-    ("learn.lr=1", "lr = 1 in [learn] should be less than 1", "learn.lr"),
+    ("learn.lr=2", "lr = 2 in [learn] should be less than or equal to 1", "learn.lr"),
     ("data.heldout=0.9", "heldout = 0.9 in [data] should be less than 0.9", "data.heldout"),
     ("play.guidance=0.5", "guidance = 0.5 in [play] should be greater than or equal to 1", "play.guidance"),
     ("model.rank=2000", "rank = 2000 in [model] should be less than or equal to 1024", "model.rank"),

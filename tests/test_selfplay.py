@@ -16,7 +16,6 @@ from spinlite import config, lesson, selfplay
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
 from spinlite.game import Game
-from spinlite.run import Run
 from spinlite.selfplay import Outcome, train
 from spinlite.store import read
 
@@ -283,32 +282,3 @@ def test_a_full_set_of_phases_is_told(toy: Settings, tmp_path: Path):
         "round 2/2 · play", "round 2/2 · learn", "round 2/2 · judge", "round 2/2 · judge (samples)",
     ]  # fmt: skip
     assert any(line.startswith("time: about") and line.endswith("for 2 rounds") for line in watch.said)
-
-
-def test_the_state_survives_bitsandbytes_and_plain_adamw(tmp_path: Path, toy: Settings):
-    from spinlite import device
-    from spinlite.run import optimizer_tree, restore_optimizer
-
-    where = device.choose()
-    for kind in ("adamw8bit", "adamw"):
-        torch.manual_seed(0)
-        weights = [torch.nn.Parameter(torch.randn(100, 50)), torch.nn.Parameter(torch.randn(3))]
-        twins = [torch.nn.Parameter(w.detach().clone()) for w in weights]
-        first, second = (where.optimizer(kind, ws, 1e-2) for ws in (weights, twins))
-        gradients = [[torch.randn_like(w) for w in weights] for _ in range(4)]
-
-        def advance(optimizer, parameters, steps, given=gradients):
-            for grads in given[steps]:
-                for p, g in zip(parameters, grads, strict=True):
-                    p.grad = g.clone()
-                optimizer.step()
-
-        advance(first, weights, slice(0, 2))
-        advance(second, twins, slice(0, 2))
-        run = Run(tmp_path / kind, toy)
-        run.save({"optimizer": optimizer_tree(second)}, round=1, update=2, stopped=None)
-        resumed = where.optimizer(kind, twins, 1e-2)
-        restore_optimizer(resumed, Run(tmp_path / kind, toy).tensors()["optimizer"])
-        advance(first, weights, slice(2, 4))
-        advance(resumed, twins, slice(2, 4))
-        assert all(torch.equal(a, b) for a, b in zip(weights, twins, strict=True))

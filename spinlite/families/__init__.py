@@ -36,6 +36,7 @@ class Family(ABC):
     size: tuple[int, int]  # (width, height) of its pictures, px
     base_hash: str  # of the weights: what was made with them is named by it
     title: str  # for people
+    attention: str  # what computes it, and why
 
     @abstractmethod
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:

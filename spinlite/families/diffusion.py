@@ -12,15 +12,17 @@ import transformers
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from spinlite.device import Device
+from spinlite.device import Device, probe_compiler
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import KINDS, Kind, guard, locate, open_checkpoint, pretrained, whole
 from spinlite.families.schedule import noise_scheduler, sampler, settle
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
 from spinlite.maths.paths import Path
+from spinlite.quantized import place
 from spinlite.store import fingerprint, fingerprint_files
 
 diffusers.utils.logging.disable_progress_bar()
@@ -35,6 +37,7 @@ LOADERS: dict[Kind, Any] = {
     "sd2": StableDiffusionLoraLoaderMixin,
     "sdxl": StableDiffusionXLLoraLoaderMixin,
 }
+VARIANTS = 64  # of one block that are compiled: its sizes x policy, opponent, base x with and without gradient
 PIXELS = 2**20  # that go through the VAE at once
 
 
@@ -56,16 +59,21 @@ class Parts:
         self.noise = noise_scheduler(self.checkpoint, chosen, zero)
         self.path = Path(chosen, self.noise.alphas_cumprod)
         self._loaded: dict[str, Any] = {}
-        self.net: nn.Module = self.checkpoint.load("unet", device.dtype).to(device.device)
-        self.net.eval()
-        self.set_checkpointing(device.levers.checkpointing)
+        levers = device.levers
+        self.net: nn.Module = place(self.checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR).eval()
+        self.set_checkpointing(levers.checkpointing)
+        self.attention = self._set_attention()
+        if levers.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if levers.compile:
+            self._compile()
         settings = self.checkpoint.config("unet")
         side = settings["sample_size"]
         self.latent_shape = (settings["in_channels"], side, side)
         self.factor = 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)  # pixels a latent
         self.size = (side * self.factor, side * self.factor)
-        made_of = (self.checkpoint.fingerprint(), _vae_fingerprint(self._vae) if self._vae else None, chosen, zero)
-        self.base_hash = fingerprint(*made_of)
+        made_of = [self.checkpoint.fingerprint(), _vae_fingerprint(self._vae) if self._vae else None, chosen, zero]
+        self.base_hash = fingerprint(*made_of, *[levers.quantize] * (levers.quantize != "none"))
         self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
 
     def part(self, name: str) -> Any:
@@ -146,6 +154,19 @@ class Parts:
             yield
         finally:
             net.unload_lora()
+
+    def _set_attention(self) -> str:
+        """What computes attention, and why, in words."""
+        net: Any = self.net
+        kind, why = self.device.attention(m.inner_dim // m.heads for m in net.modules() if isinstance(m, Attention))
+        net.set_attn_processor(XFormersAttnProcessor() if kind == "xformers" else AttnProcessor2_0())
+        return f"{'xformers' if kind == 'xformers' else 'SDPA'} ({why})"
+
+    def _compile(self) -> None:
+        probe_compiler(self.device.device)
+        torch._dynamo.config.recompile_limit = VARIANTS
+        net: Any = self.net
+        net.compile_repeated_blocks()
 
     def _load_vae(self) -> Any:
         dtype = torch.float32 if self.device.dtype == torch.float16 else self.device.dtype

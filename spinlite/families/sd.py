@@ -29,7 +29,7 @@ class StableDiffusion(Family):
         parts = Parts(base, ("sd1", "sd2"), device, vae, prediction, zero_snr)
         self._parts = parts
         self.net, self.path, self.title, self.base_hash = parts.net, parts.path, parts.title, parts.base_hash
-        self.latent_shape, self.size = parts.latent_shape, parts.size
+        self.latent_shape, self.size, self.attention = parts.latent_shape, parts.size, parts.attention
 
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         return {"x0": self._parts.latents([picture.image for picture in pictures])}

@@ -31,7 +31,7 @@ class StableDiffusionXL(Family):
         parts = Parts(base, ("sdxl",), device, vae, prediction, zero_snr)
         self._parts = parts
         self.net, self.path, self.title, self.base_hash = parts.net, parts.path, parts.title, parts.base_hash
-        self.latent_shape, self.size = parts.latent_shape, parts.size
+        self.latent_shape, self.size, self.attention = parts.latent_shape, parts.size, parts.attention
 
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         rows = [(*p.original_size[::-1], *p.crop[::-1], p.image.height, p.image.width) for p in pictures]

@@ -20,6 +20,7 @@ from spinlite.families import Cond, Family, Picture
 from spinlite.lora import Pair
 from spinlite.lora.apply import applied
 from spinlite.maths.paths import Path
+from spinlite.quantized import place
 from spinlite.store import fingerprint, read
 
 WIDTH = 16  # of a caption's conditioning
@@ -57,9 +58,12 @@ class Toy(Family):
     def __init__(self, base: str, device: Device) -> None:
         if not base.isdigit():
             raise SpinliteError(f"the toy family's base is a seed, not {base!r}", fix='set model.base = "0"')
-        self._net = self.net = Net(int(base)).to(device.device)
+        quantize = device.levers.quantize
+        self._net = Net(int(base))
+        self.net = place(self._net, device.device, quantize, self.lora_targets["linear"])
         self.set_checkpointing(device.levers.checkpointing)
-        self.base_hash = fingerprint("toy", base)
+        self.base_hash = fingerprint("toy", base, *[quantize] * (quantize != "none"))
+        self.attention = "none"
         self.title = "toy (points in the plane)"
 
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
