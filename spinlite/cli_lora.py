@@ -17,6 +17,9 @@ def export(
     ] = "kohya",
     dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="precision of the file")] = "fp16",
     strength: Annotated[float, typer.Option(help="folded into the weights: 1 is what was trained")] = 1.0,
+    negative_guidance: Annotated[
+        float | None, typer.Option(metavar="W", help="EXPERIMENTAL: strength -W, away from what was learned")
+    ] = None,
     sidecars: Annotated[bool, typer.Option("--sidecars", help="a .json and a preview .png beside the file")] = False,
     output: Output = None,
 ) -> None:
@@ -32,10 +35,12 @@ def export(
 
     found = Run.found(run)
     k = choose(found, round_)
-    default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers")
+    default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
     path = output or found.exported.with_stem(default)
     path = path.with_name(path.name if path.suffix == ".safetensors" else path.name + ".safetensors")
     base = family(found.settings.model, device.choose(found.settings.memory))
+    if negative_guidance is not None:
+        strength = -abs(negative_guidance)
     said = write(found, base, k, path, Wanted(layout, dtype, strength, sidecars))
     console.facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": said})
 

@@ -33,6 +33,7 @@ class Model(Section):
     prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base says
     zero_snr: bool | None = None  # whether the noise schedule ends in pure noise; none: as the base says
     vae: str | None = None  # another VAE than the base's: a diffusers folder, a hub id, or a single .safetensors file
+    init_lora: str | None = None  # a LoRA file to start from: the first opponent is the base with it
     targets: Literal["linear", "all"] = "linear"  # attention and feed-forward layers, or the convolutions too
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float | None = Field(default=None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank

@@ -72,7 +72,8 @@ class Game:
 
     def played(self, who: Any, snapshot: int, records: Sequence[Record], title: str, *names: int | str) -> Fakes:
         """Samples of a snapshot for these records, made where they are missing, as a function of records."""
-        made_by = fingerprint_files([self.run.snapshot(snapshot)]) if snapshot else "base"
+        lora = snapshot or (self.family.start and who != "base")  # snapshot 0 is the base, or the LoRA that the run began with
+        made_by = fingerprint_files([self.run.snapshot(snapshot)]) if lora else "base"
         how = self.settings.play.model_dump()
         store = Store(self.run.folder.parent / "cache" / "fake" / fingerprint(self.family.base_hash, made_by, how, names))
         if any(fake_key(r) not in store for r in records):

@@ -49,7 +49,7 @@ def _samples(game: Game, k: int, title: str) -> dict[str, float]:
     now = game.played("policy", k, game.heldout, title + " (samples)", "heldout")
     latents = {
         "base": base(shown),
-        "previous" if k > 1 else "previous (base)": before(shown),
+        "previous" if k > 1 else "your LoRA" if game.family.start else "previous (base)": before(shown),
         f"round {k} (current)": now(shown),
         "your picture, held out": game.encoded.real(shown),
     }
