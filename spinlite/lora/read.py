@@ -24,7 +24,7 @@ ENDS = {  # how keys end -> what they hold; the first that fits counts
     "_lora.down.weight": "down", "_lora.up.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up",
     ".dora_scale": "magnitude", ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
 }  # fmt: skip
-OTHERS = {"hada_w1_a": "a LoHa", "lokr_w1": "a LoKr", "oft_blocks": "an OFT", "oft_diag": "an OFT", ".diff": "a difference"}
+OTHERS = {"hada_w1_a": "a LoHa", "lokr_w1": "a LoKr", "oft_blocks": "an OFT", "oft_diag": "an OFT"}
 LAYER = re.compile(r"lora_(te|te1|te2)_(?:text_model_)?encoder_layers_(\d+)_(self_attn|mlp)_(\w+)")
 ENCODERS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.")  # cloneofsimo's order: that of the network's own list of modules
@@ -133,7 +133,7 @@ def lora_for(path: Path, names: Mapping[str, str], shapes: Shapes, base: str) ->
     wrong = [name for name, pair in lora.items() if not _fits(pair, shapes.get(name.removeprefix("unet.")), name)]
     if wrong or (unknown and not any(name.startswith("unet.") for name in lora)):
         example = wrong[0] if wrong else unknown[0]
-        what = f"changes a weight of {lora[example].shape}, where the base has {shapes[example[5:]]}" if wrong else "is not in it"
+        what = f"changes {lora[example].shape}, where the base has {shapes[example[5:]]}" if wrong else "is not in it"
         raise file.error(f"does not fit {base}: {example} {what}", "use a LoRA that was made for this kind of base model")
     if unknown or file.foreign:
         strange = unknown + file.foreign
