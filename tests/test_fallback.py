@@ -12,7 +12,7 @@ import torch
 from test_selfplay import Quiet, changed
 from torch.testing import assert_close
 
-from spinlite import selfplay
+from spinlite import learn, selfplay
 from spinlite.config import Settings
 from spinlite.device import Device, Levers
 from spinlite.errors import SpinliteError
@@ -166,6 +166,26 @@ def test_a_run_that_runs_out_of_memory_ends_as_the_run_that_does_not(
         for name in ("policy_real", "policy_fake", "opponent_fake", "base_real"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
     assert outcome.run.exported.exists()
+
+
+def test_gradients_of_a_step_that_failed_half_way_are_dropped(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Memory runs out in the second micro-batch of an update, when the first one's gradients are there already."""
+    settings = changed(small, memory__one_graph=True, memory__checkpointing=True, memory__micro_batch=4)
+    whole = train(settings, tmp_path / "a" / "r", Quiet())
+    measured, parts = learn.measure, []
+
+    def failing(family: Any, slots: Any, name: str, part: learn.Batch) -> torch.Tensor:
+        if watch.phases[-1:] == ["round 2/2 · learn"]:
+            parts.append(any(p.grad is not None for p in slots.parameters()))
+            if parts == [False] * 4 + [True] * 3:
+                raise LACKS[0]
+        return measured(family, slots, name, part)
+
+    watch = Quiet()
+    monkeypatch.setattr(learn, "measure", failing)
+    outcome = train(settings, tmp_path / "b" / "r", watch)
+    assert [drop["to"] for drop in outcome.run.events("lowered")] == [2]
+    assert_close(read(outcome.run.snapshot(2))[0], read(whole.run.snapshot(2))[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_run_with_the_opponent_ahead_is_the_run_without(small: Settings, tmp_path: Path):
