@@ -41,10 +41,21 @@ class Model(Section):
     dora: bool = False  # learn each output's magnitude beside its direction; exported as a plain LoRA
 
 
-class Data(Section):
-    folder: str | None = None  # pictures with .txt captions beside them; "demo" is the embedded set
+class Source(Section):
+    """Where pictures and their captions come from, and what is done with the captions."""
+
+    folder: str | None = None  # pictures with captions beside them; "demo" is the embedded set
+    recursive: bool = False  # its subfolders too
+    weight: float = Field(default=1.0, gt=0, le=1000)  # how often each picture is shown, against those of other sources
+    trigger: str = ""  # words put in front of every caption
+    lines: Literal["join", "each"] = "join"  # several lines in a .txt are one caption, or a caption each
+    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # no caption: leave out, file name, `caption`, stop
+    caption: str = ""  # of pictures without one, where uncaptioned = "fixed"
+
+
+class Data(Source):
+    sources: list[Source] = []  # further ones, each a [[data.sources]]
     heldout: float = Field(default=0.1, gt=0, lt=0.9)  # share of the captions that is measured, never trained on
-    uncaptioned: Literal["skip", "name", "error"] = "skip"  # a picture without caption: leave out, take its file name
     max_unusable: float = Field(default=0.1, ge=0, le=1)  # share of pictures that may be unreadable before the run stops
 
 

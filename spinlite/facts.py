@@ -33,8 +33,7 @@ def warnings(found: Survey, settings: Settings) -> list[str]:
     """A line for each thing about the data that a user would not expect."""
     lines = []
     if found.uncaptioned:
-        what = "left out" if settings.data.uncaptioned == "skip" else "captioned by their file names"
-        lines.append(f"{len(found.uncaptioned)} pictures without caption, {what}: {data.listing(found.uncaptioned)}")
+        lines.append(f"{len(found.uncaptioned)} pictures without caption of their own: {data.listing(found.uncaptioned)}")
     if found.orphans:
         lines.append(f"{len(found.orphans)} captions without a picture, ignored: {data.listing(found.orphans)}")
     if found.unusable:
@@ -60,7 +59,8 @@ def facts(settings: Settings, base: Family, found: Survey, method: Method, where
     width, height = base.size
     return {
         "model": f"{base.title}, {width}x{height} px",
-        "data": f"{len(found.train)} pictures to learn from, {len(found.heldout)} held out ({settings.data.folder})",
+        "data": f"{len(found.train)} pictures to learn from, {len(found.heldout)} held out ({data.where(settings.data)})",
+        "captions": ", ".join(f"{count} from {origin}" for origin, count in found.origins.most_common()),
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
         "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each",
         "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",

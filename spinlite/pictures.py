@@ -9,6 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from spinlite.errors import SpinliteError
 from spinlite.families import Picture
 
+ENDINGS = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif", ".jxl",
+}  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # no more: Pillow would hand PostScript to Ghostscript
 
 

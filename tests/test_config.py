@@ -164,7 +164,7 @@ SET = [
     ("memory.one_graph=1", "one_graph = 1 in [memory] should be a valid boolean", "memory.one_graph"),
     ("learn.lr=[1]", "lr = [1] in [learn] should be a valid number", "learn.lr"),
     ("data.folder=3", "folder = 3 in [data] should be a valid string", "data.folder"),
-    ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be 'skip', 'name' or 'error'", "data.uncaptioned"),
+    ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be 'skip', 'name', 'fixed' or", "data.uncaptioned"),
     ("method.beta=big", "beta = 'big' in [method] should be a valid number", "method.beta"),
     ("learn.updates=0", "updates = 0 in [learn] should be greater than or equal to 1", "learn.updates"),
     ("learn.lr=0", "lr = 0 in [learn] should be greater than 0", "learn.lr"),

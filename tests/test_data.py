@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, features
 
 from spinlite.config import Data
-from spinlite.data import Record, Survey, listing, split, survey
+from spinlite.data import Record, Survey, listing, shows, split, survey
 from spinlite.errors import SpinliteError
 from spinlite.pictures import open_picture
 
@@ -112,10 +112,22 @@ def test_upper_case_endings_are_found(tmp_path: Path):
 
 def test_a_picture_that_is_there_twice_is_used_once(swatches: Path):
     (swatches / "again.png").write_bytes((swatches / "p0.png").read_bytes())
-    (swatches / "again.txt").write_text("another caption")
+    (swatches / "again.txt").write_text((swatches / "p0.txt").read_text())
     found = look(swatches)
     assert names(found) == {"again.png", *(f"p{i}.png" for i in range(1, 40))}
     assert found.notes == ["1 the same as another picture, left out: p0.png"]
+
+
+def test_a_picture_that_is_there_twice_with_two_captions_is_shown_with_each_in_turn(swatches: Path):
+    (swatches / "again.png").write_bytes((swatches / "p0.png").read_bytes())
+    (swatches / "again.txt").write_text("another caption")
+    found = look(swatches)
+    assert found.notes == ["1 the same as another picture, with another caption: shown with each in turn: p0.png"]
+    places = [show for show in shows(found.train + found.heldout) if len(show.variants) > 1]
+    assert len(shows(found.train + found.heldout)) == 40 and len(places) == 1
+    seen = [places[0].at(epoch) for epoch in range(4)]
+    captions = [(swatches / name).read_text() for name in ("again.txt", "p0.txt")]
+    assert [r.caption for r, _ in seen] == captions * 2 and [turn for _, turn in seen] == [0, 1, 2, 3]
 
 
 def test_copies_of_one_picture_are_one_picture(tmp_path: Path):
@@ -420,7 +432,7 @@ def test_one_winner_may_have_several_losers(pairs: Path):
 
 
 def records(*captions: str) -> list[Record]:
-    return [Record(Path(f"{i}.png"), caption, f"key {i}") for i, caption in enumerate(captions)]
+    return [Record(Path(f"{i}.png"), caption, f"key {i} {caption}") for i, caption in enumerate(captions)]
 
 
 def rank(text: str) -> float:

@@ -1,0 +1,99 @@
+"""What is known of pictures and captions: entries as they are found, records as they are used, the survey of all."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A picture as a source lists it, before it is opened. `name` is for people; `weight` says how often it is shown."""
+
+    path: Path
+    name: str
+    captions: tuple[str, ...]  # none where it has none
+    origin: str  # what they were read from
+    weight: Fraction
+    lose: Path | None = None
+    fault: str = ""  # why its caption can't be read
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One picture with one caption; `lose` is the picture that it was preferred to, where pairs are given.
+
+    A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch.
+    """
+
+    path: Path
+    caption: str
+    key: str
+    lose: Path | None = None
+    lose_key: str = ""
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """One place in an epoch: a picture, of whose variants (captions) another is shown each time. It is there `of` times."""
+
+    variants: tuple[Record, ...]
+    nth: int
+    of: int
+
+    def at(self, epoch: int) -> tuple[Record, int]:
+        """What is shown in an epoch, and how often that picture was shown before."""
+        turn = epoch * self.of + self.nth
+        return self.variants[turn % len(self.variants)], turn
+
+
+def shows(records: Sequence[Record]) -> list[Show]:
+    """The places of an epoch: a picture has as many as it has repeats, however many captions it has."""
+    pictures: dict[tuple[str, str], list[Record]] = {}
+    for r in records:
+        pictures.setdefault((r.key, r.lose_key), []).append(r)
+    groups = [tuple(group) for group in pictures.values()]
+    return [Show(group, nth, group[0].repeats) for group in groups for nth in range(group[0].repeats)]
+
+
+def whole_numbers(weights: Sequence[Fraction]) -> list[int]:
+    """The smallest whole numbers that stand to each other as these weights do."""
+    over = math.lcm(*(w.denominator for w in weights))
+    counts = [int(w * over) for w in weights]
+    return [count // math.gcd(*counts) for count in counts]
+
+
+@dataclass
+class Survey:
+    """What the sources hold, as understood: what will be used, and by name what will not and why."""
+
+    train: list[Record] = field(default_factory=list)
+    heldout: list[Record] = field(default_factory=list)
+    origins: Counter[str] = field(default_factory=Counter)  # what captions were read from -> of how many pictures
+    uncaptioned: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)  # captions without a picture
+    unusable: list[str] = field(default_factory=list)
+    noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> the files it was seen in
+
+    def note(self, what: str, name: str) -> None:
+        """Remember that `what` holds for a file."""
+        self.noted.setdefault(what, []).append(name)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing noted: how often, and where."""
+        return [f"{len(names)} {what}: {listing(names)}" for what, names in self.noted.items()]
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more
+
+
+def shown(name: str) -> str:
+    """A name as it can be shown: what is no printable character (escape codes, bytes that are not UTF-8) is spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
