@@ -55,6 +55,7 @@ class Source(Section):
 
 class Data(Source):
     sources: list[Source] = []  # further ones, each a [[data.sources]]
+    background: str = "white"  # the colour that transparency is laid on, by name or as #rrggbb
     heldout: float = Field(default=0.1, gt=0, lt=0.9)  # share of the captions that is measured, never trained on
     max_unusable: float = Field(default=0.1, ge=0, le=1)  # share of pictures that may be unreadable before the run stops
 

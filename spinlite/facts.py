@@ -12,6 +12,10 @@ from spinlite.device import Levers
 from spinlite.families import Family
 from spinlite.methods import Method
 
+UNCAPTIONED = {
+    "skip": "left out", "name": "captioned by their file names", "fixed": "captioned by data.caption", "error": "left out",
+}  # fmt: skip
+
 
 class Watch(Protocol):
     """Who is told what happens. The console is one; tests have theirs."""
@@ -33,7 +37,9 @@ def warnings(found: Survey, settings: Settings) -> list[str]:
     """A line for each thing about the data that a user would not expect."""
     lines = []
     if found.uncaptioned:
-        lines.append(f"{len(found.uncaptioned)} pictures without caption of their own: {data.listing(found.uncaptioned)}")
+        rules = {UNCAPTIONED[source.uncaptioned] for source in data.sources_of(settings.data)}
+        what = " or ".join(sorted(rules))
+        lines.append(f"{len(found.uncaptioned)} pictures without caption, {what}: {data.listing(found.uncaptioned)}")
     if found.orphans:
         lines.append(f"{len(found.orphans)} captions without a picture, ignored: {data.listing(found.orphans)}")
     if found.unusable:

@@ -58,7 +58,8 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     """The rounds after those that are done; returns why the run was stopped. All that they needed is then let go."""
     settings, folder = run.settings, run.folder
     method = settings.build_method()
-    found = data.survey(settings.data, pairs=method.fakes == "given")
+    with watch.phase("check pictures", 1) as progress:
+        found = data.survey(settings.data, method.fakes == "given", folder.parent / "cache", progress)
     where = device.choose(settings.memory)
     watch = wary(watch, where.device)
     base = family(settings.model, where)

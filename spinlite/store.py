@@ -32,6 +32,11 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_bytes(content: bytes) -> str:
+    """16 hex digits of a content: those that `fingerprint_files` gives to the one file that holds it."""
+    return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()[:16]
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file, whole or not at all, also where the power goes."""
     path.parent.mkdir(parents=True, exist_ok=True)

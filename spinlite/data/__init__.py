@@ -2,8 +2,10 @@
 
 from spinlite.data.encoded import Encoded, Progress, chunks
 from spinlite.data.records import Record, Show, Survey, listing, shows
-from spinlite.data.sources import where
+from spinlite.data.sources import sources_of, where
 from spinlite.data.split import split
 from spinlite.data.survey import survey
 
-__all__ = ["Encoded", "Progress", "Record", "Show", "Survey", "chunks", "listing", "shows", "split", "survey", "where"]
+__all__ = [
+    "Encoded", "Progress", "Record", "Show", "Survey", "chunks", "listing", "shows", "sources_of", "split", "survey", "where",
+]  # fmt: skip

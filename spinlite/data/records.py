@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from spinlite.data.looks import Look
+from spinlite.errors import SpinliteError
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -76,6 +79,8 @@ class Survey:
     uncaptioned: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)  # captions without a picture
     unusable: list[str] = field(default_factory=list)
+    looks: dict[Path, Look] = field(default_factory=dict)  # what was seen in every picture
+    stop: SpinliteError | None = None  # why a run would not start with this
     noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> the files it was seen in
 
     def note(self, what: str, name: str) -> None:

@@ -1,59 +1,99 @@
 """Sources -> checked records: what will be used, and by name what will not and why."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import ImageColor
 
 from spinlite.config import Data
+from spinlite.data.looks import Memo, Progress, glance_at, look_at
 from spinlite.data.records import Entry, Record, Survey, listing, whole_numbers
 from spinlite.data.sources import NO_CAPTION, entries, sources_of, where
 from spinlite.data.split import split
 from spinlite.errors import SpinliteError
-from spinlite.pictures import open_picture
-from spinlite.store import fingerprint_files
+from spinlite.store import fingerprint
 
 
-def survey(settings: Data, pairs: bool = False) -> Survey:
+def survey(
+    settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None
+) -> Survey:
     """Read and check every picture and caption of the sources, and set the held-out share apart.
 
-    With `pairs` a folder holds `win/` and `lose/`, with the same file names; captions lie beside the winners.
+    With `pairs` a folder holds `win/` and `lose/`, with the same file names; captions lie beside the winners. What was
+    seen is kept in the folder `cache`, so that the next survey reads only what has changed.
     Raises SpinliteError where there is nothing to train on, or too much is unusable.
     """
+    found = examine(settings, pairs, cache, progress)
+    if found.stop:
+        raise found.stop
+    return found
+
+
+def examine(
+    settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None,
+    headers: bool = False,
+) -> Survey:  # fmt: skip
+    """The same, with what would stop a run in `stop`. With `headers` no picture is decoded, and keys are not of contents.
+
+    Raises SpinliteError where a source is not there or its settings make no sense.
+    """
+    try:
+        ImageColor.getrgb(settings.background)
+    except ValueError:
+        problem = f"data.background = {settings.background!r} is no colour"
+        raise SpinliteError(problem, fix='set it to a name or #rrggbb, such as "white"') from None
     found = Survey()
     every = entries(settings, pairs, found)
+    paths = [path for entry in every for path in (entry.path, entry.lose) if path]
+    if headers:
+        found.looks = glance_at(paths, progress)
+    else:
+        place = fingerprint([source.folder for source in sources_of(settings)])
+        memo = Memo(cache / "looks" / f"{place}.json", settings.background) if cache else None
+        found.looks = look_at(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
     read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found)]
     records = _once(read, found)
+    found.stop = _stop(settings, len(every), records, found)
+    if len({(r.key, r.lose_key) for r in records}) > 1:
+        found.train, found.heldout = split(records, settings.heldout)
+    return found
+
+
+def _stop(settings: Data, count: int, records: Sequence[Record], found: Survey) -> SpinliteError | None:
+    """Why a run would not start with this, if it would not."""
     place = where(settings)
-    strict = any(source.uncaptioned == "error" for source in sources_of(settings))
-    if found.uncaptioned and strict:
-        raise SpinliteError(
+    if found.uncaptioned and any(source.uncaptioned == "error" for source in sources_of(settings)):
+        return SpinliteError(
             f"{len(found.uncaptioned)} pictures in {place} have no caption: {listing(found.uncaptioned)}",
             fix='write a .txt beside each, or set data.uncaptioned = "skip" or "name"',
         )
-    if len(found.unusable) > settings.max_unusable * max(len(every), 1):
-        raise SpinliteError(
-            f"{len(found.unusable)} of {len(every)} files in {place} can't be used: {listing(found.unusable)}",
+    if len(found.unusable) > settings.max_unusable * max(count, 1):
+        return SpinliteError(
+            f"{len(found.unusable)} of {count} files in {place} can't be used: {listing(found.unusable)}",
             fix="mend or remove them, or raise data.max_unusable",
         )
     usable = len({(r.key, r.lose_key) for r in records})
     if usable < 2:
         seen = "".join(f"; {note}" for note in found.notes[:1])
-        raise SpinliteError(
-            f"{place} holds {len(every)} pictures, of which {usable} can be used with a caption; 2 is the least{seen}",
+        return SpinliteError(
+            f"{place} holds {count} pictures, of which {usable} can be used with a caption; 2 is the least{seen}",
             fix='put pictures with captions there (name.png + name.txt), or set data.uncaptioned = "name"',
         )
-    found.train, found.heldout = split(records, settings.heldout)
-    return found
+    return None
 
 
 def _records(entry: Entry, repeats: int, found: Survey) -> list[Record]:
     """A record for each caption of a picture, if all of it can be read."""
-    try:
-        open_picture(entry.path, found.note, entry.name)
-        if entry.lose:
-            open_picture(entry.lose, found.note, f"lose/{entry.name}")
-    except SpinliteError as error:
-        found.unusable.append(error.problem)
-        return []
+    files = {entry.name: entry.path} | ({f"lose/{entry.name}": entry.lose} if entry.lose else {})
+    looks = [(name, found.looks[path]) for name, path in files.items()]
+    for name, look in looks:
+        for what in look.seen:
+            found.note(what, name)
+    for name, look in looks:
+        if look.fault:
+            found.unusable.append(f"{name}: {look.fault}")
+            return []
     if entry.fault:
         found.unusable.append(entry.fault)
         return []
@@ -61,8 +101,10 @@ def _records(entry: Entry, repeats: int, found: Survey) -> list[Record]:
         found.uncaptioned.append(entry.name)
     if entry.captions:
         found.origins[entry.origin] += 1
-    key, lose_key = fingerprint_files([entry.path]), fingerprint_files([entry.lose]) if entry.lose else ""
-    return [Record(entry.path, caption, key, entry.lose, lose_key, repeats) for caption in entry.captions]
+    win, lose = found.looks[entry.path], found.looks[entry.lose] if entry.lose else None
+    return [
+        Record(entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats) for caption in entry.captions
+    ]
 
 
 def _once(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
