@@ -1,13 +1,13 @@
 """What a run tells people before it starts, and who is told."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from spinlite import data
 from spinlite.config import Settings
-from spinlite.data import Survey
+from spinlite.data import Record, Survey
 from spinlite.device import Levers
 from spinlite.families import Family
 from spinlite.methods import Method
@@ -56,6 +56,11 @@ def fitted(play: Levers, learn: Levers, batch: int) -> str:
     return ", ".join(words)
 
 
+def pictures(records: Sequence[Record]) -> int:
+    """How many there are, however many captions they have."""
+    return len({(r.key, r.lose_key) for r in records})
+
+
 def facts(settings: Settings, base: Family, found: Survey, method: Method, where: str) -> dict[str, str]:
     """What the run will do, by what it is about."""
     learning = settings.learn
@@ -63,9 +68,10 @@ def facts(settings: Settings, base: Family, found: Survey, method: Method, where
     opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
     values = ", ".join(f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in asdict(method).items())
     width, height = base.size
+    train, heldout = pictures(found.train), pictures(found.heldout)
     return {
         "model": f"{base.title}, {width}x{height} px",
-        "data": f"{len(found.train)} pictures to learn from, {len(found.heldout)} held out ({data.where(settings.data)})",
+        "data": f"{train} pictures to learn from, {heldout} held out ({data.where(settings.data)})",
         "captions": ", ".join(f"{count} from {origin}" for origin, count in found.origins.most_common()),
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
         "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each",

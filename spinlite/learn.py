@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spinlite.adapters import Slots
 from spinlite.config import Learn
-from spinlite.data import Encoded, Record
+from spinlite.data import Encoded, Record, shows
 from spinlite.device import Levers
 from spinlite.fallback import Fallback
 from spinlite.families import Cond, Family
@@ -121,13 +121,16 @@ def figures(errors: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 class Batches:
-    """The batches of a round, each a function of (seed, round, update): epochs are permutations, one after the other."""
+    """The batches of a round, each a function of (seed, round, update): epochs are permutations, one after the other.
+
+    A picture is shown as often in an epoch as it has repeats, with another of its captions each time.
+    """
 
     def __init__(
         self, family: Family, encoded: Encoded, records: Sequence[Record], fakes: Callable[[Sequence[Record]], Tensor] | None,
         settings: Learn, seed: int, round_: int,
     ) -> None:  # fmt: skip
-        self._family, self._encoded, self._records, self._fakes = family, encoded, records, fakes
+        self._family, self._encoded, self._shows, self._fakes = family, encoded, shows(records), fakes
         self._settings, self._names = settings, (seed, round_)
         self.known: Errors = {}  # what was measured ahead: (draws,) each
 
@@ -142,9 +145,9 @@ class Batches:
 
     def between(self, start: int, end: int) -> Batch:
         """The draws from `start` to before `end`, counted through the round."""
-        places = [divmod(i, len(self._records)) for i in range(start, end)]
-        orders = {epoch: order(len(self._records), "learn", *self._names, epoch) for epoch, _ in places}
-        rows = [(self._records[orders[epoch][place]], epoch) for epoch, place in places]
+        places = [divmod(i, len(self._shows)) for i in range(start, end)]
+        orders = {epoch: order(len(self._shows), "learn", *self._names, epoch) for epoch, _ in places}
+        rows = [self._shows[orders[epoch][place]].at(epoch) for epoch, place in places]
         dropped = [self._coin(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
         batch = make_batch(self._family, self._encoded, rows, self._fakes, dropped, ("learn", *self._names))
         known = {name: value[start:end].to(batch.t.device) for name, value in self.known.items()}

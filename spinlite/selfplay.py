@@ -85,7 +85,9 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     with watch.phase("encode pictures and captions", 1) as progress:
         both = found.train + found.heldout
         cache = folder.parent / "cache"
-        encoded = fallback.run("encode", len(both), lambda levers: Encoded(base, both, cache, levers.play_batch, progress))
+        encoded = fallback.run("encode", len(both), lambda levers: Encoded(
+            base, both, cache, levers.play_batch, progress, settings.data.background
+        ))  # fmt: skip
     game = Game(run, settings, base, slots, method, encoded, found.train, found.heldout[:JUDGED], where, fallback, watch)
     return _go(game, done + 1, stopped)
 

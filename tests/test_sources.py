@@ -12,11 +12,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spinlite import config
+from spinlite import config, device
 from spinlite.config import Data
-from spinlite.data import Record, Survey, shows, split, survey
+from spinlite.data import Encoded, Record, Survey, shows, split, survey
 from spinlite.data.records import whole_numbers
 from spinlite.errors import SpinliteError
+from spinlite.families import family
+from spinlite.learn import Batches
 
 COLOURS = 0
 
@@ -337,6 +339,22 @@ def test_a_repeated_picture_is_never_shown_with_the_same_turn_twice():
     record = Record(Path("a.png"), "a", "k", repeats=3)
     turns = [show.at(epoch)[1] for epoch in range(4) for show in shows([record])]
     assert turns == list(range(12))
+
+
+def test_learning_shows_repeats_and_captions_in_turn(swatches: Path, tmp_path: Path):
+    paths = [swatches / f"p{i}.png" for i in range(3)]
+    some = [Record(paths[0], caption, "a") for caption in ("one", "two")]
+    some += [Record(paths[1], "cat", "b"), Record(paths[2], "dog", "c", repeats=2)]
+    toy = family(config.Model(base="0", family="toy"), device.choose(config.Memory()))
+    encoded = Encoded(toy, some, tmp_path, 4, lambda done, of: None)
+    batches = Batches(toy, encoded, some, None, config.Learn(batch=4, caption_dropout=0.0), 0, 1)
+    words = {caption: toy.prompt([caption])["words"][0].tolist() for caption in ("one", "two", "cat", "dog")}
+    assert len({str(value) for value in words.values()}) == 4
+    wanted = [["cat", "dog", "dog", "one"], ["cat", "dog", "dog", "two"]] * 2
+    for update, captions in enumerate(wanted):
+        batch = batches.at(update)
+        assert sorted(batch.cond["words"].tolist()) == sorted(words[caption] for caption in captions)
+        assert len({str(eps.tolist()) for eps in batch.eps}) == 4, "no draw is there twice"
 
 
 # The split

@@ -20,8 +20,11 @@ Progress = Callable[[int, int], None]  # (done, of)
 class Encoded:
     """Records as the network takes them: latents and conditioning, in stores, made where they are missing."""
 
-    def __init__(self, family: Family, records: Sequence[Record], cache: Path, batch: int, progress: Progress) -> None:
-        self._pictures = Store(cache / "real" / fingerprint(family.base_hash, family.size))
+    def __init__(
+        self, family: Family, records: Sequence[Record], cache: Path, batch: int, progress: Progress, background: str = "white"
+    ) -> None:
+        """Encode what is missing, `batch` at once; transparency is laid on `background`."""
+        self._pictures = Store(cache / "real" / fingerprint(family.base_hash, family.size, background))
         self._prompts = Store(cache / "prompt" / fingerprint(family.base_hash))
         paths = {r.key: r.path for r in records} | {r.lose_key: r.lose for r in records if r.lose}
         texts = {_prompt_key(text): text for text in ["", *(r.caption for r in records)]}
@@ -29,7 +32,7 @@ class Encoded:
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
         done, total = 0, len(pictures) + len(prompts)
         for chunk in chunks(pictures, batch):
-            fitted = [fit(open_picture(path), family.size) for _, path in chunk]
+            fitted = [fit(open_picture(path, background=background), family.size) for _, path in chunk]
             self._pictures.add([key for key, _ in chunk], _finite(family.encode(fitted), [path for _, path in chunk]))
             progress(done := done + len(chunk), total)
         for chunk in chunks(prompts, batch):
