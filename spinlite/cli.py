@@ -29,7 +29,6 @@ def train(
     preset: Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")],
     data: Annotated[str | None, typer.Option(help="folder of pictures with .txt captions")] = None,
     name: Annotated[str | None, typer.Option(help="the run's name; default: the preset's")] = None,
-    init_lora: Annotated[str | None, typer.Option(help="a LoRA file to start from")] = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of self-play, those already done included")] = None,
     runs: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
     set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
@@ -44,7 +43,7 @@ def train(
     console.say(f"spinlite {__version__} · {name}")
     from spinlite import config
 
-    settings = config.load(preset, set_, data__folder=data, run__rounds=rounds, model__init_lora=init_lora)
+    settings = config.load(preset, set_, data__folder=data, run__rounds=rounds)
     from spinlite.selfplay import train as go
 
     if settings.about:

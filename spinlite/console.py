@@ -31,7 +31,7 @@ class Console:
     def facts(self, facts: dict[str, str]) -> None:
         """What the run will do."""
         for name, fact in facts.items():
-            self.screen.print(Text.assemble("  ", (f"{name:<9}", "dim"), " ", fact))
+            self.screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), " ", fact))
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
