@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from spinlite import __version__, cli_lora
+from spinlite import __version__, cli_lora, cli_plan
 from spinlite.errors import SpinliteError
 
 # Before torch is imported: its threads spin while they wait. Without end that made a step 20 times slower on a busy machine;
@@ -29,6 +29,7 @@ def train(
     preset: Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")],
     data: Annotated[str | None, typer.Option(help="folder of pictures with .txt captions")] = None,
     name: Annotated[str | None, typer.Option(help="the run's name; default: the preset's")] = None,
+    init_lora: Annotated[str | None, typer.Option(help="a LoRA file to start from")] = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of self-play, those already done included")] = None,
     runs: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
     set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
@@ -43,7 +44,7 @@ def train(
     console.say(f"spinlite {__version__} · {name}")
     from spinlite import config
 
-    settings = config.load(preset, set_, data__folder=data, run__rounds=rounds)
+    settings = config.load(preset, set_, data__folder=data, run__rounds=rounds, model__init_lora=init_lora)
     from spinlite.selfplay import train as go
 
     if settings.about:
@@ -72,17 +73,6 @@ def _again() -> str:
         if not word.startswith("--rounds") and not (i and typed[i - 1] == "--rounds")
     ]  # fmt: skip
     return shlex.join(["spinlite", *kept])
-
-
-@app.command()
-def presets() -> None:
-    """List the shipped presets."""
-    import tomllib
-
-    from spinlite import config
-
-    for name, path in config.presets().items():
-        typer.echo(f"{name:<14} {tomllib.loads(path.read_text(encoding='utf-8')).get('about', '')}")
 
 
 @app.command()
@@ -138,6 +128,7 @@ def bench(
 
 
 cli_lora.register(app)
+cli_plan.register(app)
 
 
 def main() -> None:

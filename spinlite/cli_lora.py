@@ -17,6 +17,9 @@ def export(
     ] = "kohya",
     dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="precision of the file")] = "fp16",
     strength: Annotated[float, typer.Option(help="folded into the weights: 1 is what was trained")] = 1.0,
+    negative_guidance: Annotated[
+        float | None, typer.Option(metavar="W", help="EXPERIMENTAL: strength -W, away from what was learned")
+    ] = None,
     sidecars: Annotated[bool, typer.Option("--sidecars", help="a .json and a preview .png beside the file")] = False,
     output: Output = None,
 ) -> None:
@@ -32,14 +35,48 @@ def export(
 
     found = Run.found(run)
     k = choose(found, round_)
-    default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers")
+    default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
     path = output or found.exported.with_stem(default)
     path = path.with_name(path.name if path.suffix == ".safetensors" else path.name + ".safetensors")
     base = family(found.settings.model, device.choose(found.settings.memory))
+    if negative_guidance is not None:
+        strength = -abs(negative_guidance)
     said = write(found, base, k, path, Wanted(layout, dtype, strength, sidecars))
     console.facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": said})
+
+
+def sample(
+    what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="a run's folder, or a LoRA file (with --base)")],
+    prompt: Annotated[list[str], typer.Option(help="what to draw; repeatable; @FILE is a file with a prompt a line")],
+    negative: Annotated[str, typer.Option(help="what to keep away from")] = "",
+    round_: Annotated[str, typer.Option("--round", metavar="best|last|K|all", help="all: the base and every round")] = "best",
+    seeds: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="the first seed")] = 0,
+    strength: Annotated[str, typer.Option(help="one, or several with commas: 0.6,0.8,1")] = "1",
+    base: Annotated[str, typer.Option(help="of a LoRA file: the base model")] = "demo",
+    steps: Annotated[int | None, typer.Option(help="solver steps; default: the run's")] = None,
+    guidance: Annotated[float | None, typer.Option(help="CFG scale; default: the run's")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")] = None,
+) -> None:
+    """Draw with a LoRA: a sheet of rounds, strengths and seeds, and single pictures that a WebUI can repeat."""
+    from spinlite.console import Console
+
+    console = Console()
+    from spinlite import config
+    from spinlite.tryout import Asked, draw, numbers, of_file, of_run, prompts
+
+    texts, strengths = prompts(prompt), numbers(strength)
+    made, play, loras = of_file(what, base, strengths) if what.is_file() else of_run(what, round_)
+    chosen = {"steps": steps, "guidance": guidance}
+    tree = {"play": play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
+    asked = Asked(texts, negative, seeds, seed, strengths, config.validate(tree).play)
+    folder = output or (what.with_suffix("") if what.is_file() else what) / "tries"
+    with console.phase("draw", len(loras) * len(asked.strengths)) as progress:
+        path = draw(made, loras, asked, folder, progress)
+    console.facts({"sheet": f"{path}", "pictures": f"{folder}, with the words that A1111 reads"})
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into the program's."""
     app.command()(export)
+    app.command()(sample)

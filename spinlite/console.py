@@ -31,7 +31,7 @@ class Console:
     def facts(self, facts: dict[str, str]) -> None:
         """What the run will do."""
         for name, fact in facts.items():
-            self.screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), " ", fact))
+            self.screen.print(Text.assemble("  ", (f"{name:<9}", "dim"), " ", fact))
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
@@ -69,6 +69,15 @@ class Console:
                 f"round {event['round']}{mark}", f"{event['policy_real']:.4f}", f"{change:+.1%}",
                 f"{event['margin']:+.1e}", f"{event['accuracy']:.0%}",
             )  # fmt: skip
+        self.screen.print(table)
+
+    def presets(self, rows: list[tuple[str, ...]]) -> None:
+        """Shipped presets: name, model, card, planned peak where it is known, method, in words."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("preset", "model", "card", "planned", "method", ""):
+            table.add_column(heading, no_wrap=heading != "")
+        for row in rows:
+            table.add_row(*map(Text, row))
         self.screen.print(table)
 
     @contextlib.contextmanager

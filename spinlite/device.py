@@ -114,10 +114,9 @@ def choose(memory: Memory | None = None) -> Device:
     if memory.precision:
         why = f"{why.partition(',')[0]}, {memory.precision} (memory.precision)"
     levers = pinned(Levers(precision), memory)
-    others = {f.name: getattr(memory, f.name) for f in fields(Levers) if f.name not in ("precision", "attention")}
-    said = [f"{name} {value}" for name, value in others.items() if value is not None]
-    if said:
-        why += f"; {', '.join(said)} ([memory])"
+    pins = [f.name for f in fields(Levers) if f.name not in ("precision", "attention") and getattr(memory, f.name) is not None]
+    if pins:
+        why += f"; pinned by [memory]: {', '.join(pins)}"
     if levers.merge:
         why += "; the LoRA is merged to play"
     return Device(device, why, levers)

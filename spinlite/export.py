@@ -13,11 +13,12 @@ from spinlite.lora import Pair, of_snapshot
 from spinlite.lora.bake import baked
 from spinlite.lora.layouts import Layout
 from spinlite.lora.metadata import About
+from spinlite.lora.read import text_part
 from spinlite.lora.write import write_lora, write_sidecars
 from spinlite.run import Run
 from spinlite.store import read
 
-PRIVATE = {"data": {"folder"}, "model": {"base", "vae"}}  # settings that name places: their last part alone is written
+PRIVATE = {"data": {"folder"}, "model": {"base", "vae", "init_lora"}}  # places: their last part alone is written
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | N
         raise SpinliteError(f"{base.title} has changed since {path} was made", fix="put the base model's files back")
     if any("magnitude" in name for name in state):
         return baked(state, told["scale"], base.net)
-    return of_snapshot(state, told["scale"]), None
+    return of_snapshot(state, told["scale"]) | text_part(base.start), None
 
 
 def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:

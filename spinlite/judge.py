@@ -3,13 +3,12 @@
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.batches import Fakes
 from spinlite.data import Progress
 from spinlite.device import Levers
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.heldout import drift, grew, heldout_errors
 from spinlite.evaluate.sheet import sheet
-from spinlite.game import Game
+from spinlite.game import Fakes, Game
 from spinlite.learn import figures
 
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
@@ -50,7 +49,7 @@ def _samples(game: Game, k: int, title: str) -> dict[str, float]:
     now = game.played("policy", k, game.heldout, title + " (samples)", "heldout")
     latents = {
         "base": base(shown),
-        "previous" if k > 1 else "previous (base)": before(shown),
+        "previous" if k > 1 else "your LoRA" if game.family.start else "previous (base)": before(shown),
         f"round {k} (current)": now(shown),
         "your picture, held out": game.encoded.real(shown),
     }

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spinlite import data, device, plan
-from spinlite.adapters import Slots
+from spinlite import data, device
 from spinlite.config import Settings
 from spinlite.data import Encoded
 from spinlite.errors import SpinliteError
@@ -19,10 +18,11 @@ from spinlite.judge import judge
 from spinlite.learn import asked
 from spinlite.lesson import lesson
 from spinlite.lora.metadata import tag_counts
-from spinlite.play import solver
+from spinlite.lora.start import slots_for, told
+from spinlite.plan.timing import expected_seconds
 from spinlite.run import Run
 from spinlite.spill import wary
-from spinlite.store import fingerprint, write
+from spinlite.store import fingerprint, fingerprint_files, write
 
 JUDGED = 64  # held-out records that are measured and played at the most
 
@@ -64,11 +64,7 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     where = device.choose(settings.memory)
     watch = wary(watch, where.device)
     base = family(settings.model, where)
-    solver(base, settings.play, "cpu")  # what it refuses is refused before hours of encoding
-    slots = Slots(
-        base.net, base.lora_targets[settings.model.targets], settings.model.rank,
-        settings.model.alpha or settings.model.rank, settings.run.seed, settings.model.rslora, settings.model.dora,
-    )  # fmt: skip
+    slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
 
     def tell(text: str) -> None:
         watch.say(text)
@@ -76,13 +72,15 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
 
     fallback = Fallback(where, "policy_fake" in asked(method), run.lowered, tell)
     left = settings.run.rounds - done
-    seconds = left * fallback.run("learn", settings.learn.batch, lambda levers: plan.expected_seconds(
+    seconds = left * fallback.run("learn", settings.learn.batch, lambda levers: expected_seconds(
         base, slots, method, settings, levers, len(found.train), len(found.heldout[:JUDGED])
     ))  # fmt: skip
     watch.facts(facts(settings, base, found, method, str(where)) | {
         "memory": fitted(fallback.levers("play"), fallback.levers("learn"), settings.learn.batch),
         "time": f"about {spoken(seconds)} for {left} rounds",
     })  # fmt: skip
+    if base.start:
+        watch.facts({"start": told(base.start, Path(settings.model.init_lora or "").name)})
     for warning in warnings(found, settings):
         watch.say(warning)
     with watch.phase("encode pictures and captions", 1) as progress:
@@ -109,8 +107,10 @@ def _go(game: Game, k: int, stopped: str | None) -> str | None:
 def _begin(game: Game) -> None:
     """The folder, the first event and snapshot 0; on a resume, that data and base are what they were."""
     game.run.open()
+    file = game.settings.model.init_lora
     made_of = {
         "base": game.family.base_hash,
+        "start": fingerprint_files([Path(file)]) if file else None,
         "data": fingerprint([[r.key, r.lose_key, r.caption] for r in game.train + game.heldout]),
     }
     if not game.run.state:
@@ -121,8 +121,9 @@ def _begin(game: Game) -> None:
         game.run.save({}, round=1, update=0, stopped=None)
         return
     began = game.run.events("begin")[0]
-    for what, named in (("base", "the base model's files"), ("data", "the pictures or captions")):
-        if began[what] != made_of[what]:
+    watched = {"base": "the base model's files", "start": "the LoRA to start from", "data": "the pictures or captions"}
+    for what, named in watched.items():
+        if began.get(what) != made_of[what]:
             raise SpinliteError(
                 f"{named} have changed since {game.run.folder} began",
                 fix="put them back, or start a new run with another --name",
@@ -139,7 +140,7 @@ def _round(game: Game, k: int) -> str | None:
 
 
 def _write_snapshot(game: Game, k: int) -> None:
-    about = {"round": k, "rank": game.settings.model.rank, "scale": game.slots.scale, "base": game.family.base_hash}
+    about = {"round": k, "scale": game.slots.scale, "base": game.family.base_hash}
     write(game.run.snapshot(k), game.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
 
 

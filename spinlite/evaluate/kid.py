@@ -27,11 +27,11 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from spinlite import config, device
-from spinlite.adapters import Slots
 from spinlite.config import PACKAGE, Data
 from spinlite.data import Encoded, Record, chunks, survey
 from spinlite.errors import SpinliteError
 from spinlite.families import family
+from spinlite.lora.start import slots_for
 from spinlite.maths.draws import generator, order
 from spinlite.pictures import open_picture
 from spinlite.play import fake_key, play
@@ -179,26 +179,22 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
         raise SpinliteError(f"{folder} holds no snapshots of a run", fix="name a run of `spinlite train`, such as runs/demo")
     settings, kept = config.load(str(folder / "settings.toml")), folder.parent / "cache"
     where = device.choose(settings.memory)
-    base, rank, batch = family(settings.model, where), settings.model.rank, where.levers.play_batch
+    base, batch = family(settings.model, where), where.levers.play_batch
     with phase(f"{folder.name} · encode captions", len(records)) as progress:
         encoded = Encoded(base, records, kept, batch, progress)
-    slots = Slots(
-        base.net, base.lora_targets[settings.model.targets], rank, settings.model.alpha or rank, settings.run.seed,
-        settings.model.rslora, settings.model.dora,
-    )  # fmt: skip
+    slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
     rows, h_base = [], torch.zeros(())
     for k in sorted(ladder):
         state, about = read(ladder[k])
         if json.loads(about["spinlite"])["base"] != base.base_hash:
             raise SpinliteError(f"{base.title} has changed since {ladder[k]} was made", fix="put the base model back")
         slots.load("policy", state)
-        made_by, pictures = fingerprint_files([ladder[k]]) if k else "base", []
-        sampling = settings.play.model_copy(update={"points": 0})
+        made_by, how, pictures = fingerprint_files([ladder[k]]) if k or base.start else "base", settings.play.model_dump(), []
         for draw in range(draws):
-            store = Store(kept / "fake" / fingerprint(base.base_hash, made_by, sampling.model_dump(), "judge", draw))
+            store = Store(kept / "fake" / fingerprint(base.base_hash, made_by, how, "judge", draw))
             title = f"{folder.name} · round {k} · samples" + f" {draw + 1}/{draws}" * (draws > 1)
-            with phase(title, len(records)) as progress, slots.use("policy" if k else "base"):
-                play(base, encoded, records, sampling, batch, store, progress, "judge", draw)
+            with phase(title, len(records)) as progress, slots.use("policy" if k or base.start else "base"):
+                play(base, encoded, records, settings.play, batch, store, progress, "judge", draw)
             for chunk in chunks(records, batch):
                 pictures += base.decode(store.get([fake_key(r) for r in chunk])["x0"])
         base.free()

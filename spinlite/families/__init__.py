@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spinlite.config import Model
 from spinlite.device import Device
+from spinlite.lora import Lora
 from spinlite.maths.paths import Path
 
 Cond = dict[str, Tensor]  # conditioning, one row a sample; nothing outside a family reads a key
@@ -37,6 +38,14 @@ class Family(ABC):
     base_hash: str  # of the weights: what was made with them is named by it
     title: str  # for people
     attention: str  # what computes it, and why
+    start: Lora = {}  # noqa: RUF012  what a run on it begins with, by full names: {} or what `start_from` read
+
+    @abstractmethod
+    def start_from(self, path: FilePath) -> None:
+        """Read the LoRA that a run begins with into `start`; its part for text encoders takes effect in `prompt`.
+
+        Raises SpinliteError where it does not fit.
+        """
 
     @abstractmethod
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
@@ -65,7 +74,7 @@ class Family(ABC):
 
     @abstractmethod
     def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for this family's path. Raises SpinliteError for a name that it has none for."""
+        """A diffusers scheduler for this family's path: "dpm++", "ddim" or "euler"."""
 
     @abstractmethod
     def export_name(self, name: str) -> str:
@@ -88,12 +97,18 @@ def family(model: Model, device: Device) -> Family:
 
         kind = "sdxl" if open_checkpoint(model.base).kind == "sdxl" else "sd"
     match kind:
-        case "sd":
-            from spinlite.families.sd import StableDiffusion as Diffusion
-        case "sdxl":
-            from spinlite.families.sdxl import StableDiffusionXL as Diffusion
         case "toy":
             from spinlite.families.toy import Toy
 
-            return Toy(model.base, device)
-    return Diffusion(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+            made = Toy(model.base, device)
+        case "sdxl":
+            from spinlite.families.sdxl import StableDiffusionXL
+
+            made = StableDiffusionXL(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+        case _:
+            from spinlite.families.sd import StableDiffusion
+
+            made = StableDiffusion(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+    if model.init_lora:
+        made.start_from(FilePath(model.init_lora))
+    return made

@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from spinlite.config import Model
 from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind, open_checkpoint
 from spinlite.families.single_file import CONFIGS, FOLDERS, padded
 from spinlite.store import fingerprint
@@ -69,3 +71,20 @@ def _filled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
                 torch.mul(repeated, p[0].numel() ** -0.5, out=weight)
             module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
     return model.eval()
+
+
+def blank(model: Model) -> Model:
+    """The model with random weights instead of its base's, for a base that need not be here.
+
+    A kind is read from what is here, from the known hub ids, or from model.family; other hub ids are asked for their settings.
+    """
+    here = model.base == "demo" or Path(model.base).expanduser().exists()
+    if model.family == "toy" or model.base.startswith(BLANK):
+        base = model.base
+    elif model.base in KNOWN and not here:
+        base = BLANK + KNOWN[model.base]
+    elif here or model.family == "auto":
+        base = BLANK + model.base
+    else:
+        base = BLANK + ("sdxl" if model.family == "sdxl" else "sd1")
+    return model.model_copy(update={"base": base, "vae": None})

@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from spinlite.device import Device, probe_compiler
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import KINDS, Kind, guard, locate, open_checkpoint, pretrained, whole
+from spinlite.families.names import shapes, spellings
 from spinlite.families.schedule import noise_scheduler, sampler, settle
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
+from spinlite.lora import Lora
+from spinlite.lora.apply import put_on
+from spinlite.lora.read import lora_for, text_part
 from spinlite.maths.paths import Path
 from spinlite.quantized import place
 from spinlite.store import fingerprint, fingerprint_files
@@ -59,6 +63,7 @@ class Parts:
         self.noise = noise_scheduler(self.checkpoint, chosen, zero)
         self.path = Path(chosen, self.noise.alphas_cumprod)
         self._loaded: dict[str, Any] = {}
+        self._text: Lora = {}  # of the LoRA that a run begins with: it is in the captions' conditioning from the start
         levers = device.levers
         self.net: nn.Module = place(self.checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR).eval()
         self.set_checkpointing(levers.checkpointing)
@@ -84,6 +89,7 @@ class Parts:
             else:
                 model = self._load_vae() if name == "vae" else self.checkpoint.load(name, self.device.dtype)
                 self._loaded[name] = model.to(self.device.device).eval().requires_grad_(False)
+                put_on(model, self._text, part=name)
         return self._loaded[name]
 
     def set_checkpointing(self, on: bool) -> None:
@@ -95,7 +101,7 @@ class Parts:
             net.disable_gradient_checkpointing()
 
     def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for the path, by a name of `schedule.SAMPLERS` or its class."""
+        """A diffusers scheduler for the path: "dpm++", "ddim" or "euler"."""
         return sampler(self.noise, name)
 
     def free(self) -> None:
@@ -141,6 +147,15 @@ class Parts:
             "modelspec.prediction_type": "v" if self.path.prediction == "v" else "epsilon",
             "modelspec.resolution": f"{width}x{height}",
         }
+
+    def start_from(self, path: FilePath) -> Lora:
+        """What a LoRA file changes; from here on captions are encoded with its part for the text encoders."""
+        known = shapes(self.net)
+        lora = lora_for(path, spellings(known, self.kind), known, f"an {KINDS[self.kind]} model")
+        self._text = text_part(lora)
+        if self._text:
+            self.base_hash = fingerprint(self.base_hash, fingerprint_files([path]))
+        return lora
 
     @contextlib.contextmanager
     def loaded(self, path: FilePath, strength: float) -> Iterator[None]:

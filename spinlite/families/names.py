@@ -3,7 +3,17 @@
 A module's full name is diffusers': "unet.down_blocks.0…", "text_encoder.text_model.encoder…", "text_encoder_2.text_model…".
 """
 
+import contextlib
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
 from spinlite.families.checkpoint import Kind
+from spinlite.families.single_file import CONFIGS, FOLDERS
 
 RESNET = {
     "conv1": "in_layers.2",
@@ -56,3 +66,32 @@ def kohya_name(name: str, kind: Kind) -> str:
         return "lora_unet_" + (original_name(module, True) if kind == "sdxl" else module).replace(".", "_")
     encoder = {"text_encoder": "te1" if kind == "sdxl" else "te", "text_encoder_2": "te2"}[part]
     return f"lora_{encoder}_{module.replace('.', '_')}"
+
+
+def spellings(modules: Iterable[str], kind: Kind) -> dict[str, str]:
+    """Every key that a UNet's module has in kohya's layout, by diffusers' blocks or the original ones -> its full name."""
+    found: dict[str, str] = {}
+    for module in modules:
+        found[f"lora_unet_{module.replace('.', '_')}"] = f"unet.{module}"
+        with contextlib.suppress(KeyError, ValueError, IndexError):  # a network with blocks of its own has no original name
+            found[f"lora_unet_{original_name(module, kind == 'sdxl').replace('.', '_')}"] = f"unet.{module}"
+    return found
+
+
+def shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The weights that a LoRA may change, by module: (out, in) of a linear layer, (out, in, k, k) of a convolution."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Linear):
+            found[name] = (module.out_features, module.in_features)  # a quantised weight has another shape
+        elif isinstance(module, nn.Conv2d):
+            found[name] = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    return found
+
+
+@cache
+def published(kind: Kind) -> dict[str, tuple[int, ...]]:
+    """The shapes of the published model's UNet, by module. Nothing is loaded."""
+    unet: Any = UNet2DConditionModel
+    with torch.device("meta"):
+        return shapes(unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet")))

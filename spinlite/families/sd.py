@@ -31,6 +31,9 @@ class StableDiffusion(Family):
         self.net, self.path, self.title, self.base_hash = parts.net, parts.path, parts.title, parts.base_hash
         self.latent_shape, self.size, self.attention = parts.latent_shape, parts.size, parts.attention
 
+    def start_from(self, path: FilePath) -> None:
+        self.start, self.base_hash = self._parts.start_from(path), self._parts.base_hash
+
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         return {"x0": self._parts.latents([picture.image for picture in pictures])}
 

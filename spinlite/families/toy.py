@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from spinlite.device import Device
 from spinlite.errors import SpinliteError
 from spinlite.families import Cond, Family, Picture
+from spinlite.families.names import shapes
 from spinlite.lora import Pair
 from spinlite.lora.apply import applied
+from spinlite.lora.read import lora_for
 from spinlite.maths.paths import Path
 from spinlite.quantized import place
 from spinlite.store import fingerprint, read
@@ -65,6 +67,10 @@ class Toy(Family):
         self.base_hash = fingerprint("toy", base, *[quantize] * (quantize != "none"))
         self.attention = "none"
         self.title = "toy (points in the plane)"
+
+    def start_from(self, path: FilePath) -> None:
+        known = shapes(self.net)
+        self.start = lora_for(path, {f"lora_unet_{name}": f"unet.{name}" for name in known}, known, self.title)
 
     def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         means = [picture.image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]

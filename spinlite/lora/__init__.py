@@ -62,3 +62,9 @@ def norm(pair: Pair) -> float:
     """The Frobenius norm of the change, without forming it: the Gram matrices of both factors are (rank, rank)."""
     up, down = pair.up.flatten(1).double(), pair.down.flatten(1).double()
     return torch.einsum("ij,ji->", up.T @ up, down @ down.T).clamp_min(0).sqrt().item()
+
+
+def ranks(lora: Lora) -> str:
+    """The ranks of a LoRA, in words."""
+    found = sorted({pair.rank for pair in lora.values()})
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
+from spinlite.errors import SpinliteError
 from spinlite.lora import Lora, Pair
 
 PART = "unet"  # what a network that denoises is called in a module's full name
@@ -15,17 +17,27 @@ PART = "unet"  # what a network that denoises is called in a module's full name
 
 @contextlib.contextmanager
 def applied(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> Iterator[None]:
-    """`net` computes with the LoRA's modules of one part, times `strength`; their share is computed in fp32."""
-    hooks = [
-        net.get_submodule(name.removeprefix(f"{part}.")).register_forward_hook(_adds(pair.times(strength)))
-        for name, pair in lora.items()
-        if name.startswith(f"{part}.")
-    ]
+    """`net` computes with the LoRA's modules of one part, times `strength`; their share in fp32."""
+    hooks = put_on(net, lora, strength, part)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def put_on(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> list[RemovableHandle]:
+    """The same until the handles are removed. Text encoders' modules are found with and without transformers' `text_model`."""
+    modules = dict(net.named_modules())
+    hooks = []
+    for name, pair in lora.items():
+        if name.startswith(f"{part}."):
+            inner = name.removeprefix(f"{part}.")
+            module = modules.get(inner) or modules.get(inner.removeprefix("text_model."))
+            if module is None:
+                raise SpinliteError(f"the base model has no {name}, which the LoRA changes", fix="use one for this base")
+            hooks.append(module.register_forward_hook(_adds(pair.times(strength))))
+    return hooks
 
 
 def _adds(pair: Pair) -> Any:

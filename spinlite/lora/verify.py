@@ -68,7 +68,7 @@ def step(path: Path, lora: Lora, family: Family) -> float | None:
     Relative to what the LoRA changes; None where it changes nothing. The strength is raised on both sides until the change
     can be told from rounding.
     """
-    if not any(norm(pair) for pair in lora.values()):
+    if not any(norm(pair) for name, pair in lora.items() if name.startswith("unet.")):
         return None
     device = next(family.net.parameters()).device
     cond = {name: value.to(device) for name, value in family.prompt(["a picture"]).items()}

@@ -1,4 +1,4 @@
-"""What a run will need, said before it starts."""
+"""How long a round takes on the device at hand, from a few calls timed there."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,10 @@ from collections.abc import Callable
 import torch
 
 from spinlite.adapters import Slots
-from spinlite.batches import Batch
 from spinlite.config import Settings
 from spinlite.device import Levers
 from spinlite.families import Family
-from spinlite.learn import step
+from spinlite.learn import Batch, step
 from spinlite.maths.draws import gaussian
 from spinlite.methods import Method
 

@@ -1,0 +1,114 @@
+"""Commands around presets and plans. Nothing here imports torch before a command needs it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spinlite import plan as plans
+from spinlite.preset import presets, texts
+
+Preset = Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")]
+Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")]
+listing = typer.Typer(invoke_without_command=True, help="List the shipped presets.", rich_markup_mode=None)
+
+
+def plan(
+    preset: Preset,
+    vram: Annotated[float | None, typer.Option(metavar="GB", min=1, help="plan for a card of this size")] = None,
+    data: Annotated[str | None, typer.Option(help="folder of pictures with .txt captions")] = None,
+    set_: Set = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="the plan for programs")] = False,
+) -> None:
+    """Say what a run will need and how it will be fitted into memory, before anything is downloaded. No GPU is needed."""
+    from spinlite import plan_screen
+    from spinlite.console import Console
+
+    console = Console()
+    train, heldout, pictures = _pictures(data)
+    found = planned(preset, vram, data, set_, train, heldout, console if not json else None)
+    if json:
+        typer.echo(plan_screen.as_json(found))
+    else:
+        plan_screen.show(console.screen, found, pictures)
+
+
+def planned(
+    preset: str, vram: float | None, data: str | None, set_: list[str], train: int, heldout: int, console: Any
+) -> plans.Plan:
+    """The plan, from the cache where a card is named and it was made before."""
+    from spinlite.plan.card import cache_folder
+
+    shelf = cache_folder()
+    told = texts(preset)
+    name = plans.made_of("plan", preset, told, set_, vram, train, heldout)
+    if (vram or any("vram" in text for text in [*told, *set_])) and (known := plans.recall(shelf, name)):
+        return known
+    from spinlite import config
+
+    settings = config.load(preset, set_, data__folder=data)
+    from spinlite.plan.make import card_for, make
+
+    if console:
+        with console.screen.status("the networks are rehearsed without data: up to a minute, then known"):
+            found = make(preset, settings, card_for(settings, vram), train, heldout, shelf)
+    else:
+        found = make(preset, settings, card_for(settings, vram), train, heldout, shelf)
+    plans.keep(shelf, name, found)
+    return found
+
+
+def _pictures(data: str | None) -> tuple[int, int, str]:
+    """(to learn from, held out, in words), by the captions in the folder; 100 where none is named."""
+    from spinlite.errors import SpinliteError
+    from spinlite.preset import PACKAGE
+
+    if data is None:
+        return 90, 10, "100 pictures (--data FOLDER counts yours)"
+    folder = PACKAGE / "demo" / "fluent" if data == "demo" else Path(data)
+    if not folder.is_dir():
+        raise SpinliteError(f"there is no folder {folder}", fix="check the path after --data")
+    count = sum(1 for path in folder.rglob("*.txt"))
+    held = max(1, count // 10)
+    return count - held, held, f"{count} captioned pictures"
+
+
+@listing.callback()
+def every(context: typer.Context) -> None:
+    """List the shipped presets: model, card, planned peak, method."""
+    if context.invoked_subcommand:
+        return
+    import tomllib
+
+    from spinlite.console import Console
+    from spinlite.plan.card import cache_folder
+
+    rows = []
+    for name in presets():
+        trees = [tomllib.loads(text) for text in texts(name)]
+        model, method, memory = ({k: v for tree in reversed(trees) for k, v in tree.get(section, {}).items()}
+                                 for section in ("model", "method", "memory"))  # fmt: skip
+        train, heldout, _ = _pictures(None)
+        known = plans.recall(cache_folder(), plans.made_of("plan", name, texts(name), [], None, train, heldout))
+        card = f"{memory['vram']:g} GB" if "vram" in memory else "any"
+        peak = f"{known.peak / 2**30:.1f} GB" if known else ""
+        base, about = model.get("base", "demo").rpartition("/")[2], trees[0].get("about", "")
+        rows.append((name, base, card, peak, method.get("name", "spin"), about))
+    Console().presets(rows)
+
+
+@listing.command()
+def show(name: Preset) -> None:
+    """Print a preset with every default written out."""
+    import tomli_w
+
+    from spinlite import config
+
+    settings = config.load(name)
+    typer.echo(tomli_w.dumps(settings.model_dump(exclude_none=True)).rstrip())
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands into the program's."""
+    app.command()(plan)
+    app.add_typer(listing, name="presets")

@@ -1,0 +1,101 @@
+"""The card that a run is planned for: its memory, and how fast it computes."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 2**30
+DESKTOP = 0.05  # of a named card's memory that is left to the desktop and the driver
+CONTEXT = 0.5 * GIB  # of the CUDA context and its kernels: an estimate, not measured here
+FRAGMENTS = 1.05  # what the allocator takes for what tensors take: an estimate, not measured here
+PYTHON = 0.6 * GIB  # of a process on the CPU with torch, diffusers and transformers loaded
+
+
+@dataclass(frozen=True)
+class Card:
+    """A device to plan for. operations and bytes are those that it sustains, in a second."""
+
+    name: str
+    kind: str  # "cuda" or "cpu"
+    memory: float  # bytes that the run may take
+    precision: str
+    operations: float
+    bytes: float
+    start: float  # seconds that an operation takes at the least
+    measured: bool  # the speed was, on this computer; else it is an estimate
+
+    def needs(self, tensors: int) -> int:
+        """Bytes of the card's memory for so many bytes of tensors."""
+        return round(tensors * FRAGMENTS + (CONTEXT if self.kind == "cuda" else PYTHON))
+
+
+# (GB up to, a typical card, 10^12 operations a second in bf16 summed in fp32, 10^9 bytes a second), as their makers say
+TYPICAL = [(10, "RTX 4060", 30, 272), (13, "RTX 3060", 25, 360), (18, "RTX 4060 Ti", 44, 288), (28, "RTX 3090", 71, 936),
+           (1e9, "RTX 5090", 210, 1792)]  # fmt: skip
+SUSTAINED = (0.5, 0.75)  # of a maker's figures: a rule of thumb
+
+
+def typical(gb: float) -> Card:
+    """A card with so many GB (2^30 bytes, as cards are named), as they are sold. Its speed is an estimate."""
+    *_, operations, bytes_ = next(row for row in TYPICAL if gb <= row[0])
+    speed = (operations * 1e12 * SUSTAINED[0], bytes_ * 1e9 * SUSTAINED[1])
+    return Card(f"{gb:g} GB card", "cuda", gb * GIB * (1 - DESKTOP), "bf16", *speed, 1e-5, False)
+
+
+def found() -> Card:
+    """The device at hand, with the memory that is free on it, timed for half a second."""
+    import psutil
+    import torch
+
+    from spinlite.device import choose
+
+    where = choose()
+    device = where.device
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        name, memory = torch.cuda.get_device_name(device), float(free)
+    else:
+        name, memory = f"CPU, {torch.get_num_threads()} threads", float(psutil.virtual_memory().available)
+    side = 4096 if device.type == "cuda" else 512
+    a = torch.randn(side, side, device=device, dtype=where.dtype)
+    big = torch.empty(2**26 if device.type == "cuda" else 2**23, device=device, dtype=torch.uint8)
+    small = torch.zeros(8, device=device)
+    operations = 2 * side**3 / _seconds(lambda: a @ a, device)
+    bytes_ = 2 * big.numel() / _seconds(big.clone, device)
+    start = _seconds(lambda: small + small, device)
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    return Card(name, kind, memory, where.levers.precision, operations, bytes_, start, True)
+
+
+def _seconds(call, device) -> float:
+    """Of one call, over a sixth of a second after a first."""
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    call()
+    wait()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 0.16:
+        for _ in range(10):
+            call()
+        wait()
+        count += 10
+    return (time.perf_counter() - start) / count
+
+
+def cache_folder() -> Path:
+    """Where a computer keeps what can be made again."""
+    import os
+
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return base / "spinlite" / "plan"

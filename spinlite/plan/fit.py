@@ -1,0 +1,179 @@
+"""The fastest way to fit a preset into a card's memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spinlite.config import Settings
+from spinlite.device import Levers, pinned
+from spinlite.errors import SpinliteError
+from spinlite.learn import asked
+from spinlite.plan.card import GIB, Card
+from spinlite.plan.stage import PICTURES, Stage
+
+PLAY_BATCHES = (16, 8, 4, 2, 1)
+LATENTS = 8  # that a sampler holds for each fake: its state, noise, both halves, predictions and a solver's memory of them
+JUDGED = 64  # held-out pictures that are measured and played at the most
+GAIN = 0.97  # of the time: below that a faster setting is taken, else the plainer one
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One combination of levers: what it would take in each phase (bytes of the card) and in a round (seconds)."""
+
+    levers: Levers
+    memory: dict[str, int]  # by phase
+    seconds: dict[str, float]  # of a round, by phase
+
+    @property
+    def peak(self) -> int:
+        return max(self.memory.values())
+
+    @property
+    def time(self) -> float:
+        return sum(self.seconds.values())
+
+
+class Fit:
+    """Combinations of levers for one preset on one card; `train` and `heldout` are numbers of pictures."""
+
+    def __init__(self, settings: Settings, card: Card, stages: Any, train: int, heldout: int) -> None:
+        """`stages(precision, quantize)` gives the rehearsed networks."""
+        self._settings, self._card, self._stages = settings, card, stages
+        self._method = settings.build_method()
+        self._names = asked(self._method)
+        self._train, self._heldout = train, min(heldout, JUDGED)
+
+    def choose(self) -> tuple[Tried, list[Tried]]:
+        """(the fastest that fits, all that were looked at). Raises SpinliteError where nothing fits.
+
+        A quantised base changes results, so it is taken only where nothing else fits: 8 bits before 4.
+        """
+        looked: list[Tried] = []
+        for quantize in [self._settings.memory.quantize] if self._settings.memory.quantize else ["none", "int8", "nf4"]:
+            rows = list(self._rows(quantize))
+            looked += rows
+            fitting = [row for row in rows if row.peak <= self._card.memory]
+            if fitting:
+                plain = fitting[0]
+                best = min(fitting, key=lambda row: row.time)
+                return (best if best.time < GAIN * plain.time else plain), looked
+        least = min(looked, key=lambda row: row.peak)
+        phase = max(least.memory, key=lambda name: least.memory[name])
+        pins = [f"memory.{name}" for name in self._settings.memory.model_dump(exclude_none=True) if name != "vram"]
+        raise SpinliteError(
+            f"{self._card.name} has {self._card.memory / GIB:.1f} GB for this run, and the least that was found needs "
+            f"{least.peak / GIB:.1f} GB ({phase}: {words(least.levers, self._settings.learn.batch)})",
+            fix=(f"remove {', '.join(pins)}, which the plan then chooses; or " if pins else "") + "take a smaller base model, "
+            "or a card with more memory (spinlite plan PRESET --vram GB shows what it would do)",
+        )
+
+    def _rows(self, quantize: str) -> Iterator[Tried]:
+        """For every way to hold activations the largest batches that fit, or else the smallest; the plainest way first."""
+        memory = self._settings.memory
+        ways = [(checkpointing, one_graph) for checkpointing in (False, True) for one_graph in (False, True)]
+        pairs = sum(name.startswith("policy") for name in self._names) > 1
+        done: Tried | None = None
+        for checkpointing, one_graph in ways:
+            if memory.checkpointing not in (None, checkpointing) or memory.one_graph not in (None, one_graph):
+                continue
+            if one_graph and not pairs and memory.one_graph is None:
+                continue
+            if checkpointing and done and done.peak <= self._card.memory and not done.levers.micro_batch:
+                continue  # a whole batch fits without: nothing that computes twice is faster
+            levers = Levers(quantize=quantize, checkpointing=checkpointing, one_graph=one_graph)
+            row = self._largest(levers)
+            done = done or row
+            yield row
+
+    def _largest(self, levers: Levers) -> Tried:
+        memory = self._settings.memory
+        batch = self._settings.learn.batch
+        micros = [memory.micro_batch] if memory.micro_batch else _halves(batch)
+        plays = [memory.play_batch] if memory.play_batch else PLAY_BATCHES
+        row = None
+        for play in plays:
+            row = self.row(replace(levers, play_batch=play, micro_batch=micros[-1]))
+            if max(row.memory[phase] for phase in ("encode", "play", "judge")) <= self._card.memory:
+                break
+        assert row
+        for micro in micros:
+            row = self.row(replace(levers, play_batch=row.levers.play_batch, micro_batch=micro))
+            if row.memory["learn"] <= self._card.memory:
+                break
+        return row
+
+    def row(self, levers: Levers) -> Tried:
+        """What these levers would take, what [memory] pins being put in place."""
+        levers = pinned(replace(levers, precision=self._card.precision), self._settings.memory)
+        batch = self._settings.learn.batch
+        if levers.micro_batch and levers.micro_batch >= batch and self._settings.memory.micro_batch is None:
+            levers = replace(levers, micro_batch=None)
+        stage: Stage = self._stages(levers.precision, levers.quantize)
+        if self._settings.memory.cache_opponent is None and self._card.kind == "cuda" and levers.micro_batch:
+            levers = replace(levers, cache_opponent=self._ahead_pays(stage, levers))
+        memory = {name: self._card.needs(count) for name, count in self._bytes(stage, levers).items()}
+        return Tried(levers, memory, self._seconds(stage, levers))
+
+    def _ahead_pays(self, stage: Stage, levers: Levers) -> bool:
+        there, ahead = (self._once(stage, n) for n in (levers.micro_batch or 1, levers.play_batch))
+        return ahead < GAIN * there
+
+    def _bytes(self, stage: Stage, levers: Levers) -> dict[str, int]:
+        """Tensors at the most in each phase."""
+        s, settings = stage.sizes, self._settings
+        net, play, micro = s.weights + s.adapters, levers.play_batch, levers.micro_batch or settings.learn.batch
+        rows = play * (2 if settings.play.guidance > 1 else 1)
+        played = net + stage.forward.peak(rows, (s.cond, 0)) + play * LATENTS * s.latent
+        mine = sum(name.startswith("policy") for name in self._names)
+        graph = stage.graph(levers.checkpointing)
+        others = 0 if levers.one_graph else mine - 1
+        step = graph.peak(micro, (others * graph.kept[0], others * graph.kept[1]))
+        if len(self._names) > mine and not levers.cache_opponent:
+            step = max(step, stage.forward.peak(micro))
+        batch = settings.learn.batch * (3 * s.latent + s.cond)
+        pixels = max(0, play - PICTURES) * 3 * s.width * s.height * 4
+        return {
+            "encode": net + stage.encode.peak(1) + pixels,
+            "play": played,
+            "learn": net + 4 * s.learnt + s.states + batch + step,
+            "judge": max(played, net + stage.decode.peak(1), net + stage.forward.peak(play)),
+        }
+
+    def _once(self, stage: Stage, samples: int) -> float:
+        """Seconds of one sample's way through the network, so many at once."""
+        card = self._card
+        return stage.forward.seconds(samples, card.operations, card.bytes, card.start) / samples
+
+    def _seconds(self, stage: Stage, levers: Levers) -> dict[str, float]:
+        """Of one round."""
+        settings, card = self._settings, self._card
+        guided = 2 if settings.play.guidance > 1 else 1
+        fake = settings.play.steps * guided * self._once(stage, levers.play_batch * guided)
+        samples = settings.learn.updates * settings.learn.batch
+        micro = levers.micro_batch or settings.learn.batch
+        mine = sum(name.startswith("policy") for name in self._names)
+        graph = stage.graph(levers.checkpointing).seconds(micro, card.operations, card.bytes, card.start) / micro
+        again = (mine - 1) * self._once(stage, micro) if levers.one_graph else 0
+        others = (len(self._names) - mine) * self._once(stage, levers.play_batch if levers.cache_opponent else micro)
+        errors = 5 * settings.judge.draws * self._once(stage, levers.play_batch)
+        return {
+            "play": self._train * fake if self._method.fakes == "played" else 0.0,
+            "learn": samples * (mine * graph + again + others),
+            "judge": self._heldout * (2 * fake + errors),
+        }
+
+
+def words(levers: Levers, batch: int) -> str:
+    """The memory levers of a combination, for people."""
+    base = {"none": "", "int8": "base in 8 bits, ", "nf4": "base in 4 bits, "}[levers.quantize]
+    graphs = "one graph at a time" if levers.one_graph else "graphs at once"
+    return f"{base}{graphs}{', checkpointing' * levers.checkpointing}, {levers.micro_batch or batch} of {batch} at once"
+
+
+def _halves(batch: int) -> list[int]:
+    """A batch, and what is left of it halved again and again."""
+    found = [batch]
+    while found[-1] > 1:
+        found.append((found[-1] + 1) // 2)
+    return found

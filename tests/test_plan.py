@@ -1,0 +1,216 @@
+"""The plan: what is rehearsed without data is what really is taken, every preset fits its card, and pins hold."""
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spinlite import config
+from spinlite.adapters import Slots
+from spinlite.bench.meter import Live
+from spinlite.cli import main
+from spinlite.config import Learn, Memory, Model, Settings
+from spinlite.device import Device, Levers
+from spinlite.errors import SpinliteError
+from spinlite.families import family
+from spinlite.learn import Batch, step
+from spinlite.methods.spin import SPIN
+from spinlite.plan import Plan
+from spinlite.plan.card import GIB, Card
+from spinlite.plan.fit import Fit
+from spinlite.plan.make import card_for, make
+from spinlite.plan.rehearsal import META, rehearse
+from spinlite.plan.stage import Stage
+
+SIZED = [name for name in config.presets() if config.load(name).memory.vram]
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plans")
+
+
+def card(gb: float, kind: str = "cuda") -> Card:
+    return Card("a card", kind, gb * GIB, "fp32", 1e13, 3e11, 1e-5, False)
+
+
+def tiny(tiny_bases: Path, **sections: Any) -> Settings:
+    return Settings(model=Model(base=str(tiny_bases / "sd15"), rank=4), **sections)
+
+
+@pytest.fixture(scope="session")
+def fit(shelf: Path) -> Callable[[Settings, float], Fit]:
+    """Combinations for settings of `tiny` on a card of so many GB; their networks are rehearsed once."""
+
+    def stage(settings: Settings) -> Callable[[str, str], Stage]:
+        return lambda precision, quantize: Stage(settings, precision, quantize, shelf, f"tiny {precision} {quantize}")
+
+    return lambda settings, gb: Fit(settings, card(gb), stage(settings), 90, 10)
+
+
+Fitted = Callable[[Settings, float], Fit]
+
+
+def test_a_storage_counts_once_from_its_making_to_its_last_holder():
+    def call() -> Tensor:
+        x = torch.empty(61, 1000, device=META)  # 4000 bytes a sample
+        y = x * 2  # both are there: 8000
+        del x
+        return (y.view(61, 10, 100).transpose(1, 2) + torch.empty(1000, device=META).view(100, 10)).sum((1, 2))
+
+    cost = rehearse(call)
+    assert cost.peaks == [(8000, 4000)] and cost.kept == (4, 0)
+    assert cost.peak(3) == 3 * 8000 + 4000 and cost.peak(3, (10, 1)) == 3 * 8010 + 4001
+
+
+def test_work_is_what_torchs_counter_counts():
+    layer = nn.Linear(30, 50, device=META)
+    cost = rehearse(lambda: layer(torch.empty(61, 30, device=META)))
+    assert cost.operations() == 2 * 30 * 50
+    assert cost.seconds(7, 1e9, 1e30, 0) == pytest.approx(7 * 2 * 30 * 50 / 1e9)
+    assert cost.seconds(7, 1e30, 1e30, 0.5) >= 0.5
+
+
+@pytest.mark.parametrize("one_graph", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_rehearsed_peak_of_a_step_is_the_real_one(tiny_bases: Path, checkpointing: bool, one_graph: bool, shelf: Path):
+    settings = tiny(tiny_bases)
+    stage = Stage(settings, "fp32", "none", shelf, "tiny fp32 none")
+    graph = stage.graph(checkpointing)
+    foreseen = max(graph.peak(3, (0, 0) if one_graph else graph.kept), stage.forward.peak(3))
+
+    base = family(settings.model, Device(torch.device("cpu"), "test", Levers(checkpointing=checkpointing)))
+    slots = Slots(base.net, base.lora_targets["linear"], 4, 4, 0)
+    latents = torch.randn(6, *base.latent_shape)
+    cond = {name: value.expand(6, *value.shape[1:]).clone() for name, value in base.prompt(["a cat"]).items()}
+    base.free()
+    batch = Batch(latents, latents + 1, torch.randn_like(latents), base.path.times(torch.rand(6)), cond)
+    for parameter in slots.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    held: list[Tensor] = [*base.net.parameters(), *base.net.buffers(), *cond.values(), batch.t, batch.eps, latents]
+    assert batch.fake is not None
+    held += [batch.fake, *(p.grad for p in slots.parameters() if p.grad is not None)]
+    with Live(held) as live:
+        before = live.now
+        step(base, slots, SPIN(), batch, one_graph, 3)
+    assert live.peak - before == pytest.approx(foreseen, rel=0.03)
+
+
+def test_each_way_to_save_memory_saves_it_and_takes_longer(tiny_bases: Path, fit: Fitted):
+    found = fit(tiny(tiny_bases), 8)
+    plain = found.row(Levers())
+    for saved in (found.row(Levers(checkpointing=True)), found.row(Levers(one_graph=True))):
+        assert saved.memory["learn"] < plain.memory["learn"] and saved.time > plain.time
+    peaks = [found.row(Levers(micro_batch=n)).memory["learn"] for n in (1, 2, 4, 8)]
+    assert peaks == sorted(peaks) and len(set(peaks)) == 4
+    assert found.row(Levers(play_batch=4)).memory["play"] < plain.memory["play"]
+
+
+def test_the_fastest_that_fits_is_chosen(tiny_bases: Path, fit: Fitted):
+    settings = tiny(tiny_bases, learn=Learn(batch=256))
+    chosen, tried = fit(settings, 1000).choose()
+    assert chosen.levers.micro_batch is None and not chosen.levers.checkpointing
+    assert chosen.time == min(row.time for row in tried)
+    narrow = fit(settings, fit(settings, 1000).row(Levers(micro_batch=100)).peak / GIB)
+    tight, rows = narrow.choose()
+    assert len(rows) == 4 and tight.peak <= narrow._card.memory < chosen.peak
+    assert tight.time == pytest.approx(min(row.time for row in rows if row.peak <= narrow._card.memory), rel=0.04)
+
+
+def test_pins_are_kept(tiny_bases: Path, fit: Fitted):
+    pins = Memory(checkpointing=True, one_graph=False, micro_batch=2, play_batch=3, cache_opponent=True)
+    chosen, tried = fit(tiny(tiny_bases, memory=pins), 8).choose()
+    assert len(tried) == 1
+    for name, value in pins.model_dump(exclude_none=True).items():
+        assert getattr(chosen.levers, name) == value
+
+
+def test_where_nothing_fits_it_is_said_what_would_be_needed(tiny_bases: Path, fit: Fitted):
+    with pytest.raises(SpinliteError, match=r"a card has 0.1 GB for this run, and the least .* needs \d+\.\d GB") as error:
+        fit(tiny(tiny_bases, memory=Memory(play_batch=16, quantize="none")), 0.1).choose()
+    assert "remove memory.quantize, memory.play_batch" in error.value.fix
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_every_preset_fits_the_card_it_names(name: str, shelf: Path):
+    settings = config.load(name)
+    plan = make(name, settings, card_for(settings, None), 90, 10, shelf)
+    assert plan.limit < settings.memory.vram * GIB and plan.peak <= plan.limit  # pyright: ignore[reportOptionalOperand]
+    chosen = [row for row in plan.tried if row["chosen"]]
+    assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
+    assert f"{settings.memory.vram:g}gb" in name and set(plan.memory) == {"encode", "play", "learn", "judge"}
+    assert plan.seconds["play"] > 0 and plan.seconds["learn"] > 0 and all(plan.disk.values()) and plan.ram > GIB
+
+
+def test_what_was_rehearsed_is_read_again(tiny_bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = tiny(tiny_bases)
+    first: Plan = make("x", settings, card(8), 90, 10, tmp_path)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("rehearsed again")
+
+    monkeypatch.setattr("spinlite.plan.stage.family", never)
+    assert make("x", settings, card(8), 90, 10, tmp_path) == first
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"rank": 5})})
+    with pytest.raises(AssertionError, match="again"):
+        make("x", other, card(8), 90, 10, tmp_path)
+    assert json.loads(next(tmp_path.glob("*.json")).read_text())["sizes"]
+
+
+Command = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """`spinlite WORDS` with a cache of its own -> (exit code, output, errors)."""
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+
+    def run(*words: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spinlite", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return run
+
+
+def written(folder: Path, base: Path, memory: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(f'[model]\nbase = "{base.as_posix()}"\nrank = 4\n[memory]\n{memory}\n', encoding="utf-8")
+    return str(path)
+
+
+def test_a_plan_is_printed_kept_and_shown_again(
+    tiny_bases: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    preset = written(tmp_path, tiny_bases / "sd15", "vram = 8.0")
+    code, out, _ = command("plan", preset)
+    assert code == 0 and "8 GB card: 7.6 GB for this run" in out
+    assert "→ graphs at once, all at once: encode" in out and "time 1.00x" in out and "100 pictures" in out
+    monkeypatch.setattr("spinlite.plan.make.make", None)  # a second time nothing is made
+    code, out, _ = command("plan", preset, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["levers"]["play_batch"] == 16 and found["peak"] == max(found["memory"].values())
+
+
+def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: Path, command: Command):
+    preset = written(tmp_path, tiny_bases / "sd15", 'vram = 0.5\nquantize = "none"')
+    code, _, err = command("plan", preset)
+    assert code == 1 and "the least that was found needs" in err and "fix:   remove memory.quantize" in err
+
+
+def test_presets_are_listed_and_shown_with_every_default(command: Command):
+    code, out, _ = command("presets")
+    assert code == 0 and all(name in out for name in config.presets())
+    assert "stable-diffusion-xl-base-1.0" in out and "12 GB" in out and "seppo" in out
+    code, out, _ = command("presets", "show", "sdxl-16gb")
+    assert code == 0 and config.validate(tomllib.loads(out)) == config.load("sdxl-16gb")
