@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from spinlite.adapters import Slots
+from spinlite.batches import Batches, Errors
 from spinlite.data import Progress
 from spinlite.families import Family
-from spinlite.learn import Batches, Errors, measure
+from spinlite.learn import measure
 from spinlite.store import read, write
 
 SAVE_SECONDS = 10.0  # of measuring that a cut-off run may lose

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from spinlite.errors import SpinliteError
+from spinlite.maths.weights import Weight
 from spinlite.methods import METHODS, Method
 from spinlite.preset import PACKAGE as PACKAGE  # for those above
 from spinlite.preset import presets
@@ -62,9 +63,28 @@ class Data(Source):
 
 
 class Play(Section):
-    sampler: Literal["dpm++", "ddim", "euler"] = "dpm++"
+    sampler: str = "dpm++"  # or ddim, euler, euler-a, heun, unipc, ddpm, lcm, tcd, or the class name of another of diffusers'
     steps: int = Field(default=20, ge=1, le=1000)
+    eta: float = Field(default=0.0, ge=0, le=1)  # of ddim and tcd: 0 deterministic, 1 as much noise as the forward process
     guidance: float = Field(default=3.0, ge=1, le=50)  # 1 is off; play at the guidance you will sample with
+    guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts between these times (0 clean, 1 noise)
+    guidance_high: float = Field(default=1.0, ge=0, le=1)
+    points: int = Field(default=0, ge=0, le=1000)  # kept of each path for the exact objective; 0: fakes are noised again
+
+
+class Draw(Section):
+    """At which times and noise samples are met, and what that counts: for every method alike."""
+
+    weight: Weight = "constant"  # of an error at its time; or "min-snr", or "transition": that of a step's density
+    low: float = Field(default=0.0, ge=0, lt=1)  # times from here (0 clean) ..
+    high: float = Field(default=1.0, gt=0, le=1)  # .. to here (1 noise)
+    noise: Literal["shared", "separate"] = "shared"  # by real and fake, or each its own
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Draw":
+        if self.low >= self.high:
+            raise ValueError("should have low below high")
+        return self
 
 
 class Learn(Section):
@@ -72,6 +92,7 @@ class Learn(Section):
     batch: int = Field(default=16, ge=1)  # samples (or pairs) an update
     lr: float | None = Field(default=None, gt=0, le=1)  # none: 3e-4, for prodigy 1 (a factor)
     optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"
+    aim: float = Field(default=0.0, ge=0, lt=0.5)  # what a typical pair shall count: beta is found, not set; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
 
 
@@ -117,6 +138,7 @@ class Settings(Section):
     data: Data = Data()
     method: dict[str, Any] = {"name": METHOD}
     play: Play = Play()
+    draw: Draw = Draw()
     learn: Learn = Learn()
     judge: Judge = Judge()
     memory: Memory = Memory()

@@ -15,6 +15,9 @@ from spinlite.methods import Method
 UNCAPTIONED = {
     "skip": "left out", "name": "captioned by their file names", "fixed": "captioned by data.caption", "error": "left out",
 }  # fmt: skip
+FEW_STEP = ("lcm", "tcd", "LCMScheduler", "TCDScheduler")  # samplers for distilled models
+FEW = 8  # steps below which no sampler follows an undistilled model
+NOT_ITS = "hard negatives for a start, but the loss then compares with a model that did not make them"
 
 
 class Watch(Protocol):
@@ -44,6 +47,9 @@ def warnings(found: Survey, settings: Settings) -> list[str]:
         lines.append(f"{len(found.orphans)} captions without a picture, ignored: {data.listing(found.orphans)}")
     if found.unusable:
         lines.append(f"{len(found.unusable)} files can't be used: {data.listing(found.unusable)}")
+    if settings.play.sampler in FEW_STEP or settings.play.steps < FEW:
+        said = f"fakes of {settings.play.steps} steps by {settings.play.sampler} are not the opponent's own"
+        lines.append(f"{said}: {NOT_ITS}")
     return lines + found.notes
 
 

@@ -1,6 +1,6 @@
 """One run under way: what its rounds share, and who plays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from spinlite.adapters import Slots
-from spinlite.config import Settings
+from spinlite.batches import Fakes, Walks
+from spinlite.config import Play, Settings
 from spinlite.data import Encoded, Record
 from spinlite.device import Device
 from spinlite.facts import Watch
@@ -19,8 +20,6 @@ from spinlite.methods import Method
 from spinlite.play import fake_key, play
 from spinlite.run import Run
 from spinlite.store import Store, fingerprint, fingerprint_files, read
-
-Fakes = Callable[[Sequence[Record]], Tensor]  # records -> their fakes' latents, (B, ...)
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,33 @@ class Game:
 
     def played(self, who: Any, snapshot: int, records: Sequence[Record], title: str, *names: int | str) -> Fakes:
         """Samples of a snapshot for these records, made where they are missing, as a function of records."""
-        lora = snapshot or (self.family.start and who != "base")  # snapshot 0 is the base, or the LoRA that the run began with
-        made_by = fingerprint_files([self.run.snapshot(snapshot)]) if lora else "base"
-        how = self.settings.play.model_dump()
-        store = Store(self.run.folder.parent / "cache" / "fake" / fingerprint(self.family.base_hash, made_by, how, names))
+        settings = self._sampling(names)
+        store = self._store(snapshot if who != "base" else None, settings, names)
         if any(fake_key(r) not in store for r in records):
             active = self.slots.merged if self.device.levers.merge else self.slots.use
             with self.watch.phase(title, len(records)) as progress, active(who):
                 self.fallback.run("play", len(records), lambda levers: play(
-                    self.family, self.encoded, records, self.settings.play, levers.play_batch, store, progress, *names
+                    self.family, self.encoded, records, settings, levers.play_batch, store, progress, *names
                 ))  # fmt: skip
         return lambda asked: store.get([fake_key(r) for r in asked])["x0"]
+
+    def walks(self, k: int) -> Walks | None:
+        """What `play` kept of the paths of round k's fakes, as a function of records; None where it keeps nothing."""
+        if self.method.fakes != "played" or not self.settings.play.points:
+            return None
+        store = self._store(self.rival(k), self.settings.play, ("train", self.settings.run.seed, k))
+        return lambda asked: {name: value for name, value in store.get([fake_key(r) for r in asked]).items() if name != "x0"}
+
+    def _sampling(self, names: tuple[int | str, ...]) -> Play:
+        """Held-out fakes are noised again in every round alike: nothing is kept of their paths."""
+        return self.settings.play.model_copy(update={"points": 0}) if names[0] == "heldout" else self.settings.play
+
+    def _store(self, snapshot: int | None, settings: Play, names: tuple[int | str, ...]) -> Store:
+        """`snapshot` none: the base. Snapshot 0 is the base too, or the LoRA that the run began with."""
+        lora = snapshot is not None and (snapshot or self.family.start)
+        made_by = fingerprint_files([self.run.snapshot(snapshot or 0)]) if lora else "base"
+        made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), names)
+        return Store(self.run.folder.parent / "cache" / "fake" / made_of)
 
     def _shuffled(self, k: int) -> Fakes:
         """The pictures of other captions, another circle of them in each round."""

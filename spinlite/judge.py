@@ -3,12 +3,13 @@
 from PIL.Image import Image
 from torch import Tensor
 
+from spinlite.batches import Fakes
 from spinlite.data import Progress
 from spinlite.device import Levers
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.heldout import drift, grew, heldout_errors
 from spinlite.evaluate.sheet import sheet
-from spinlite.game import Fakes, Game
+from spinlite.game import Game
 from spinlite.learn import figures
 
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]

@@ -2,18 +2,23 @@
 
 import math
 import time
+from dataclasses import asdict, fields
 
 import torch
 
 from spinlite.ahead import errors_ahead
+from spinlite.batches import Batches, Errors, Fakes, Walks, make_batch
 from spinlite.device import learning
 from spinlite.errors import SpinliteError
-from spinlite.game import Fakes, Game
-from spinlite.learn import Batches, Diverged, Errors, Progressed, asked, learn, make_batch, measure
+from spinlite.game import Game
+from spinlite.learn import Diverged, Progressed, asked, learn, measure
 from spinlite.run import optimizer_tree, restore_optimizer
 from spinlite.store import fingerprint, fingerprint_files
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
+
+
+APART = 0.01  # of the opponent's error on real: the squared distance that precision and batches may put between its predictions
 
 
 def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
@@ -22,11 +27,11 @@ def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
     Raises SpinliteError where the policy as its own opponent does not lose what it must, or the learning diverges: then
     round k begins anew when the run goes on, and a lower learn.lr may be given.
     """
-    state = _resume(game, k)
+    state, walks = _resume(game, k), game.walks(k)
     if state.update == 0 and game.method.opponent:
-        _probe(game, k, fakes)
+        _probe(game, k, fakes, walks)
     try:
-        _learn(game, k, state, fakes)
+        _learn(game, k, state, fakes, walks)
     except Diverged as error:
         rate = game.settings.learn.rate
         game.run.discard(k, update=state.update + 1, loss=error.loss, norm=error.norm)
@@ -41,26 +46,27 @@ def _resume(game: Game, k: int) -> Progressed:
     """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
     if game.run.state.get("round") == k and game.run.state["update"] > 0:
         game.slots.load("policy", game.run.tensors()["policy"])
-        return Progressed(game.run.state["update"], game.run.state["norm"])
+        return Progressed(**{f.name: game.run.state[f.name] for f in fields(Progressed)})
     game.slots.load("policy", game.ladder(k - 1))
     return Progressed()
 
 
-def _probe(game: Game, k: int, fakes: Fakes | None) -> None:
+def _probe(game: Game, k: int, fakes: Fakes | None, walks: Walks | None) -> None:
     """Where the policy is its opponent, a preference loses log 2, and every method what it loses for equal errors.
 
-    A wrong adapter, other noise or dropout shows here.
+    A wrong adapter, other noise or dropout shows here; and where fakes are met on their paths, predictions kept of another
+    network, time or caption.
     """
     game.slots.load("opponent", game.ladder(k - 1))
     rows = [(record, 0) for record in game.train[: game.settings.learn.batch]]
-    batch = make_batch(game.family, game.encoded, rows, fakes, None, ("probe", k))
+    batch = make_batch(game.family, game.encoded, rows, fakes, None, ("probe", k), game.settings.draw, walks)
 
     @torch.no_grad()
-    def errors(size: int) -> Errors:
-        parts = [{n: measure(game.family, game.slots, n, part) for n in asked(game.method)} for part in batch.parts(size)]
+    def errors(size: int, names: list[str]) -> Errors:
+        parts = [{n: measure(game.family, game.slots, n, part) for n in names} for part in batch.parts(size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    found = game.fallback.run("opponent", len(rows), lambda levers: errors(levers.play_batch))
+    found = game.fallback.run("opponent", len(rows), lambda levers: errors(levers.play_batch, asked(game.method)))
     loss = game.method.loss(**found).mean().item()
     game.run.log("probe", round=k, loss=loss)
     equal = {name: found[name.replace("policy", "opponent")] for name in found}
@@ -72,14 +78,25 @@ def _probe(game: Game, k: int, fakes: Fakes | None) -> None:
             fix="the two see different weights, noise or dropout: report this with the run's settings.toml",
         )
     game.slots.load("opponent", game.ladder(game.rival(k)))
+    if walks:
+        both = ["opponent_real", "opponent_fake"]
+        again = game.fallback.run("opponent", len(rows), lambda levers: errors(levers.play_batch, both))
+        apart = again["opponent_fake"].mean().item() / again["opponent_real"].mean().item()
+        game.run.log("probe", round=k, apart=apart)
+        if not apart < APART:
+            raise SpinliteError(
+                f"the opponent no longer predicts what it did while it played ({apart:.1%} of its error on real apart)",
+                fix="delete the folder cache/fake beside the run, and run the same command",
+            )
 
 
-def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None) -> None:
+def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Walks | None) -> None:
     settings = game.settings.learn
     optimizer = game.device.optimizer(settings.optimizer, game.slots.parameters(), settings.rate)
     if state.update:
         restore_optimizer(optimizer, game.run.tensors().get("optimizer", {}))
-    batches = Batches(game.family, game.encoded, game.train, fakes, settings, game.settings.run.seed, k)
+    drawn, seed = game.settings.draw, game.settings.run.seed
+    batches = Batches(game.family, game.encoded, game.train, fakes, settings, seed, k, drawn, walks)
     batches.known = _ahead(game, k, batches)
     saved = time.monotonic()
     with game.watch.phase(game.title(k, "learn"), settings.updates) as progress:
@@ -90,7 +107,7 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None) -> None:
             progress(state.update, settings.updates, **found)
             if time.monotonic() - saved >= SAVE_SECONDS:
                 tensors = {"policy": game.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
-                game.run.save(tensors, round=k, update=state.update, norm=state.norm, stopped=None)
+                game.run.save(tensors, round=k, stopped=None, **asdict(state))
                 saved = time.monotonic()
 
         with learning(optimizer):
@@ -99,13 +116,15 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None) -> None:
 
 def _ahead(game: Game, k: int, batches: Batches) -> Errors:
     """The opponent's errors of the round's draws, where they are measured ahead; else none."""
-    names, levers, settings = [n for n in asked(game.method) if not n.startswith("policy")], game.device.levers, game.settings
+    levers, settings = game.device.levers, game.settings
+    names = [n for n in asked(game.method) if not n.startswith("policy") and not (batches.walks and n.endswith("fake"))]
     if not (names and levers.cache_opponent):
         return {}
     who = [game.family.base_hash, fingerprint_files([game.run.snapshot(game.rival(k))]), levers.precision, levers.quantize]
     data = [[r.key, r.lose_key, r.caption] for r in game.train]
     draws = [settings.learn.updates, settings.learn.batch, settings.learn.caption_dropout, settings.run.seed, k]
-    path = game.run.ahead(fingerprint(who, names, data, draws, game.method.fakes, settings.play.model_dump()))
+    how = [game.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
+    path = game.run.ahead(fingerprint(who, names, data, draws, how))
     with game.watch.phase(game.title(k, "opponent"), batches.draws) as progress:
         return game.fallback.run("opponent", batches.draws, lambda levers: errors_ahead(
             game.family, game.slots, names, batches, path, levers.play_batch, progress

@@ -20,6 +20,7 @@ from spinlite.lesson import lesson
 from spinlite.lora.metadata import tag_counts
 from spinlite.lora.start import slots_for, told
 from spinlite.plan.timing import expected_seconds
+from spinlite.play import solver
 from spinlite.run import Run
 from spinlite.spill import wary
 from spinlite.store import fingerprint, fingerprint_files, write
@@ -64,6 +65,7 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     where = device.choose(settings.memory)
     watch = wary(watch, where.device)
     base = family(settings.model, where)
+    solver(base, settings.play, "cpu")  # what it refuses is refused before hours of encoding
     slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
 
     def tell(text: str) -> None:

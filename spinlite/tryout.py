@@ -60,7 +60,7 @@ def draw(base: Family, loras: Mapping[str, Lora], asked: Asked, folder: Path, pr
     folder.mkdir(parents=True, exist_ok=True)
     for done, (stem, strength) in enumerate(rows):
         tag = f"<lora:{stem}:{strength:g}>" if loras[stem] else ""
-        label = f"{stem} × {strength:g}" if tag else stem
+        label = f"{stem} at {strength:g}" if tag else stem  # the sheet's font has no ×
         with applied(base.net, loras[stem], strength):
             latents = torch.cat([x for x in _latents(base, conds, columns, asked)])
         shown[label] = base.decode(latents)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spinlite import config
 from spinlite.adapters import Slots
+from spinlite.batches import Batch
 from spinlite.bench.meter import Live, metered
 from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import as_json, paste, verdicts
@@ -22,7 +23,7 @@ from spinlite.cli import main
 from spinlite.config import Model
 from spinlite.device import choose
 from spinlite.families import Family, family
-from spinlite.learn import Batch, step
+from spinlite.learn import step
 from spinlite.maths.draws import gaussian
 from spinlite.methods.spin import SPIN
 

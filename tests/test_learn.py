@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 from spinlite import device, learn, methods
 from spinlite.adapters import Slots, delta, modules
+from spinlite.batches import Batch
 from spinlite.families.toy import Toy
-from spinlite.learn import Batch, figures, measure, step
+from spinlite.learn import figures, measure, step
 from spinlite.maths.losses import error
 from spinlite.methods import DDO, DPO, DRO, KTO, SFT, SPIN, SUDO, SePPO
 

@@ -13,11 +13,12 @@ from torch.testing import assert_close
 
 from spinlite import config, device
 from spinlite.adapters import Slots
+from spinlite.batches import Batch
 from spinlite.config import Memory
 from spinlite.device import Levers, pinned
 from spinlite.errors import SpinliteError
 from spinlite.families import Family, family
-from spinlite.learn import Batch, step
+from spinlite.learn import step
 from spinlite.methods import DPO, SFT, SPIN, SePPO
 from spinlite.quantized import Quantized
 

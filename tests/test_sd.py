@@ -13,15 +13,17 @@ from torch.testing import assert_close
 
 from spinlite import device
 from spinlite.adapters import Slots, delta, modules
+from spinlite.batches import Batch
 from spinlite.config import PACKAGE, Play
 from spinlite.data import Record
 from spinlite.errors import SpinliteError
+from spinlite.families.schedule import OTHERS, SAMPLERS
 from spinlite.families.sd import StableDiffusion
-from spinlite.learn import Batch, measure, step
+from spinlite.learn import measure, step
 from spinlite.lora import of_snapshot
 from spinlite.lora.metadata import About
 from spinlite.lora.write import write_lora
-from spinlite.maths.draws import gaussian
+from spinlite.maths.draws import gaussian, generator
 from spinlite.maths.losses import error
 from spinlite.methods import SPIN
 from spinlite.pictures import fit, open_picture
@@ -97,7 +99,7 @@ def test_without_guidance_there_is_one_forward_a_step(family: StableDiffusion, m
     assert rows == [2, 2, 2, 4, 4, 4]
 
 
-@pytest.mark.parametrize("name", ["dpm++", "ddim", "euler"])
+@pytest.mark.parametrize("name", [*SAMPLERS, *OTHERS])
 def test_every_sampler_ends_with_the_clean_sample_of_a_perfect_network(name: str, monkeypatch: pytest.MonkeyPatch):
     """A network that knows x0 predicts (x_t - a x0) / s; whatever the solver, it must arrive at x0."""
     family = StableDiffusion("demo", CPU)
@@ -108,8 +110,8 @@ def test_every_sampler_ends_with_the_clean_sample_of_a_perfect_network(name: str
         return (x_t - a * x0) / s
 
     monkeypatch.setattr(family, "denoise", knows)
-    settings = Play(steps=20, guidance=1.0, sampler=name)  # pyright: ignore[reportArgumentType]
-    got = sample(family, torch.randn_like(x0), {}, {}, settings)
+    chance = [generator("x", i) for i in range(2)]
+    got = sample(family, torch.randn_like(x0), {}, {}, Play(steps=20, guidance=1.0, sampler=name), chance)
     assert (got - x0).abs().mean() < 0.05  # DDIM stops at the first time of the schedule, where s = 0.03
 
 

@@ -15,11 +15,12 @@ from torch.testing import assert_close
 
 from spinlite import config, device
 from spinlite.adapters import Slots, modules
+from spinlite.batches import Batch, make_batch
 from spinlite.config import Play
 from spinlite.data import Encoded, Record
 from spinlite.errors import SpinliteError
 from spinlite.families.sdxl import StableDiffusionXL
-from spinlite.learn import Batch, make_batch, measure, step
+from spinlite.learn import measure, step
 from spinlite.lora import of_snapshot
 from spinlite.lora.metadata import About
 from spinlite.lora.write import write_lora

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from spinlite import config, device
+from spinlite.batches import Batches
 from spinlite.config import Data
 from spinlite.data import Encoded, Record, Survey, shows, split, survey
 from spinlite.data.records import whole_numbers
 from spinlite.errors import SpinliteError
 from spinlite.families import family
-from spinlite.learn import Batches
 
 COLOURS = 0
 

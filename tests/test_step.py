@@ -10,11 +10,12 @@ from test_selfplay import Quiet, changed, made
 from torch import Tensor
 
 from spinlite import ahead, lesson
+from spinlite.batches import Batches
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
 from spinlite.families.toy import Toy
 from spinlite.game import Game
-from spinlite.learn import Batches, measure
+from spinlite.learn import measure
 from spinlite.selfplay import train
 from spinlite.store import read
 

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import nn
 
 from spinlite.adapters import Slots
+from spinlite.batches import Batch
 from spinlite.bench.turns import Call, Row, turns
 from spinlite.bench.ways import Ways, states, weights
 from spinlite.config import Settings
 from spinlite.device import Device, choose
 from spinlite.families import Family, Picture, family
-from spinlite.learn import Batch, asked, measure, step
+from spinlite.learn import asked, measure, step
 from spinlite.maths.draws import gaussian
 from spinlite.play import sample
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spinlite.adapters import Slots
+from spinlite.batches import Batch
 from spinlite.bench.turns import Call
 from spinlite.families import Family
-from spinlite.learn import Batch, measure, step
+from spinlite.learn import measure, step
 from spinlite.maths.losses import error
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN

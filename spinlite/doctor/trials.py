@@ -134,10 +134,10 @@ def step() -> str:
     import torch
 
     from spinlite.adapters import Slots
+    from spinlite.batches import Batch
     from spinlite.config import Model
     from spinlite.device import choose
     from spinlite.families import family
-    from spinlite.learn import Batch
     from spinlite.learn import step as learn
     from spinlite.maths.draws import gaussian
     from spinlite.methods.spin import SPIN

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from spinlite.adapters import Slots
+from spinlite.batches import Errors, make_batch
 from spinlite.data import Encoded, Progress, Record, chunks
 from spinlite.families import Family
-from spinlite.learn import Errors, make_batch, measure
+from spinlite.learn import measure
 
 
 @torch.no_grad()

@@ -189,12 +189,13 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
         if json.loads(about["spinlite"])["base"] != base.base_hash:
             raise SpinliteError(f"{base.title} has changed since {ladder[k]} was made", fix="put the base model back")
         slots.load("policy", state)
-        made_by, how, pictures = fingerprint_files([ladder[k]]) if k or base.start else "base", settings.play.model_dump(), []
+        made_by, pictures = fingerprint_files([ladder[k]]) if k or base.start else "base", []
+        sampling = settings.play.model_copy(update={"points": 0})
         for draw in range(draws):
-            store = Store(kept / "fake" / fingerprint(base.base_hash, made_by, how, "judge", draw))
+            store = Store(kept / "fake" / fingerprint(base.base_hash, made_by, sampling.model_dump(), "judge", draw))
             title = f"{folder.name} · round {k} · samples" + f" {draw + 1}/{draws}" * (draws > 1)
             with phase(title, len(records)) as progress, slots.use("policy" if k or base.start else "base"):
-                play(base, encoded, records, settings.play, batch, store, progress, "judge", draw)
+                play(base, encoded, records, sampling, batch, store, progress, "judge", draw)
             for chunk in chunks(records, batch):
                 pictures += base.decode(store.get([fake_key(r) for r in chunk])["x0"])
         base.free()

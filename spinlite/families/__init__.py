@@ -74,7 +74,7 @@ class Family(ABC):
 
     @abstractmethod
     def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for this family's path: "dpm++", "ddim" or "euler"."""
+        """A diffusers scheduler for this family's path. Raises SpinliteError for a name that it has none for."""
 
     @abstractmethod
     def export_name(self, name: str) -> str:

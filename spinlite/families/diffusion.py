@@ -101,7 +101,7 @@ class Parts:
             net.disable_gradient_checkpointing()
 
     def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for the path: "dpm++", "ddim" or "euler"."""
+        """A diffusers scheduler for the path, by a name of `schedule.SAMPLERS` or its class."""
         return sampler(self.noise, name)
 
     def free(self) -> None:

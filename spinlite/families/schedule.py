@@ -1,5 +1,6 @@
 """What a base model predicts and how its noise runs, from what it says of itself and what the preset says."""
 
+import difflib
 import re
 from typing import Any, Literal
 
@@ -13,7 +14,16 @@ SAMPLERS = {
     "dpm++": "DPMSolverMultistepScheduler",
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "ddpm": "DDPMScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
 }
+# By their class names. Not here: those that in diffusers 0.42.1 meet NaN or NumPy's warnings on Stable Diffusion's schedule
+# (KDPM2, DEIS), or draw noise that is no function of a sample's own seed (DPMSolverSDE).
+OTHERS = ("PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler")
 Prediction = Literal["eps", "v"]
 
 
@@ -70,5 +80,14 @@ def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bo
 
 
 def sampler(noise: DDPMScheduler, name: str) -> Any:
-    """A diffusers scheduler with that noise."""
-    return getattr(diffusers, SAMPLERS[name]).from_config(noise.config)
+    """A diffusers scheduler with that noise: one of SAMPLERS, or a class of OTHERS. Raises SpinliteError for any other."""
+    kind = SAMPLERS.get(name, name)
+    if kind not in (*SAMPLERS.values(), *OTHERS):
+        near = difflib.get_close_matches(name, [*SAMPLERS, *SAMPLERS.values(), *OTHERS], 1)
+        known = f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join((*SAMPLERS, *OTHERS))}"
+        raise SpinliteError(f"play.sampler = {name!r} is no sampler for this model", fix=known)
+    try:
+        return getattr(diffusers, kind).from_config(noise.config)
+    except (ImportError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise SpinliteError(f"play.sampler = {name!r} can't be used: {said}", fix='set play.sampler = "dpm++"') from None

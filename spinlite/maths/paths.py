@@ -43,6 +43,14 @@ class Path:
             return u.clamp_min(1e-4)  # at t = 0 the flow target carries no signal about x0
         return (u * len(self.alpha_bar)).long().clamp_max(len(self.alpha_bar) - 1)  # u may round to 1 in fp32
 
+    def share(self, t: Tensor) -> Tensor:
+        """Times t as shares of the whole, 0 clean .. 1 noise: what `times` makes of them is t again."""
+        return t if self.alpha_bar is None else (t + 0.5) / len(self.alpha_bar)
+
+    def nearest(self, t: Tensor) -> Tensor:
+        """The path's own times nearest to those of a sampler, which may lie between two of a schedule."""
+        return t if self.alpha_bar is None else t.round().long().clamp(0, len(self.alpha_bar) - 1)
+
     def coefficients(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         """(a_t, s_t), each (B, 1, ...) with ndim dimensions, in fp32."""
         if self.alpha_bar is None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 
 from spinlite.adapters import Slots
+from spinlite.batches import Batch
 from spinlite.config import Settings
 from spinlite.device import Levers
 from spinlite.families import Family
-from spinlite.learn import Batch, step
+from spinlite.learn import step
 from spinlite.maths.draws import gaussian
 from spinlite.methods import Method
 
