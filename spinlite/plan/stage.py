@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from spinlite.adapters import Slots
+from spinlite.batches import Batch
 from spinlite.config import Settings
 from spinlite.device import Device, Levers
 from spinlite.families import Cond, Family, Picture, family
 from spinlite.families.blank import blank
-from spinlite.learn import Batch, measure
+from spinlite.learn import measure
 from spinlite.plan.rehearsal import META, SAMPLES, Cost, Rehearsal, rehearse
 
 PICTURES = 8  # that are encoded and decoded in a rehearsal: bytes and time are scaled to others
