@@ -23,7 +23,7 @@ SAMPLERS = {
 }
 # By their class names. Not here: those that in diffusers 0.42.1 meet NaN or NumPy's warnings on Stable Diffusion's schedule
 # (KDPM2, DEIS), or draw noise that is no function of a sample's own seed (DPMSolverSDE).
-OTHERS = ("PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler")
+OTHERS = ("PNDMScheduler", "DPMSolverSinglestepScheduler")
 Prediction = Literal["eps", "v"]
 
 
