@@ -56,7 +56,9 @@ class Console:
         )
 
     def rounds(self, events: list[dict[str, Any]], best: int) -> None:
-        """The rounds of a run, base first."""
+        """The rounds of a run, base first; nothing before there is one."""
+        if not events:
+            return
         table = Table(box=None, pad_edge=False, header_style="dim")
         for heading in ("", "held-out real error", "against base", "margin", "pairs won"):
             table.add_column(heading, justify="right")

@@ -49,7 +49,10 @@ def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | N
     """(snapshot k as plain pairs, what a DoRA lost by that). Raises SpinliteError where it is not there or not of this base."""
     path = run.snapshot(k)
     if not path.exists():
-        raise SpinliteError(f"{run.folder} has no round {k}", fix=f"give one of 0 to {len(run.events('judge'))}")
+        last = len(run.events("judge"))
+        last += run.snapshot(last + 1).exists()  # cut off before it was judged
+        fix = f"give one of 0 to {last}" if run.snapshot(0).exists() else "let `spinlite train` begin it first"
+        raise SpinliteError(f"{run.folder} has no round {k}", fix=fix)
     state, metadata = read(path)
     told = json.loads(metadata["spinlite"])
     if told["base"] != base.base_hash:
@@ -62,9 +65,9 @@ def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | N
 def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:
     """What the header says of a run's snapshot."""
     settings, began, rounds = run.settings, run.events("begin")[0], run.events("judge")
-    figures = rounds[k - 1] if k else {}
+    figures = next((event for event in rounds if event["round"] == k), {})  # none of the start, nor before it is judged
     method = settings.method["name"]
-    words = f"spinlite, {method}, round {k} of {len(rounds)}"
+    words = f"spinlite, {method}, round {k} of {max(k, len(rounds))}"
     if wanted.strength < 0:
         words += f"; EXPERIMENTAL: pushes away from what was learned, by {-wanted.strength:g}"
     picture = current(run.sheet(k)) if k and run.sheet(k).exists() else None
@@ -74,7 +77,7 @@ def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:
         description=words, tags=began.get("tags", {}), pictures=began["settings"]["train"], started=began["time"],
         finished=last["time"], thumbnail=picture,
         ours={
-            "method": settings.method, "round": k, "rounds": len(rounds), "base": base.base_hash,
+            "method": settings.method, "round": k, "rounds": max(k, len(rounds)), "base": base.base_hash,
             "settings": _public(settings.model_dump()),
             "figures": {key: value for key, value in figures.items() if isinstance(value, float) and key != "time"},
         },

@@ -85,11 +85,16 @@ class Run:
         return self.folder / "export" / f"{self.name}.safetensors"
 
     @property
+    def exported_last(self) -> Path:
+        """The LoRA of the last round, where that is not the best."""
+        return self.folder / "export" / f"{self.name}-last.safetensors"
+
+    @property
     def best(self) -> int:
-        """The round with the lowest held-out error on real pictures, the start included; by the journal."""
+        """The round with the lowest held-out error on real pictures, the start included; by the journal. Before one is judged, 0."""
         rounds = self.events("judge")
-        errors = [rounds[0]["previous_real"], *(event["policy_real"] for event in rounds)]
-        return errors.index(min(errors))
+        errors = [*(event["previous_real"] for event in rounds[:1]), *(event["policy_real"] for event in rounds)]
+        return errors.index(min(errors)) if errors else 0
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one event to the journal, with the time."""

@@ -150,7 +150,11 @@ def _export(outcome: Outcome, watch: Watch) -> None:
     """The best round and, where it is another, the last, as files for other programs; on a base model loaded afresh."""
     run, last = outcome.run, len(outcome.rounds)
     base = family(run.settings.model, device.choose(run.settings.memory))
-    files = {outcome.best: run.exported} | ({last: run.exported.with_stem(f"{run.name}-last")} if last != outcome.best else {})
+    files = {outcome.best: run.exported}
+    if last == outcome.best:
+        run.exported_last.unlink(missing_ok=True)  # of an earlier end of the run, before it went on
+    else:
+        files[last] = run.exported_last
     for k, path in files.items():
         found = export(run, base, k, path, Wanted())
         run.log("export", round=k, file=path.name, verified=found)

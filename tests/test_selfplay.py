@@ -12,10 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from spinlite import config, lesson, selfplay
+from spinlite import config, device, lesson, selfplay
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
+from spinlite.export import Wanted, choose, export
+from spinlite.families import family
 from spinlite.game import Game
+from spinlite.run import Run
 from spinlite.selfplay import Outcome, train
 from spinlite.store import read
 
@@ -282,3 +285,29 @@ def test_a_full_set_of_phases_is_told(toy: Settings, tmp_path: Path):
         "round 2/2 · play", "round 2/2 · learn", "round 2/2 · judge", "round 2/2 · judge (samples)",
     ]  # fmt: skip
     assert any(line.startswith("time: about") and line.endswith("for 2 rounds") for line in watch.said)
+
+
+def test_the_last_rounds_file_goes_when_the_last_is_the_best(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that goes on leaves no file of a round that was the last once."""
+    run = Run(tmp_path / "r", toy)
+    for rounds, best in ((2, 1), (3, 3)):
+        monkeypatch.setattr(Run, "best", property(lambda self, best=best: best))
+        train(changed(toy, run__rounds=rounds, judge__stop=False), run.folder, Quiet())
+        assert read(run.exported)[1]["spinlite.round"] == str(best)
+        assert run.exported_last.exists() == (best < rounds)
+
+
+def test_a_run_that_was_cut_off_before_its_first_judgement_has_its_start_and_its_round(toy: Settings, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        train(toy, tmp_path / "r", Quiet(lambda title, done: title == "round 1/2 · judge"))
+    run = Run.found(tmp_path / "r")
+    assert run.best == 0
+    with pytest.raises(SpinliteError, match="has no finished round"):
+        choose(run, "best")
+    base = family(run.settings.model, device.choose())
+    for k in (0, 1):
+        export(run, base, k, tmp_path / f"{k}.safetensors", Wanted())
+        said = read(tmp_path / f"{k}.safetensors")[1]
+        assert said["spinlite.round"] == str(k) and said["spinlite.figures"] == "{}"
+    with pytest.raises(SpinliteError, match="give one of 0 to 1"):
+        export(run, base, 2, tmp_path / "2.safetensors", Wanted())
