@@ -91,7 +91,7 @@ class Run:
 
     @property
     def best(self) -> int:
-        """The round with the lowest held-out error on real pictures, the start included; by the journal. 0 before one is judged."""
+        """The round with the lowest held-out error on real pictures, the start included; 0 before one is judged."""
         rounds = self.events("judge")
         errors = [*(event["previous_real"] for event in rounds[:1]), *(event["policy_real"] for event in rounds)]
         return errors.index(min(errors)) if errors else 0
