@@ -58,6 +58,11 @@ class Source(Section):
 class Data(Source):
     sources: list[Source] = []  # further ones, each a [[data.sources]]
     background: str = "white"  # the colour that transparency is laid on, by name or as #rrggbb
+    buckets: bool = True  # pictures keep their aspect ratio, nearly; or all get the model's own size
+    upscale: float = Field(default=1.5, ge=1, le=16)  # how much a picture may be enlarged; smaller ones get smaller shapes
+    crop: Literal["centre", "random"] = "centre"  # which part of a picture is kept where its shape differs
+    flip: bool = False  # show pictures mirrored too, in turn
+    latents: Literal["mean", "sample"] = "mean"  # what the VAE says of a picture: the mean, or one sample of its distribution
     heldout: float = Field(default=0.1, gt=0, lt=0.9)  # share of the captions that is measured, never trained on
     max_unusable: float = Field(default=0.1, ge=0, le=1)  # share of pictures that may be unreadable before the run stops
 

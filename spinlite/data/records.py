@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from spinlite.data.buckets import Size
 from spinlite.data.looks import Look
 from spinlite.errors import SpinliteError
 
@@ -28,7 +29,8 @@ class Entry:
 class Record:
     """One picture with one caption; `lose` is the picture that it was preferred to, where pairs are given.
 
-    A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch.
+    A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch. `bucket` is the shape that it is
+    learned in, (width, height) in px; none: the model's own size.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Record:
     lose: Path | None = None
     lose_key: str = ""
     repeats: int = 1
+    bucket: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)

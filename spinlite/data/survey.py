@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from spinlite.config import Data
+from spinlite.data.buckets import Grid
 from spinlite.data.looks import Memo, Progress, glance_at, look_at
 from spinlite.data.records import Entry, Record, Survey, listing, whole_numbers
 from spinlite.data.sources import NO_CAPTION, entries, sources_of, where
@@ -15,15 +16,17 @@ from spinlite.store import fingerprint
 
 
 def survey(
-    settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None
-) -> Survey:
+    settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None,
+    grid: Grid | None = None,
+) -> Survey:  # fmt: skip
     """Read and check every picture and caption of the sources, and set the held-out share apart.
 
     With `pairs` a folder holds `win/` and `lose/`, with the same file names; captions lie beside the winners. What was
-    seen is kept in the folder `cache`, so that the next survey reads only what has changed.
+    seen is kept in the folder `cache`, so that the next survey reads only what has changed. With a model's `grid` records are
+    given their bucket, and pictures that are too small for any are unusable.
     Raises SpinliteError where there is nothing to train on, or too much is unusable.
     """
-    found = examine(settings, pairs, cache, progress)
+    found = examine(settings, pairs, cache, progress, grid)
     if found.stop:
         raise found.stop
     return found
@@ -31,7 +34,7 @@ def survey(
 
 def examine(
     settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None,
-    headers: bool = False,
+    grid: Grid | None = None, headers: bool = False,
 ) -> Survey:  # fmt: skip
     """The same, with what would stop a run in `stop`. With `headers` no picture is decoded, and keys are not of contents.
 
@@ -52,7 +55,7 @@ def examine(
         memo = Memo(cache / "looks" / f"{place}.json", settings.background) if cache else None
         found.looks = look_at(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
-    read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found)]
+    read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
     records = _once(read, found)
     found.stop = _stop(settings, len(every), records, found)
     if len({(r.key, r.lose_key) for r in records}) > 1:
@@ -83,7 +86,7 @@ def _stop(settings: Data, count: int, records: Sequence[Record], found: Survey) 
     return None
 
 
-def _records(entry: Entry, repeats: int, found: Survey) -> list[Record]:
+def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> list[Record]:
     """A record for each caption of a picture, if all of it can be read."""
     files = {entry.name: entry.path} | ({f"lose/{entry.name}": entry.lose} if entry.lose else {})
     looks = [(name, found.looks[path]) for name, path in files.items()]
@@ -97,13 +100,18 @@ def _records(entry: Entry, repeats: int, found: Survey) -> list[Record]:
     if entry.fault:
         found.unusable.append(entry.fault)
         return []
+    bucket = grid.bucket(*(look.size for _, look in looks)) if grid else None
+    if grid and bucket is None:
+        found.unusable.append(f"{entry.name}: {grid.refusal(*(look.size for _, look in looks))}")
+        return []
     if entry.origin in NO_CAPTION:
         found.uncaptioned.append(entry.name)
     if entry.captions:
         found.origins[entry.origin] += 1
     win, lose = found.looks[entry.path], found.looks[entry.lose] if entry.lose else None
     return [
-        Record(entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats) for caption in entry.captions
+        Record(entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats, bucket)
+        for caption in entry.captions
     ]
 
 

@@ -28,13 +28,17 @@ class Picture:
 
 
 class Family(ABC):
-    """A base model: how it encodes, denoises, decodes, and names its weights. Latents are (B, *latent_shape)."""
+    """A base model: how it encodes, denoises, decodes, and names its weights.
+
+    Latents are (B, *latent_shape) for pictures of its own size, and in proportion for others.
+    """
 
     path: Path
     net: nn.Module  # the only part on the device while the policy learns
     lora_targets: Mapping[str, Sequence[str]]  # by the names of model.targets
     latent_shape: tuple[int, ...]
     size: tuple[int, int]  # (width, height) of its pictures, px
+    step: int  # px that the sides of other pictures are multiples of
     base_hash: str  # of the weights: what was made with them is named by it
     title: str  # for people
     attention: str  # what computes it, and why
@@ -112,3 +116,16 @@ def family(model: Model, device: Device) -> Family:
     if model.init_lora:
         made.start_from(FilePath(model.init_lora))
     return made
+
+
+def frame(model: Model) -> tuple[tuple[int, int], int]:
+    """A base model's `size` and `step` in px, before it is loaded. Raises SpinliteError where it can't be read."""
+    if model.family == "toy":
+        from spinlite.families.toy import Toy
+
+        return Toy.size, Toy.step
+    from spinlite.families.blank import blank
+    from spinlite.families.checkpoint import open_checkpoint
+    from spinlite.families.diffusion import frame_of
+
+    return frame_of(open_checkpoint(blank(model).base))

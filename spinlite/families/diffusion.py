@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spinlite.device import Device, probe_compiler
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Kind, guard, locate, open_checkpoint, pretrained, whole
+from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, guard, locate, open_checkpoint, pretrained, whole
 from spinlite.families.names import shapes, spellings
 from spinlite.families.schedule import noise_scheduler, sampler, settle
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
@@ -75,8 +75,8 @@ class Parts:
         settings = self.checkpoint.config("unet")
         side = settings["sample_size"]
         self.latent_shape = (settings["in_channels"], side, side)
-        self.factor = 2 ** (len(self.checkpoint.config("vae")["block_out_channels"]) - 1)  # pixels a latent
-        self.size = (side * self.factor, side * self.factor)
+        self.size, self.step = frame_of(self.checkpoint)
+        self.factor = self.size[0] // side  # pixels a latent
         made_of = [self.checkpoint.fingerprint(), _vae_fingerprint(self._vae) if self._vae else None, chosen, zero]
         self.base_hash = fingerprint(*made_of, *[levers.quantize] * (levers.quantize != "none"))
         self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
@@ -195,6 +195,15 @@ class Parts:
             return whole(vae, "vae", model)
         within = "vae" if (FilePath(vae) / "vae").is_dir() else ""
         return guard(vae, lambda: pretrained(AutoencoderKL, vae, dtype, within))
+
+
+def frame_of(checkpoint: Checkpoint) -> tuple[tuple[int, int], int]:
+    """(size of its pictures, what the sides of others are multiples of), px: what VAE and network halve without a rest, and
+    no less than a 16th of a side, so that there are not more shapes than pictures. For SDXL it is the 64 of its paper."""
+    unet = checkpoint.config("unet")
+    factor = 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)
+    side, halved = unet["sample_size"] * factor, factor * 2 ** (len(unet["block_out_channels"]) - 1)
+    return (side, side), halved * max(1, round(side / 16 / halved))
 
 
 def _vae_fingerprint(vae: str) -> str:

@@ -29,7 +29,8 @@ class StableDiffusion(Family):
         parts = Parts(base, ("sd1", "sd2"), device, vae, prediction, zero_snr)
         self._parts = parts
         self.net, self.path, self.title, self.base_hash = parts.net, parts.path, parts.title, parts.base_hash
-        self.latent_shape, self.size, self.attention = parts.latent_shape, parts.size, parts.attention
+        self.latent_shape, self.size, self.step = parts.latent_shape, parts.size, parts.step
+        self.attention = parts.attention
 
     def start_from(self, path: FilePath) -> None:
         self.start, self.base_hash = self._parts.start_from(path), self._parts.base_hash

@@ -56,6 +56,7 @@ class Toy(Family):
     lora_targets = {"linear": ("second",), "all": ("first", "second", "last")}  # noqa: RUF012
     latent_shape = (2,)
     size = (8, 8)
+    step = 8
 
     def __init__(self, base: str, device: Device) -> None:
         if not base.isdigit():
