@@ -54,6 +54,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="the first seed")] = 0,
     strength: Annotated[str, typer.Option(help="one, or several with commas: 0.6,0.8,1")] = "1",
     base: Annotated[str, typer.Option(help="of a LoRA file: the base model")] = "demo",
+    sampler: Annotated[str | None, typer.Option(help="dpm++, ddim, euler, euler-a, …; default: the run's")] = None,
     steps: Annotated[int | None, typer.Option(help="solver steps; default: the run's")] = None,
     guidance: Annotated[float | None, typer.Option(help="CFG scale; default: the run's")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")] = None,
@@ -66,13 +67,13 @@ def sample(
     from spinlite.tryout import Asked, draw, numbers, of_file, of_run, prompts
 
     texts, strengths = prompts(prompt), numbers(strength)
-    made, play, loras = of_file(what, base, strengths) if what.is_file() else of_run(what, round_)
-    chosen = {"steps": steps, "guidance": guidance}
-    tree = {"play": play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
+    drawn = of_file(what, base, strengths) if what.is_file() else of_run(what, round_)
+    chosen = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    tree = {"play": drawn.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
     asked = Asked(texts, negative, seeds, seed, strengths, config.validate(tree).play)
     folder = output or (what.with_suffix("") if what.is_file() else what) / "tries"
-    with console.phase("draw", len(loras) * len(asked.strengths)) as progress:
-        path = draw(made, loras, asked, folder, progress)
+    with console.phase("draw", 1) as progress:
+        path = draw(drawn, asked, folder, progress)
     console.facts({"sheet": f"{path}", "pictures": f"{folder}, with the words that A1111 reads"})
 
 

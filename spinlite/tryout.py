@@ -1,11 +1,16 @@
 """Pictures of a LoRA to look at: prompts x rounds x strengths x seeds, one sheet and single files that a WebUI can repeat."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
 from spinlite import device
 from spinlite.config import Model, Play
@@ -15,11 +20,25 @@ from spinlite.export import choose, snapshot
 from spinlite.families import Family, family
 from spinlite.lora import Lora
 from spinlite.lora.apply import applied
+from spinlite.lora.layouts import complete, kohya
+from spinlite.lora.metadata import data_of, hashes
 from spinlite.lora.read import text_part
-from spinlite.play import sample
+from spinlite.play import sample, solver
 from spinlite.run import Run
+from spinlite.store import read
 
-NAMES = {"dpm++": "DPM++ 2M", "ddim": "DDIM", "euler": "Euler"}  # what A1111 calls them
+NAMES = {  # diffusers' class -> what A1111 calls it, or Forge (DDPM); others go by their class
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "DDIMScheduler": "DDIM",
+    "EulerDiscreteScheduler": "Euler",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "HeunDiscreteScheduler": "Heun",
+    "UniPCMultistepScheduler": "UniPC",
+    "LCMScheduler": "LCM",
+    "PNDMScheduler": "PLMS",
+    "DDPMScheduler": "DDPM",
+}
+OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # A1111 gives these no schedule type
 MOST = 400  # pictures of one sheet
 
 
@@ -35,21 +54,66 @@ class Asked:
     play: Play
 
 
-def parameters(prompt: str, asked: Asked, seed: int, size: tuple[int, int], tag: str) -> str:
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn with: a base, its way to sample, LoRAs by their files' stems (an empty one is the base), and what
+    A1111 knows them by."""
+
+    base: Family
+    play: Play
+    loras: Mapping[str, Lora]
+    hashes: Mapping[str, str]  # of the LoRA files' data, by stem
+    model: Mapping[str, str]  # A1111's words for the base model
+
+
+def parameters(drawn: Drawn, prompt: str, asked: Asked, seed: int, stem: str, strength: float) -> str:
     """What A1111 writes into its pictures, and reads to repeat one. Noise is a CPU's, which its option RNG says."""
-    lines = [f"{prompt} {tag}".strip(), *([f"Negative prompt: {asked.negative}"] if asked.negative else [])]
-    said = {
-        "Steps": asked.play.steps, "Sampler": NAMES[asked.play.sampler], "CFG scale": f"{asked.play.guidance:g}",
-        "Seed": seed, "Size": f"{size[0]}x{size[1]}", "RNG": "CPU",
-    }  # fmt: skip
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in said.items())])
+    tag = f"<lora:{stem}:{strength:g}>" if drawn.loras[stem] else ""
+    negative = [f"Negative prompt: {_plain(asked.negative)}"] if asked.negative else []
+    scheduler, size = solver(drawn.base, asked.play, "cpu"), drawn.base.size
+    kind = type(scheduler).__name__
+    name = NAMES.get(kind, kind.removesuffix("Scheduler"))
+    said: dict[str, Any] = {"Steps": asked.play.steps, "Sampler": name}
+    if name not in OWN_TIMES:
+        said["Schedule type"] = schedule(scheduler.timesteps)
+    said |= {"CFG scale": f"{asked.play.guidance:g}", "Seed": seed, "Size": f"{size[0]}x{size[1]}", **drawn.model}
+    if asked.play.eta:
+        said["Eta DDIM"] = f"{asked.play.eta:g}"
+    if tag:
+        said["Lora hashes"] = f"{stem}: {drawn.hashes[stem][:12]}"
+    said["RNG"] = "CPU"
+    words = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in said.items())
+    return "\n".join([f"{_plain(prompt)} {tag}".strip(), *negative, words])
 
 
-def draw(base: Family, loras: Mapping[str, Lora], asked: Asked, folder: Path, progress: Callable[[int, int], None]) -> Path:
-    """Draw every LoRA, by its file's stem, at every strength; returns the sheet. An empty one is the base.
+def schedule(timesteps: Tensor) -> str:
+    """The schedule type of A1111's that is nearest to a sampler's times of 1000: without one it would take Karras'."""
+    found = timesteps.double().unique().flip(0)
+    n = len(found)
+    known = {
+        "DDIM": torch.arange(n - 1, -1, -1) * (1000 // n) + 1.0,
+        "Uniform": torch.linspace(999, 0, n),
+        "SGM Uniform": torch.linspace(999, 0, n + 1)[:-1],
+    }
+    return min(known, key=lambda name: (known[name] - found).abs().max().item())
+
+
+def _plain(prompt: str) -> str:
+    """A prompt whose brackets A1111 does not read as emphasis."""
+    return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", " ".join(prompt.split()))
+
+
+def _quoted(value: str) -> str:
+    """As A1111 writes what holds its separators."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
+
+
+def draw(drawn: Drawn, asked: Asked, folder: Path, progress: Callable[[int, int], None]) -> Path:
+    """Draw every LoRA at every strength; returns the sheet.
 
     A seed's noise is that of a WebUI with CPU noise: one generator for each picture. Files are named by what they show.
     """
+    base, loras = drawn.base, drawn.loras
     rows = [(stem, strength) for stem, lora in loras.items() for strength in (asked.strengths if lora else [1.0])]
     columns = [(i, asked.first + n) for i in range(len(asked.prompts)) for n in range(asked.seeds)]
     if (count := len(rows) * len(columns)) > MOST:
@@ -58,34 +122,30 @@ def draw(base: Family, loras: Mapping[str, Lora], asked: Asked, folder: Path, pr
     base.free()
     shown: dict[str, list[Image.Image]] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for done, (stem, strength) in enumerate(rows):
-        tag = f"<lora:{stem}:{strength:g}>" if loras[stem] else ""
-        label = f"{stem} at {strength:g}" if tag else stem  # the sheet's font has no ×
+    done = 0
+    for stem, strength in rows:
+        label = f"{stem} at {strength:g}" if loras[stem] else stem  # the sheet's font has no ×
+        latents = []
         with applied(base.net, loras[stem], strength):
-            latents = torch.cat([x for x in _latents(base, conds, columns, asked)])
-        shown[label] = base.decode(latents)
+            for i, seed in columns:
+                cond, empty = ({name: value[j : j + 1] for name, value in conds.items()} for j in (i, len(asked.prompts)))
+                chance = torch.Generator("cpu").manual_seed(seed)
+                noise = torch.randn((1, *base.latent_shape), generator=chance)
+                latents.append(sample(base, noise, cond, empty, asked.play, [chance]))
+                progress(done := done + 1, count)
+        shown[label] = base.decode(torch.cat(latents))
         for (i, seed), picture in zip(columns, shown[label], strict=True):
             told = PngImagePlugin.PngInfo()
-            told.add_itxt("parameters", parameters(asked.prompts[i], asked, seed, base.size, tag))
+            told.add_itxt("parameters", parameters(drawn, asked.prompts[i], asked, seed, stem, strength))
             picture.save(folder / f"{stem}-{strength:g}-prompt{i + 1}-seed{seed}.png", pnginfo=told)
-        progress(done + 1, len(rows))
     base.free()
     captions = [f"{asked.prompts[i]} · seed {seed}" for i, seed in columns]
     sheet(folder / "sheet.png", f"{folder.name} · CFG {asked.play.guidance:g}, {asked.play.steps} steps", captions, shown)
     return folder / "sheet.png"
 
 
-def _latents(
-    base: Family, conds: Mapping[str, torch.Tensor], columns: Sequence[tuple[int, int]], asked: Asked
-) -> Iterator[torch.Tensor]:
-    for i, seed in columns:
-        noise = torch.randn((1, *base.latent_shape), generator=torch.Generator("cpu").manual_seed(seed))
-        cond, empty = ({name: value[j : j + 1] for name, value in conds.items()} for j in (i, len(asked.prompts)))
-        yield sample(base, noise, cond, empty, asked.play)
-
-
-def of_run(folder: Path, word: str) -> tuple[Family, Play, dict[str, Lora]]:
-    """(base, the run's way to sample, the LoRA of each round asked for by the name that `spinlite export` gives it)."""
+def of_run(folder: Path, word: str) -> Drawn:
+    """A run's base and way to sample, and the LoRA of each round asked for by the name that `spinlite export` gives it."""
     run = Run.found(folder)
     rounds = range(len(run.events("judge")) + 1) if word == "all" else [choose(run, word)]
     base = family(run.settings.model, device.choose(run.settings.memory))
@@ -93,16 +153,32 @@ def of_run(folder: Path, word: str) -> tuple[Family, Play, dict[str, Lora]]:
     for k in rounds:
         whole = snapshot(run, base, k)[0]
         loras[f"{run.name}-{k}" if k or base.start else "base"] = whole if k or base.start else {}
-    return base, run.settings.play, loras
+    known = {stem: hashes(_exported(base, lora), {})["sshs_model_hash"] for stem, lora in loras.items() if lora}
+    return Drawn(base, run.settings.play, loras, known, _model(run.settings.model.base))
 
 
-def of_file(path: Path, name: str, strengths: Sequence[float]) -> tuple[Family, Play, dict[str, Lora]]:
-    """(base with the file's part for text encoders in its prompts, the default way to sample, the file's LoRA)."""
+def of_file(path: Path, name: str, strengths: Sequence[float]) -> Drawn:
+    """A base with the file's part for text encoders in its prompts, the default way to sample, the file's LoRA."""
     base = family(Model(base=name, init_lora=str(path)), device.choose())
     if text_part(base.start) and list(strengths) != [1.0]:
         problem = f"{path.name} changes text encoders, which is drawn at strength 1 alone"
         raise SpinliteError(problem, fix="leave out --strength")
-    return base, Play(), {path.stem: base.start}
+    digest = read(path)[1].get("sshs_model_hash") or hashlib.sha256(data_of(path.read_bytes())).hexdigest()
+    return Drawn(base, Play(), {path.stem: base.start}, {path.stem: digest}, _model(name))
+
+
+def _exported(base: Family, lora: Lora) -> dict[str, Tensor]:
+    """The tensors of the file that `spinlite export` writes by default."""
+    return kohya(complete(lora), base.export_name, torch.float16)[0]
+
+
+def _model(base: str) -> dict[str, str]:
+    """How A1111 names a base model; its hash is of a single file alone."""
+    path = Path(base).expanduser()
+    if not path.is_file():
+        return {"Model": path.name}
+    with path.open("rb") as file:
+        return {"Model hash": hashlib.file_digest(file, "sha256").hexdigest()[:10], "Model": path.stem}
 
 
 def prompts(given: Sequence[str]) -> list[str]:
