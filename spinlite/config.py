@@ -48,6 +48,12 @@ class Source(Section):
 
     folder: str | None = None  # pictures with captions beside them; "demo" is the embedded set
     recursive: bool = False  # its subfolders too
+    dataset: str | None = None  # instead of a folder: a data set of the hub by its id, or a folder or file of one
+    subset: str | None = None  # of a data set that has several
+    split: str = "train"  # of a data set
+    image_column: str | None = None  # none: the only one with pictures; of Pick-a-Pic the one that was preferred
+    caption_column: str | None = None  # none: caption, captions, text, prompt or tags, or the only one with text
+    limit: int | None = Field(default=None, ge=1)  # rows of a data set that are read at the most; none: all
     weight: float = Field(default=1.0, gt=0, le=1000)  # how often each picture is shown, against those of other sources
     trigger: str = ""  # words put in front of every caption
     lines: Literal["join", "each"] = "join"  # several lines in a .txt are one caption, or a caption each

@@ -95,6 +95,13 @@ def peek(path: Path, name: str = "") -> tuple[tuple[int, int], list[str]]:
         raise _unreadable(name or path.name, path, error) from None
 
 
+def ending_of(content: bytes) -> str:
+    """The ending that suits a picture's content; ".bin" where it is none that is read here."""
+    with contextlib.suppress(Exception), quiet(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+        return f".{image.format}".lower()
+    return ".bin"
+
+
 def fit(image: Image.Image, size: tuple[int, int]) -> Picture:
     """The middle of a picture, resized to fill `size` (width, height)."""
     fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

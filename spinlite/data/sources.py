@@ -5,43 +5,66 @@ from fractions import Fraction
 from pathlib import Path
 
 from spinlite.config import PACKAGE, Data, Source
+from spinlite.data.dataset import list_dataset
 from spinlite.data.folder import list_folder, list_pairs
+from spinlite.data.looks import Progress
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
 
 NO_CAPTION = ("", "file name", "data.caption")  # where the caption is from, of a picture that had none
 
 
-def entries(settings: Data, pairs: bool, found: Survey) -> list[Entry]:
-    """Every picture of every source; with `pairs`, every pair. Raises SpinliteError where a source is not there."""
+def entries(
+    settings: Data, pairs: bool, found: Survey, cache: Path, progress: Progress = lambda done, of: None
+) -> list[Entry]:
+    """Every picture of every source; with `pairs`, every pair. Raises SpinliteError where a source is not there.
+
+    The pictures of data sets are laid down in `cache`.
+    """
     sources = sources_of(settings)
     if not sources:
         raise SpinliteError("no pictures to learn from are named", fix="add --data FOLDER (name.png + name.txt)")
     every = []
     for source in sources:
-        if source.uncaptioned == "fixed" and not source.caption.strip():
-            raise SpinliteError('data.uncaptioned = "fixed" needs a caption', fix='set data.caption = "a photo", or the like')
-        folder = _folder(source)
-        under = f"{folder.name}/" if len(sources) > 1 else ""
-        listed = (list_pairs if pairs else list_folder)(folder, source, found, under)
+        _checked(source)
+        under = f"{Path(_place(source)).name}/" if len(sources) > 1 else ""
+        if source.dataset is not None:
+            listed = list_dataset(source, found, pairs, cache, progress, under)
+        else:
+            listed = (list_pairs if pairs else list_folder)(_folder(source), source, found, under)
         every += [_captioned(entry, source, found) for entry in listed]
     return every
 
 
 def sources_of(settings: Data) -> list[Source]:
-    """[data] itself, if it names a folder, and every [[data.sources]]."""
-    return [*([settings] if settings.folder is not None else []), *settings.sources]
+    """[data] itself, if it names a folder or a data set, and every [[data.sources]]."""
+    return [*([settings] if settings.folder is not None or settings.dataset is not None else []), *settings.sources]
 
 
 def where(settings: Data) -> str:
     """The sources, for people."""
-    return " and ".join(str(source.folder) for source in sources_of(settings))
+    return " and ".join(map(_place, sources_of(settings)))
+
+
+def _place(source: Source) -> str:
+    return str(source.dataset if source.folder is None else source.folder)
+
+
+def _checked(source: Source) -> None:
+    """Raises SpinliteError where a source's settings make no sense together."""
+    if source.folder is None and source.dataset is None:
+        raise SpinliteError("a [[data.sources]] names no folder", fix='add folder = "FOLDER" or dataset = "ID" to it')
+    if source.folder is not None and source.dataset is not None:
+        problem = f"one source is both the folder {source.folder} and the data set {source.dataset}"
+        raise SpinliteError(problem, fix="remove one, or make it a [[data.sources]] of its own")
+    if source.uncaptioned == "fixed" and not source.caption.strip():
+        raise SpinliteError('data.uncaptioned = "fixed" needs a caption', fix='set data.caption = "a photo", or the like')
+    if source.uncaptioned == "name" and source.dataset is not None:
+        raise SpinliteError("rows of a data set have no names to be captions", fix='set data.uncaptioned = "fixed" or "skip"')
 
 
 def _folder(source: Source) -> Path:
-    if source.folder is None:
-        raise SpinliteError("a [[data.sources]] names no folder", fix='add folder = "FOLDER" to it')
-    folder = PACKAGE / "demo" / "fluent" if source.folder == "demo" else Path(source.folder)
+    folder = PACKAGE / "demo" / "fluent" if source.folder == "demo" else Path(str(source.folder))
     if not folder.is_dir():
         raise SpinliteError(f"there is no folder {folder}", fix="check the path after --data")
     return folder

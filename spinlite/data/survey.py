@@ -14,6 +14,8 @@ from spinlite.data.split import split
 from spinlite.errors import SpinliteError
 from spinlite.store import fingerprint
 
+CACHE = Path("runs") / "cache"  # where no other is given
+
 
 def survey(
     settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None,
@@ -46,12 +48,12 @@ def examine(
         problem = f"data.background = {settings.background!r} is no colour"
         raise SpinliteError(problem, fix='set it to a name or #rrggbb, such as "white"') from None
     found = Survey()
-    every = entries(settings, pairs, found)
+    every = entries(settings, pairs, found, cache or CACHE, progress)
     paths = [path for entry in every for path in (entry.path, entry.lose) if path]
     if headers:
         found.looks = glance_at(paths, progress)
     else:
-        place = fingerprint([source.folder for source in sources_of(settings)])
+        place = fingerprint(where(settings))
         memo = Memo(cache / "looks" / f"{place}.json", settings.background) if cache else None
         found.looks = look_at(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
@@ -117,12 +119,12 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> li
 
 def _once(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
     """Records without repeated ones; a picture that is there twice with other captions is shown with each in turn."""
-    first: dict[tuple[str, str], Record] = {}
+    first: dict[tuple[str, str], str] = {}
     kept: dict[tuple[str, str, str], Record] = {}
     for name, r in read:
-        original = first.setdefault((r.key, r.lose_key), r)
+        original = first.setdefault((r.key, r.lose_key), name)
         same = kept.setdefault((r.key, r.lose_key, r.caption), r)
-        if original.path != r.path:
+        if original != name:
             what = "with another caption: shown with each in turn" if same is r else "left out"
             found.note(f"the same as another picture, {what}", name)
     return list(kept.values())
