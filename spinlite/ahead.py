@@ -18,9 +18,10 @@ SAVE_SECONDS = 10.0  # of measuring that a cut-off run may lose
 
 @torch.no_grad()
 def errors_ahead(
-    family: Family, slots: Slots, names: Sequence[str], batches: Batches, path: Path, batch: int, progress: Progress
-) -> Errors:
-    """The named errors of all draws of a round, in the order in which it learns them: (draws,) each, on the CPU.
+    family: Family, slots: Slots, names: Sequence[str], batches: Batches, places: Sequence[int], path: Path, batch: int,
+    progress: Progress,
+) -> Errors:  # fmt: skip
+    """The named errors of the draws at these places of a round: (places,) each, on the CPU.
 
     A draw is known before the policy is, and with it whether its caption is dropped: what the opponent makes of it is one
     number, which takes 4 bytes in the file at `path` (whose name has to say what it was made of) until the round is over.
@@ -35,12 +36,12 @@ def errors_ahead(
     done = kept = len(found[names[0]])
     saved = time.monotonic()
     try:
-        while done < batches.draws:
-            made = batches.between(done, min(done + batch, batches.draws))
+        while done < len(places):
+            made = batches.of(places[done : done + batch])
             more = {name: measure(family, slots, name, made).cpu() for name in names}
             found = {name: torch.cat([found[name], more[name]]) for name in names}
             done = len(found[names[0]])
-            progress(done, batches.draws)
+            progress(done, len(places))
             if time.monotonic() - saved >= SAVE_SECONDS:
                 write(path, found)
                 saved, kept = time.monotonic(), done

@@ -1,6 +1,6 @@
 """The draws of a round as batches: which samples, at which time and noise, with which fakes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -86,17 +86,21 @@ class Batches:
 
     def at(self, update: int) -> Batch:
         """The batch of an update, from 0."""
-        return self.between(update * self._settings.batch, (update + 1) * self._settings.batch)
+        return self.of(range(update * self._settings.batch, (update + 1) * self._settings.batch))
 
-    def between(self, start: int, end: int) -> Batch:
-        """The draws from `start` to before `end`, counted through the round."""
-        places = [divmod(i, len(self._shows)) for i in range(start, end)]
-        orders = {epoch: order(len(self._shows), "learn", *self._names, epoch) for epoch, _ in places}
-        rows = [self._shows[orders[epoch][place]].at(epoch) for epoch, place in places]
+    def rows(self, places: Iterable[int]) -> list[tuple[Record, int]]:
+        """(record, epoch) of draws, by their places in the round."""
+        found = [divmod(i, len(self._shows)) for i in places]
+        orders = {epoch: order(len(self._shows), "learn", *self._names, epoch) for epoch in {epoch for epoch, _ in found}}
+        return [self._shows[orders[epoch][place]].at(epoch) for epoch, place in found]
+
+    def of(self, places: Sequence[int]) -> Batch:
+        """The draws at these places of the round."""
+        rows = self.rows(places)
         dropped = [self._coin(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
         names = ("learn", *self._names)
         batch = make_batch(self._family, self._encoded, rows, self._fakes, dropped, names, self._drawn, self.walks)
-        known = {name: value[start:end].to(batch.t.device) for name, value in self.known.items()}
+        known = {name: value[list(places)].to(batch.t.device) for name, value in self.known.items()}
         return replace(batch, known=known)
 
     def _coin(self, record: Record, epoch: int) -> float:

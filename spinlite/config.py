@@ -105,6 +105,7 @@ class Learn(Section):
     optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"
     aim: float = Field(default=0.0, ge=0, lt=0.5)  # what a typical pair shall count: beta is found, not set; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
+    snapshot_every: int = Field(default=0, ge=0)  # updates between snapshots within a round, for a random reference; 0: none
 
 
     @property

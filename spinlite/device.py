@@ -102,6 +102,17 @@ def learning(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         averaging.eval()
 
 
+@contextlib.contextmanager
+def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within `learning`: schedule-free's weights are their average for the length of the block."""
+    averaging: Any = optimizer if hasattr(optimizer, "train") else None
+    if averaging:
+        averaging.eval()
+    yield
+    if averaging:
+        averaging.train()
+
+
 def choose(memory: Memory | None = None) -> Device:
     """The best device of this computer, with the levers that [memory] pins. Raises SpinliteError for a pin that can't hold."""
     from accelerate import PartialState

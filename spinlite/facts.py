@@ -70,7 +70,8 @@ def pictures(records: Sequence[Record]) -> int:
 def facts(settings: Settings, base: Family, found: Survey, method: Method, where: str) -> dict[str, str]:
     """What the run will do, by what it is about."""
     learning = settings.learn
-    against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot"}
+    against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot",
+               "each": "a random earlier snapshot for each picture"}  # fmt: skip
     opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
     values = ", ".join(f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in asdict(method).items())
     width, height = base.size

@@ -1,8 +1,9 @@
 """One run under way: what its rounds share, and who plays."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from spinlite.families import Family
 from spinlite.maths.draws import generator, partners
 from spinlite.methods import Method
 from spinlite.play import fake_key, play
-from spinlite.run import Run
-from spinlite.store import Store, fingerprint, fingerprint_files, read
+from spinlite.run import Run, Rung
+from spinlite.store import Store, fingerprint, fingerprint_files, read, write
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,38 +45,67 @@ class Game:
         """What a phase of round k is called where it is shown."""
         return f"round {k}/{self.settings.run.rounds} · {phase}"
 
-    def ladder(self, k: int) -> dict[str, Tensor]:
-        """Snapshot k."""
-        return read(self.run.snapshot(k))[0]
+    def enter(self, rung: Rung) -> None:
+        """Put a snapshot into the opponent's slot."""
+        self.slots.load("opponent", self.ladder(rung))
 
-    def rival(self, k: int) -> int:
-        """Which snapshot is round k's opponent; without one, the judge compares with the previous."""
+    def ladder(self, rung: Rung) -> dict[str, Tensor]:
+        """A snapshot."""
+        return read(self.run.snapshot(rung))[0]
+
+    def keep(self, rung: Rung) -> None:
+        """Make the policy, as it is now, a snapshot."""
+        about = {"round": rung, "scale": self.slots.scale, "base": self.family.base_hash}
+        write(self.run.snapshot(rung), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
+
+    def rungs(self, k: int) -> list[Rung]:
+        """The ladder as it stood when round k began."""
+        return [0, *(rung for j in range(1, k) for rung in (*self.run.rungs(j), j))]
+
+    def rival(self, k: int) -> Rung:
+        """Which snapshot is round k's opponent, on held-out pictures at least. Where pictures have one each, or there is none,
+        the previous."""
         match self.method.opponent:
             case "base":
                 return 0
             case "random":
-                return int(torch.randint(k, (), generator=generator("opponent", self.settings.run.seed, k)))
+                return _one_of(self.rungs(k), "opponent", self.settings.run.seed, k)
             case _:
                 return k - 1
 
+    def rivals(self, k: int) -> dict[Rung, list[Record]]:
+        """Round k's opponents, and what pictures to learn from each has."""
+        if self.method.opponent != "each":
+            return {self.rival(k): self.train}
+        rungs, groups = self.rungs(k), {}
+        for record in self.train:
+            rung = _one_of(rungs, "opponent", self.settings.run.seed, k, fake_key(record))
+            groups.setdefault(rung, []).append(record)
+        return groups
+
     def play(self, k: int) -> tuple[Fakes | None, Fakes]:
-        """Round k's fakes, and the held-out ones, as functions of records. The opponent's slot holds the rival."""
+        """Round k's fakes, and the held-out ones, as functions of records."""
         if self.method.fakes == "given":
             return self.encoded.lose, self.encoded.lose
-        title, rival = self.title(k, "play"), self.rival(k)
-        heldout = self.played("opponent", rival, self.heldout, title + " (held-out)", "heldout")
+        title = self.title(k, "play")
+        heldout = self.played("opponent", self.rival(k), self.heldout, title + " (held-out)", "heldout")
         if self.method.fakes is None:
             return None, heldout
         if self.method.fakes == "shuffled":
             return self._shuffled(k), heldout
-        seed = self.settings.run.seed
-        return self.played("opponent", rival, self.train, title, "train", seed, k), heldout
+        made: dict[Rung, Fakes] = {}
+        for rung, records in self.rivals(k).items():
+            made[rung] = self.played("opponent", rung, records, title, *self._names(k))
+        return self._by_rival(k, made), heldout
 
-    def played(self, who: Any, snapshot: int, records: Sequence[Record], title: str, *names: int | str) -> Fakes:
-        """Samples of a snapshot for these records, made where they are missing, as a function of records."""
+    def played(self, who: Any, snapshot: Rung, records: Sequence[Record], title: str, *names: int | str) -> Fakes:
+        """Samples of a snapshot for these records, made where they are missing, as a function of records. The policy is there
+        already; an opponent enters."""
         settings = self._sampling(names)
         store = self._store(snapshot if who != "base" else None, settings, names)
         if any(fake_key(r) not in store for r in records):
+            if who == "opponent":
+                self.enter(snapshot)
             active = self.slots.merged if self.device.levers.merge else self.slots.use
             with self.watch.phase(title, len(records)) as progress, active(who):
                 self.fallback.run("play", len(records), lambda levers: play(
@@ -85,14 +117,26 @@ class Game:
         """What `play` kept of the paths of round k's fakes, as a function of records; None where it keeps nothing."""
         if self.method.fakes != "played" or not self.settings.play.points:
             return None
-        store = self._store(self.rival(k), self.settings.play, ("train", self.settings.run.seed, k))
-        return lambda asked: {name: value for name, value in store.get([fake_key(r) for r in asked]).items() if name != "x0"}
+        stores = {rung: self._store(rung, self.settings.play, self._names(k)) for rung in self.rivals(k)}
+        kept = {rung: lambda asked, store=store: store.get([fake_key(r) for r in asked]) for rung, store in stores.items()}
+        whole = self._by_rival(k, kept)
+        return lambda asked: {name: value for name, value in whole(asked).items() if name != "x0"}
+
+    def _names(self, k: int) -> tuple[int | str, ...]:
+        return "train", self.settings.run.seed, k
+
+    def _by_rival(self, k: int, made: Mapping[Rung, Callable[[Sequence[Record]], T]]) -> Callable[[Sequence[Record]], T]:
+        """What the opponents of round k made, each of its own pictures, as one function of records."""
+        if len(made) == 1:
+            return next(iter(made.values()))
+        by = {fake_key(r): made[rung] for rung, records in self.rivals(k).items() for r in records}
+        return lambda asked: _stacked([by[fake_key(r)]([r]) for r in asked])
 
     def _sampling(self, names: tuple[int | str, ...]) -> Play:
         """Held-out fakes are noised again in every round alike: nothing is kept of their paths."""
         return self.settings.play.model_copy(update={"points": 0}) if names[0] == "heldout" else self.settings.play
 
-    def _store(self, snapshot: int | None, settings: Play, names: tuple[int | str, ...]) -> Store:
+    def _store(self, snapshot: Rung | None, settings: Play, names: tuple[int | str, ...]) -> Store:
         """`snapshot` none: the base. Snapshot 0 is the base too, or the LoRA that the run began with."""
         lora = snapshot is not None and (snapshot or self.family.start)
         made_by = fingerprint_files([self.run.snapshot(snapshot or 0)]) if lora else "base"
@@ -104,3 +148,14 @@ class Game:
         other = partners(len(self.train), self.settings.run.seed, k)
         by_key = {record.key: self.train[place] for record, place in zip(self.train, other, strict=True)}
         return lambda records: self.encoded.real([by_key[record.key] for record in records])
+
+
+def _one_of(rungs: Sequence[Rung], *names: int | str) -> Rung:
+    return rungs[int(torch.randint(len(rungs), (), generator=generator(*names)))]
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    """Tensors (1, ...), or dicts of them, as one."""
+    if isinstance(rows[0], Tensor):
+        return torch.cat(list(rows))
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

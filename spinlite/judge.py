@@ -25,18 +25,20 @@ def judge(game: Game, k: int, fakes: Fakes) -> str | None:
             game.family, game.slots, game.encoded, game.heldout, fakes, names, settings.draws, levers.play_batch, progress
         ))  # fmt: skip
 
+    game.enter(game.rival(k))
     with game.watch.phase(title, len(game.heldout) * settings.draws) as progress:
         measured = errors(ERRORS, progress)
-    game.slots.load("opponent", game.ladder(k - 1))
     previous = measured["opponent_real"]
     if game.rival(k) != k - 1:
+        game.enter(k - 1)
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
     found = {**figures(measured), "previous_real": previous.mean().item(), **_samples(game, k, title)}
     stopped = None
     if settings.stop and grew(previous, measured["policy_real"]):
         grown = f"{previous.mean():.4f} to {found['policy_real']:.4f}"
         stopped = f"the held-out error on real pictures grew in round {k} ({grown})"
-    game.run.log("judge", round=k, opponent=game.rival(k), stopped=stopped, **found)
+    rivals = {str(rung): len(records) for rung, records in game.rivals(k).items()}
+    game.run.log("judge", round=k, opponent=game.rival(k), opponents=rivals, stopped=stopped, **found)
     game.watch.judged(k, game.settings.run.rounds, found)
     return stopped
 

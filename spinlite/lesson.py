@@ -2,17 +2,22 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from spinlite.ahead import errors_ahead
 from spinlite.batches import Batches, Errors, Fakes, Walks, make_batch
-from spinlite.device import learning
+from spinlite.data import Progress
+from spinlite.device import averaged, learning
 from spinlite.errors import SpinliteError
 from spinlite.game import Game
 from spinlite.learn import Diverged, Progressed, asked, learn, measure
-from spinlite.run import optimizer_tree, restore_optimizer
+from spinlite.play import fake_key
+from spinlite.run import Rung, optimizer_tree, restore_optimizer
 from spinlite.store import fingerprint, fingerprint_files
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
@@ -22,7 +27,7 @@ APART = 0.01  # of the opponent's error on real: the squared distance that preci
 
 
 def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
-    """Bring the policy to the end of round k. The opponent's slot holds the round's rival, before and after.
+    """Bring the policy to the end of round k.
 
     Raises SpinliteError where the policy as its own opponent does not lose what it must, or the learning diverges: then
     round k begins anew when the run goes on, and a lower learn.lr may be given.
@@ -57,8 +62,9 @@ def _probe(game: Game, k: int, fakes: Fakes | None, walks: Walks | None) -> None
     A wrong adapter, other noise or dropout shows here; and where fakes are met on their paths, predictions kept of another
     network, time or caption.
     """
-    game.slots.load("opponent", game.ladder(k - 1))
-    rows = [(record, 0) for record in game.train[: game.settings.learn.batch]]
+    game.enter(k - 1)
+    rival, records = next(iter(game.rivals(k).items()))
+    rows = [(record, 0) for record in records[: game.settings.learn.batch]]
     batch = make_batch(game.family, game.encoded, rows, fakes, None, ("probe", k), game.settings.draw, walks)
 
     @torch.no_grad()
@@ -77,8 +83,8 @@ def _probe(game: Game, k: int, fakes: Fakes | None, walks: Walks | None) -> None
             f"with the policy equal to its opponent the loss must be {named}, but is {loss:.4f}",
             fix="the two see different weights, noise or dropout: report this with the run's settings.toml",
         )
-    game.slots.load("opponent", game.ladder(game.rival(k)))
     if walks:
+        game.enter(rival)
         both = ["opponent_real", "opponent_fake"]
         again = game.fallback.run("opponent", len(rows), lambda levers: errors(levers.play_batch, both))
         apart = again["opponent_fake"].mean().item() / again["opponent_real"].mean().item()
@@ -105,6 +111,9 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Wa
             nonlocal saved
             game.run.log("update", round=k, **found)
             progress(state.update, settings.updates, **found)
+            if settings.snapshot_every and state.update % settings.snapshot_every == 0 and state.update < settings.updates:
+                with averaged(optimizer):
+                    game.keep(f"{k}-{state.update}")
             if time.monotonic() - saved >= SAVE_SECONDS:
                 tensors = {"policy": game.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
                 game.run.save(tensors, round=k, stopped=None, **asdict(state))
@@ -115,17 +124,47 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Wa
 
 
 def _ahead(game: Game, k: int, batches: Batches) -> Errors:
-    """The opponent's errors of the round's draws, where they are measured ahead; else none."""
-    levers, settings = game.device.levers, game.settings
+    """The opponent's errors of the round's draws, where they are measured ahead, as they are where there are several opponents:
+    a step needs none then. Else none, and the opponent has entered."""
+    rivals = game.rivals(k)
     names = [n for n in asked(game.method) if not n.startswith("policy") and not (batches.walks and n.endswith("fake"))]
-    if not (names and levers.cache_opponent):
+    if not names or not (game.device.levers.cache_opponent or len(rivals) > 1):
+        game.enter(game.rival(k))
         return {}
-    who = [game.family.base_hash, fingerprint_files([game.run.snapshot(game.rival(k))]), levers.precision, levers.quantize]
+    place_of: dict[Rung, list[int]] = {rung: [] for rung in rivals}
+    rung_of = {fake_key(record): rung for rung, records in rivals.items() for record in records}
+    for place, (record, _) in enumerate(batches.rows(range(batches.draws))):
+        place_of[rung_of[fake_key(record)]].append(place)
+    known, done = {name: torch.empty(batches.draws) for name in names}, 0
+    with game.watch.phase(game.title(k, "opponent"), batches.draws) as progress:
+        for rung, places in place_of.items():
+            game.enter(rung)
+            found = _ahead_of(game, k, rung, names, batches, places, partial(_shifted, progress, done, batches.draws))
+            done += len(places)
+            for name in names:
+                known[name][places] = found[name]
+    return known
+
+
+def _shifted(progress: Callable[..., None], start: int, of: int, done: int, _: int) -> None:
+    progress(start + done, of)
+
+
+def _ahead_of(
+    game: Game, k: int, rung: Rung, names: Sequence[str], batches: Batches, places: Sequence[int], progress: Progress
+) -> Errors:
+    """The errors of one opponent, which has entered, at its places."""
+    path = _ahead_file(game, k, rung, names)
+    return game.fallback.run("opponent", len(places), lambda levers: errors_ahead(
+        game.family, game.slots, names, batches, places, path, levers.play_batch, progress
+    ))  # fmt: skip
+
+
+def _ahead_file(game: Game, k: int, rung: Rung, names: Sequence[str]) -> Path:
+    """Named by all that its numbers depend on."""
+    levers, settings = game.device.levers, game.settings
+    who = [game.family.base_hash, fingerprint_files([game.run.snapshot(rung)]), levers.precision, levers.quantize]
     data = [[r.key, r.lose_key, r.caption] for r in game.train]
     draws = [settings.learn.updates, settings.learn.batch, settings.learn.caption_dropout, settings.run.seed, k]
-    how = [game.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
-    path = game.run.ahead(fingerprint(who, names, data, draws, how))
-    with game.watch.phase(game.title(k, "opponent"), batches.draws) as progress:
-        return game.fallback.run("opponent", batches.draws, lambda levers: errors_ahead(
-            game.family, game.slots, names, batches, path, levers.play_batch, progress
-        ))  # fmt: skip
+    how = [game.method.opponent, game.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
+    return game.run.ahead(fingerprint(who, names, data, draws, how))

@@ -3,7 +3,7 @@
 settings.toml            every setting, defaults written out; itself a preset
 journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
-snapshots/k.safetensors  the ladder
+snapshots/k.safetensors  the ladder, round by round; k-u.safetensors: after update u of round k, where learn.snapshot_every asks
 ahead/                   the opponent's errors of the round under way, where they are measured ahead
 samples/round-k.png      fixed prompts x base | previous | current
 export/NAME.safetensors  the LoRA of the best round for other programs; NAME-last.safetensors where the last is another
@@ -26,6 +26,7 @@ from spinlite.errors import SpinliteError
 from spinlite.store import read, replace, write
 
 LEVERS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
+Rung = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
 CHANGEABLE = {"about", "run.rounds", "judge.stop"} | LEVERS  # what may differ when a run goes on
 
 
@@ -65,8 +66,13 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
-    def snapshot(self, round_: int) -> Path:
-        return self.folder / "snapshots" / f"{round_}.safetensors"
+    def snapshot(self, rung: Rung) -> Path:
+        return self.folder / "snapshots" / f"{rung}.safetensors"
+
+    def rungs(self, round_: int) -> list[Rung]:
+        """The snapshots within a round, in order."""
+        found = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
+        return sorted((path.stem for path in found), key=lambda rung: int(rung.partition("-")[2]))
 
     def sheet(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"

@@ -1,6 +1,5 @@
 """The rounds: play, learn, snapshot, judge; and the guards around them."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from spinlite.plan.timing import expected_seconds
 from spinlite.play import solver
 from spinlite.run import Run
 from spinlite.spill import wary
-from spinlite.store import fingerprint, fingerprint_files, write
+from spinlite.store import fingerprint, fingerprint_files
 
 JUDGED = 64  # held-out records that are measured and played at the most
 
@@ -119,7 +118,7 @@ def _begin(game: Game) -> None:
         about = {**game.settings.model_dump(), "train": len(game.train), "heldout": len(game.heldout)}
         levers, tags = asdict(game.device.levers), tag_counts(r.caption for r in game.train)
         game.run.log("begin", **made_of, device=str(game.device), levers=levers, settings=about, tags=tags)
-        _write_snapshot(game, 0)
+        game.keep(0)
         game.run.save({}, round=1, update=0, stopped=None)
         return
     began = game.run.events("begin")[0]
@@ -134,16 +133,10 @@ def _begin(game: Game) -> None:
 
 def _round(game: Game, k: int) -> str | None:
     """One round; returns why the run must stop, if it must."""
-    game.slots.load("opponent", game.ladder(game.rival(k)))
     fakes, heldout_fakes = game.play(k)
     lesson(game, k, fakes)
-    _write_snapshot(game, k)
+    game.keep(k)
     return judge(game, k, heldout_fakes)
-
-
-def _write_snapshot(game: Game, k: int) -> None:
-    about = {"round": k, "scale": game.slots.scale, "base": game.family.base_hash}
-    write(game.run.snapshot(k), game.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)})
 
 
 def _export(outcome: Outcome, watch: Watch) -> None:

@@ -2,8 +2,8 @@
 
 `loss` names the errors it needs, each (B,): {policy, opponent} x {real, fake}. What else a method says of itself:
 
-opponent  who the opponent is in round k: "base" (snapshot 0), "previous" (snapshot k-1), "random" (one of 0..k-1),
-          or None where there is none
+opponent  who the opponent is in round k: "base" (snapshot 0), "previous" (snapshot k-1), "random" (one of the ladder),
+          "each" (one of the ladder for each sample), or None where there is none
 fakes     where fakes come from: "played" by the opponent, "given" with the data, "shuffled" (the pictures of other captions),
           or None
 """

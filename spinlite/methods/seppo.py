@@ -14,8 +14,8 @@ from spinlite.maths.losses import Gate, bounded, gate, preference
 class SePPO:
     """SePPO (Zhang et al. 2024, arXiv 2410.05255): -log sigmoid(beta (gain_real - s gain_fake)), s from the gate.
 
-    reference  the snapshot that makes the fakes and gives the opponent's errors: "random" (the paper's choice),
-               "previous" (its "latest") or "base"
+    reference  the snapshot that makes the fakes and gives the opponent's errors: "random" (the paper's choice, one for a
+               round), "each" (a random one for each picture), "previous" (the paper's "latest") or "base"
     gate       "sign" (v1), "indicator", "sft" (v2, SSPO: the pair becomes plain SFT), "none" (SPIN for reference = "previous")
     `beta`, `bound` and `anchor` are as in SPIN; the bound acts where s > 0, the only case that pushes a fake away.
     """
@@ -23,7 +23,7 @@ class SePPO:
     beta: float = field(default=5000.0, metadata={"gt": 0})
     bound: float = field(default=0.5, metadata={"gt": 0})
     anchor: float = field(default=0.01, metadata={"ge": 0})
-    reference: Literal["random", "previous", "base"] = "random"
+    reference: Literal["random", "each", "previous", "base"] = "random"
     gate: Gate = "sign"
 
     fakes: ClassVar[str] = "played"
