@@ -72,7 +72,7 @@ class Run:
     def rungs(self, round_: int) -> list[Rung]:
         """The snapshots within a round, in order."""
         found = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
-        return sorted((path.stem for path in found), key=lambda rung: int(rung.partition("-")[2]))
+        return [f"{round_}-{update}" for update in sorted(int(path.stem.partition("-")[2]) for path in found)]
 
     def sheet(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"

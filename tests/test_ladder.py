@@ -77,7 +77,7 @@ def test_each_picture_meets_the_fakes_and_the_errors_of_its_own_opponent(
                     assert_close(said, one.walked.own, rtol=1e-4, atol=1e-5)
                 else:
                     fake = game.played("opponent", rung, [record], "again", *game._names(k))([record])
-                    assert torch.equal(fake, one.fake)
+                    assert one.fake is not None and torch.equal(fake, one.fake)
     assert {rung for k, rung in seen if k == 3} == {0, "1-2", 1, "2-2", 2}
     needed = {"opponent_real"} if points else {"opponent_real", "opponent_fake"}
     assert all(set(batch.known) == needed for k, _, batch in watched.batches if k > 1), "a step needs no opponent"

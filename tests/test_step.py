@@ -46,7 +46,7 @@ def errors(round_: tuple[Game, Batches], path: Path, batch: int, stop: int | Non
             raise KeyboardInterrupt
 
     game, batches = round_
-    return ahead.errors_ahead(game.family, game.slots, NAMES, batches, path, batch, progress)
+    return ahead.errors_ahead(game.family, game.slots, NAMES, batches, range(batches.draws), path, batch, progress)
 
 
 def test_errors_measured_ahead_are_those_that_the_steps_would_measure(round_: tuple[Game, Batches], tmp_path: Path):
