@@ -38,7 +38,7 @@ def export(
     default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
     path = output or found.exported.with_stem(default)
     path = path.with_name(path.name if path.suffix == ".safetensors" else path.name + ".safetensors")
-    base = family(found.settings.model, device.choose(found.settings.memory))
+    base = family(found.settings.model, device.choose(found.memory))
     if negative_guidance is not None:
         strength = -abs(negative_guidance)
     said = write(found, base, k, path, Wanted(layout, dtype, strength, sidecars))

@@ -1,5 +1,6 @@
 """Commands around presets and plans. Nothing here imports torch before a command needs it."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,13 +37,12 @@ def plan(
 def planned(
     preset: str, vram: float | None, data: str | None, set_: list[str], train: int, heldout: int, console: Any
 ) -> plans.Plan:
-    """The plan, from the cache where a card is named and it was made before."""
-    from spinlite.plan.card import cache_folder
-
-    shelf = cache_folder()
+    """The plan, from the cache where it was made before: for the card named, or with as much free on those at hand."""
+    shelf = plans.cache_folder()
     told = texts(preset)
-    name = plans.made_of("plan", preset, told, set_, vram, train, heldout)
-    if (vram or any("vram" in text for text in [*told, *set_])) and (known := plans.recall(shelf, name)):
+    named = vram or any("vram" in text for text in [*told, *set_])
+    name = plans.made_of("plan", preset, told, set_, vram, train, heldout, [] if named else _room())
+    if known := plans.recall(shelf, name):
         return known
     from spinlite import config
 
@@ -58,13 +58,23 @@ def planned(
     return found
 
 
+def _room() -> list[Any]:
+    """What is free on this computer, in steps that hardly change a plan. Found without torch, which takes seconds to import."""
+    import psutil
+
+    from spinlite.doctor.cards import nvidia_smi
+
+    cards = [(card.name, (card.free or 0) // 256) for card in nvidia_smi()[0]]  # MiB
+    return [cards, os.environ.get("CUDA_VISIBLE_DEVICES"), psutil.virtual_memory().available // 2**31]
+
+
 def _pictures(data: str | None) -> tuple[int, int, str]:
     """(to learn from, held out, in words), by the captions in the folder; 100 where none is named."""
     from spinlite.errors import SpinliteError
     from spinlite.preset import PACKAGE
 
     if data is None:
-        return 90, 10, "100 pictures (--data FOLDER counts yours)"
+        return plans.TRAIN, plans.HELDOUT, "100 pictures (--data FOLDER counts yours)"
     folder = PACKAGE / "demo" / "fluent" if data == "demo" else Path(data)
     if not folder.is_dir():
         raise SpinliteError(f"there is no folder {folder}", fix="check the path after --data")
@@ -78,20 +88,18 @@ def every(context: typer.Context) -> None:
     """List the shipped presets: model, card, planned peak, method."""
     if context.invoked_subcommand:
         return
+    import json
     import tomllib
 
     from spinlite.console import Console
-    from spinlite.plan.card import cache_folder
 
-    rows = []
+    rows, peaks = [], json.loads(plans.PEAKS.read_text(encoding="utf-8"))
     for name in presets():
         trees = [tomllib.loads(text) for text in texts(name)]
         model, method, memory = ({k: v for tree in reversed(trees) for k, v in tree.get(section, {}).items()}
                                  for section in ("model", "method", "memory"))  # fmt: skip
-        train, heldout, _ = _pictures(None)
-        known = plans.recall(cache_folder(), plans.made_of("plan", name, texts(name), [], None, train, heldout))
         card = f"{memory['vram']:g} GB" if "vram" in memory else "any"
-        peak = f"{known.peak / 2**30:.1f} GB" if known else ""
+        peak = f"{peaks[name] / 2**30:.1f} GB"
         base, about = model.get("base", "demo").rpartition("/")[2], trees[0].get("about", "")
         rows.append((name, base, card, peak, method.get("name", "spin"), about))
     Console().presets(rows)

@@ -74,13 +74,14 @@ class Console:
         self.screen.print(table)
 
     def presets(self, rows: list[tuple[str, ...]]) -> None:
-        """Shipped presets: name, model, card, planned peak where it is known, method, in words."""
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("preset", "model", "card", "planned", "method", ""):
-            table.add_column(heading, no_wrap=heading != "")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        self.screen.print(table)
+        """Shipped presets: name, model, card, planned peak, method, and below that what it is about."""
+        headings = ("preset", "model", "card", "planned", "method")
+        widths = [max(map(len, column)) for column in zip(headings, *(row[:-1] for row in rows), strict=True)]
+        for *cells, about in [(*headings, ""), *rows]:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+            self.screen.print(Text(line, style="" if about else "dim"))
+            if about:
+                self.screen.print(Text(f"    {about}", style="dim"))
 
     @contextlib.contextmanager
     def _bar(self, title: str, total: int) -> Iterator[Callable[[int, int, str], None]]:

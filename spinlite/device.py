@@ -125,7 +125,8 @@ def choose(memory: Memory | None = None) -> Device:
     if memory.precision:
         why = f"{why.partition(',')[0]}, {memory.precision} (memory.precision)"
     levers = pinned(Levers(precision), memory)
-    pins = [f.name for f in fields(Levers) if f.name not in ("precision", "attention") and getattr(memory, f.name) is not None]
+    said = [name for name in memory.model_dump(exclude_none=True) if name not in ("vram", "precision", "attention")]
+    pins = [name for name in said if getattr(memory, name) != "none"]
     if pins:
         why += f"; pinned by [memory]: {', '.join(pins)}"
     if levers.merge:

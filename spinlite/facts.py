@@ -11,7 +11,9 @@ from spinlite.data import Record, Survey
 from spinlite.device import Levers
 from spinlite.families import Family
 from spinlite.methods import Method
+from spinlite.plan import Plan
 
+GIB = 2**30
 UNCAPTIONED = {
     "skip": "left out", "name": "captioned by their file names", "fixed": "captioned by data.caption", "error": "left out",
 }  # fmt: skip
@@ -60,6 +62,18 @@ def fitted(play: Levers, learn: Levers, batch: int) -> str:
     words += ["one graph at a time"] * learn.one_graph + ["checkpointing"] * learn.checkpointing
     words += ["the opponent measured ahead"] * learn.cache_opponent
     return ", ".join(words)
+
+
+def reason(plan: Plan) -> str:
+    """Why the plan chose the levers that it did, in words."""
+    phase = max(plan.memory, key=lambda name: plan.memory[name])
+    fits = sum(row["fits"] for row in plan.tried)
+    words = f"{plan.peak / GIB:.1f} of {plan.limit / GIB:.1f} GB at the most ({phase})"
+    words += f", the fastest of {fits} ways that fit" if fits > 1 else ""
+    full = [max(row["memory"].values()) for row in plan.tried if row["levers"]["quantize"] == "none"]
+    if full and plan.levers["quantize"] != "none":
+        words += f"; the base in full would need {min(full) / GIB:.1f} GB"
+    return words
 
 
 def pictures(records: Sequence[Record]) -> int:

@@ -1,5 +1,6 @@
 """Where presets lie. Nothing here imports torch."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,7 +11,12 @@ def presets() -> dict[str, Path]:
     """Shipped presets by name, in order."""
     here = PACKAGE / "presets"  # in a wheel; in a checkout they stand beside the package
     folder = here if here.is_dir() else PACKAGE.parent / "presets"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=_natural)}
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Numbers count as such: 8gb, 12gb."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
 
 
 def texts(preset: str) -> list[str]:

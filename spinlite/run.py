@@ -40,10 +40,12 @@ class Run:
         self.settings = settings
         self.state = self._read_state()
         self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # what was given up where memory ran out
+        self._other_memory = False
         if self._kept.exists():
             kept = _load(self._kept)
             self._compare(kept, settings)
-            if kept.memory != settings.memory:
+            self._other_memory = kept.memory != settings.memory
+            if self._other_memory:
                 self.lowered = []
 
     @staticmethod
@@ -65,6 +67,22 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def memory(self) -> Memory:
+        """[memory], with the base quantised as it was when the run began, where the plan chose that: snapshots are of it."""
+        quantize = self._went[0]["quantize"] if self._went else self.settings.memory.quantize
+        return self.settings.memory.model_copy(update={"quantize": quantize})
+
+    @property
+    def levers(self) -> dict[str, Any] | None:
+        """Those that the run last went with, unless [memory] has changed since."""
+        return None if self._other_memory or not self._went else self._went[-1]
+
+    @property
+    def _went(self) -> list[dict[str, Any]]:
+        """The levers at the begin, and those that were changed to."""
+        return [event["levers"] for name in ("begin", "levers") for event in self.events(name)] if self.state else []
 
     def snapshot(self, rung: Rung) -> Path:
         return self.folder / "snapshots" / f"{rung}.safetensors"

@@ -7,9 +7,10 @@ from typing import Any
 from spinlite import data, device
 from spinlite.config import Settings
 from spinlite.data import Encoded
+from spinlite.device import Device, Levers
 from spinlite.errors import SpinliteError
 from spinlite.export import Wanted, export
-from spinlite.facts import Watch, facts, fitted, spoken, warnings
+from spinlite.facts import Watch, facts, fitted, reason, spoken, warnings
 from spinlite.fallback import Fallback, said
 from spinlite.families import family
 from spinlite.game import Game
@@ -18,6 +19,8 @@ from spinlite.learn import asked
 from spinlite.lesson import lesson
 from spinlite.lora.metadata import tag_counts
 from spinlite.lora.start import slots_for, told
+from spinlite.plan import Plan, cache_folder
+from spinlite.plan.make import take
 from spinlite.plan.timing import expected_seconds
 from spinlite.play import solver
 from spinlite.run import Run
@@ -61,7 +64,7 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     method = settings.build_method()
     with watch.phase("check pictures", 1) as progress:
         found = data.survey(settings.data, method.fakes == "given", folder.parent / "cache", progress)
-    where = device.choose(settings.memory)
+    where, plan = _planned(run, len(found.train), len(found.heldout), watch)
     watch = wary(watch, where.device)
     base = family(settings.model, where)
     solver(base, settings.play, "cpu")  # what it refuses is refused before hours of encoding
@@ -77,7 +80,8 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
         base, slots, method, settings, levers, len(found.train), len(found.heldout[:JUDGED])
     ))  # fmt: skip
     watch.facts(facts(settings, base, found, method, str(where)) | {
-        "memory": fitted(fallback.levers("play"), fallback.levers("learn"), settings.learn.batch),
+        "memory": fitted(fallback.levers("play"), fallback.levers("learn"), settings.learn.batch)
+        + (f": {reason(plan)}" if plan else ""),
         "time": f"about {spoken(seconds)} for {left} rounds",
     })  # fmt: skip
     if base.start:
@@ -94,6 +98,25 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     return _go(game, done + 1, stopped)
 
 
+def _planned(run: Run, train: int, heldout: int, watch: Watch) -> tuple[Device, Plan | None]:
+    """The device with the levers of its plan, before anything is loaded. Raises SpinliteError where nothing fits.
+
+    Without a card, and where [memory] names no size either, there is nothing to fit into, and no plan.
+    """
+    settings = run.settings.model_copy(update={"memory": run.memory})
+    where = device.choose(settings.memory)
+    if where.device.type != "cuda" and not settings.memory.vram:
+        return where, None
+    with watch.phase("plan, on the network without data", 1):
+        try:
+            return take(run.name, settings, where, train, heldout, cache_folder(), Levers(**run.levers) if run.levers else None)
+        except SpinliteError as error:
+            if not run.state:
+                raise
+            fix = "close what else uses this memory and run the same command: the run goes on from its last save"
+            raise SpinliteError(error.problem, fix=fix) from None
+
+
 def _go(game: Game, k: int, stopped: str | None) -> str | None:
     """The rounds from k on, unless the run was stopped; returns why it was."""
     _begin(game)
@@ -108,6 +131,7 @@ def _go(game: Game, k: int, stopped: str | None) -> str | None:
 def _begin(game: Game) -> None:
     """The folder, the first event and snapshot 0; on a resume, that data and base are what they were."""
     game.run.open()
+    levers = asdict(game.device.levers)
     file = game.settings.model.init_lora
     made_of = {
         "base": game.family.base_hash,
@@ -116,7 +140,7 @@ def _begin(game: Game) -> None:
     }
     if not game.run.state:
         about = {**game.settings.model_dump(), "train": len(game.train), "heldout": len(game.heldout)}
-        levers, tags = asdict(game.device.levers), tag_counts(r.caption for r in game.train)
+        tags = tag_counts(r.caption for r in game.train)
         game.run.log("begin", **made_of, device=str(game.device), levers=levers, settings=about, tags=tags)
         game.keep(0)
         game.run.save({}, round=1, update=0, stopped=None)
@@ -129,6 +153,8 @@ def _begin(game: Game) -> None:
                 f"{named} have changed since {game.run.folder} began",
                 fix="put them back, or start a new run with another --name",
             )
+    if game.run.levers != levers:
+        game.run.log("levers", levers=levers)
 
 
 def _round(game: Game, k: int) -> str | None:
@@ -142,7 +168,7 @@ def _round(game: Game, k: int) -> str | None:
 def _export(outcome: Outcome, watch: Watch) -> None:
     """The best round and, where it is another, the last, as files for other programs; on a base model loaded afresh."""
     run, last = outcome.run, len(outcome.rounds)
-    base = family(run.settings.model, device.choose(run.settings.memory))
+    base = family(run.settings.model, device.choose(run.memory))
     files = {outcome.best: run.exported}
     if last == outcome.best:
         run.exported_last.unlink(missing_ok=True)  # of an earlier end of the run, before it went on

@@ -148,7 +148,7 @@ def of_run(folder: Path, word: str) -> Drawn:
     """A run's base and way to sample, and the LoRA of each round asked for by the name that `spinlite export` gives it."""
     run = Run.found(folder)
     rounds = range(len(run.events("judge")) + 1) if word == "all" else [choose(run, word)]
-    base = family(run.settings.model, device.choose(run.settings.memory))
+    base = family(run.settings.model, device.choose(run.memory))
     loras: dict[str, Lora] = {}
     for k in rounds:
         whole = snapshot(run, base, k)[0]

@@ -41,7 +41,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "selfplay": (4, set()),
     "cli": (5, {"typer"}),
     "cli_lora": (5, {"typer"}),
-    "cli_plan": (5, {"typer", "tomli_w"}),
+    "cli_plan": (5, {"typer", "tomli_w", "psutil"}),
     "plan_screen": (5, {"rich"}),
     "console": (5, {"rich"}),
     "__main__": (5, set()),

@@ -9,26 +9,29 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TOY
+from test_selfplay import Quiet
 from torch import Tensor, nn
 
 from spinlite import config
 from spinlite.adapters import Slots
 from spinlite.bench.meter import Live
 from spinlite.cli import main
+from spinlite.cli_plan import _room
 from spinlite.config import Learn, Memory, Model, Settings
 from spinlite.device import Device, Levers
 from spinlite.errors import SpinliteError
 from spinlite.families import family
 from spinlite.learn import Batch, step
 from spinlite.methods.spin import SPIN
-from spinlite.plan import Plan
-from spinlite.plan.card import GIB, Card
+from spinlite.plan import HELDOUT, PEAKS, TRAIN, Plan, peaks
+from spinlite.plan.card import DESKTOP, GIB, PYTHON, Card
 from spinlite.plan.fit import Fit
-from spinlite.plan.make import card_for, make
+from spinlite.plan.make import make
 from spinlite.plan.rehearsal import META, rehearse
 from spinlite.plan.stage import Stage
-
-SIZED = [name for name in config.presets() if config.load(name).memory.vram]
+from spinlite.run import Run
+from spinlite.selfplay import train
 
 
 @pytest.fixture(scope="session")
@@ -137,15 +140,22 @@ def test_where_nothing_fits_it_is_said_what_would_be_needed(tiny_bases: Path, fi
     assert "remove memory.quantize, memory.play_batch" in error.value.fix
 
 
-@pytest.mark.parametrize("name", SIZED)
-def test_every_preset_fits_the_card_it_names(name: str, shelf: Path):
+@pytest.mark.parametrize("name", config.presets())
+def test_every_preset_fits_the_card_it_names_and_takes_what_is_told_of_it(name: str, shelf: Path):
     settings = config.load(name)
-    plan = make(name, settings, card_for(settings, None), 90, 10, shelf)
-    assert plan.limit < settings.memory.vram * GIB and plan.peak <= plan.limit  # pyright: ignore[reportOptionalOperand]
+    assert settings.memory.vram or settings.model.base == "demo"
+    plan = make(name, settings, peaks.card(settings), TRAIN, HELDOUT, shelf)
+    told = json.loads(PEAKS.read_text(encoding="utf-8"))
+    assert plan.peak == pytest.approx(told[name], rel=0.01), "python -m spinlite.plan.peaks writes them anew"
+    assert told.keys() == config.presets().keys()
+    assert plan.peak <= plan.limit < (settings.memory.vram or 17) * GIB
     chosen = [row for row in plan.tried if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
-    assert f"{settings.memory.vram:g}gb" in name and set(plan.memory) == {"encode", "play", "learn", "judge"}
-    assert plan.seconds["play"] > 0 and plan.seconds["learn"] > 0 and all(plan.disk.values()) and plan.ram > GIB
+    assert name.startswith(("demo", "paper")) or name.endswith(f"-{settings.memory.vram:g}gb")
+    assert (plan.levers["quantize"] == "int8") == (name == "sdxl-8gb")
+    assert set(plan.memory) == {"encode", "play", "learn", "judge"}
+    assert (plan.seconds["play"] > 0) == (settings.method["name"] != "sft") and plan.seconds["learn"] > 0
+    assert all(plan.disk.values()) and plan.ram > PYTHON
 
 
 def test_what_was_rehearsed_is_read_again(tiny_bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,6 +212,18 @@ def test_a_plan_is_printed_kept_and_shown_again(
     assert code == 0 and found["levers"]["play_batch"] == 16 and found["peak"] == max(found["memory"].values())
 
 
+def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Command, monkeypatch: pytest.MonkeyPatch):
+    free = _room()
+    assert 0 < free[2] < 10_000, "memory in steps of 2 GiB"
+    monkeypatch.setattr("spinlite.cli_plan._room", lambda: free)
+    assert "for this run" in command("plan", TOY)[1]
+    monkeypatch.setattr("spinlite.plan.make.make", lambda *_: pytest.fail("made again"))
+    assert "for this run" in command("plan", TOY)[1]
+    free = [*free[:2], free[2] + 1]
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        command("plan", TOY)
+
+
 def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: Path, command: Command):
     preset = written(tmp_path, tiny_bases / "sd15", 'vram = 0.5\nquantize = "none"')
     code, _, err = command("plan", preset)
@@ -211,6 +233,84 @@ def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: P
 def test_presets_are_listed_and_shown_with_every_default(command: Command):
     code, out, _ = command("presets")
     assert code == 0 and all(name in out for name in config.presets())
-    assert "stable-diffusion-xl-base-1.0" in out and "12 GB" in out and "seppo" in out
+    planned = json.loads(PEAKS.read_text(encoding="utf-8"))["sdxl-12gb"] / GIB
+    row = next(line for line in out.splitlines() if line.startswith("sdxl-12gb"))
+    assert row.split() == ["sdxl-12gb", "stable-diffusion-xl-base-1.0", "12", "GB", f"{planned:.1f}", "GB", "spin"]
     code, out, _ = command("presets", "show", "sdxl-16gb")
     assert code == 0 and config.validate(tomllib.loads(out)) == config.load("sdxl-16gb")
+
+
+# The run that takes its levers from a plan
+
+
+def on(settings: Settings, **memory: Any) -> Settings:
+    return settings.model_copy(update={"memory": Memory(**memory)})
+
+
+def least(settings: Settings) -> float:
+    """GB of a named card on which these settings just fit."""
+    return (make("r", settings, card(1000, "cpu"), 36, 4, None).peak + 1) / GIB / (1 - DESKTOP)
+
+
+@pytest.fixture
+def cached(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spinlite.selfplay.cache_folder", lambda: shelf)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_run_takes_the_levers_of_its_plan_and_says_why(small: Settings, tmp_path: Path):
+    watch, pins = Quiet(), {"one_graph": False, "checkpointing": False, "play_batch": 1}
+    outcome = train(on(small, vram=least(on(small, micro_batch=4, **pins)), **pins), tmp_path / "r", watch)
+    assert outcome.run.events("begin")[0]["levers"]["micro_batch"] == 4 and not outcome.run.events("levers")
+    said = next(line for line in watch.said if line.startswith("memory:"))
+    assert "learn 4 of 8 at once: 0.6 of 0.6 GB at the most (learn)" in said
+    assert watch.phases.index("plan, on the network without data") < watch.phases.index("encode pictures and captions")
+
+
+@pytest.mark.usefixtures("cached")
+def test_without_a_card_or_a_size_there_is_no_plan(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spinlite.selfplay.take", lambda *_: pytest.fail("planned"))
+    assert len(train(small, tmp_path / "r", Quiet()).rounds) == 2
+
+
+@pytest.mark.usefixtures("cached")
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("spinlite.selfplay.family", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(SpinliteError, match=r"has 0\.1 GB for this run, and the least that was found needs") as error:
+        train(on(small, vram=0.1, quantize="none"), tmp_path / "r", Quiet())
+    assert "remove memory.quantize" in error.value.fix and not (tmp_path / "r").exists()
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_base_is_quantised(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a card that has no room for the base in full, then on one that has."""
+    counted = Fit._bytes
+
+    def large(fit: Fit, stage: Stage, levers: Levers) -> dict[str, int]:
+        return {name: size + GIB * (levers.quantize == "none") for name, size in counted(fit, stage, levers).items()}
+
+    monkeypatch.setattr(Fit, "_bytes", large)
+
+    def run(rounds: int, **memory: Any) -> tuple[Run, str]:
+        watch = Quiet()
+        more = small.model_copy(update={"run": small.run.model_copy(update={"rounds": rounds})})
+        outcome = train(on(more, **memory), tmp_path / "r", watch)
+        assert len(outcome.rounds) == rounds and outcome.run.exported.exists()
+        return outcome.run, next(line for line in watch.said if line.startswith("memory:"))
+
+    pins = {"checkpointing": True, "play_batch": 2}
+    began, said = run(1, vram=1.0, **pins)
+    assert began.events("begin")[0]["levers"]["quantize"] == "int8" and "base in 8 bits" in said
+    assert "; the base in full would need 1." in said
+    again, said = run(2, vram=1.0, **pins)
+    assert not again.events("levers") and "ways that fit" not in said
+    for rounds in (3, 4):
+        changed = run(rounds, vram=8.0, play_batch=3)[0].events("levers")
+        assert [(event["levers"]["quantize"], event["levers"]["play_batch"]) for event in changed] == [("int8", 3)]
+    with pytest.raises(SpinliteError, match="the least that was found needs") as error:
+        run(5, vram=0.1)
+    assert error.value.fix.startswith("close what else uses this memory")

@@ -90,7 +90,7 @@ class Toy(Family):
         return self.net(x_t, t, cond["words"])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        levels = ((latents.float().clamp(-1, 1) + 1) * 127.5).round().int().tolist()
+        levels = ((latents.float().clamp(-1, 1) + 1) * 127.5).round().int().numpy().tolist()
         return [Image.new("RGB", self.size, (red, 0, blue)) for red, blue in levels]
 
     def free(self) -> None:

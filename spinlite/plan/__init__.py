@@ -6,6 +6,7 @@ Nothing here imports torch, so that a plan that is known is shown at once.
 import hashlib
 import importlib.metadata
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from typing import Any
 
 from spinlite.preset import PACKAGE
 
+PEAKS = Path(__file__).with_name("peaks.json")  # bytes that each shipped preset takes at the most
+TRAIN, HELDOUT = 90, 10  # pictures that a plan without --data is made for
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "bitsandbytes")
 
 
@@ -38,6 +41,18 @@ class Plan:
     @property
     def peak(self) -> int:
         return max(self.memory.values())
+
+
+def cache_folder() -> Path:
+    """Where a computer keeps what can be made again."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return base / "spinlite" / "plan"
 
 
 def made_of(*names: Any) -> str:

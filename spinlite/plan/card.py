@@ -1,9 +1,13 @@
 """The card that a run is planned for: its memory, and how fast it computes."""
 
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
+import torch
+
+from spinlite.device import Device
 
 GIB = 2**30
 DESKTOP = 0.05  # of a named card's memory that is left to the desktop and the driver
@@ -43,14 +47,8 @@ def typical(gb: float) -> Card:
     return Card(f"{gb:g} GB card", "cuda", gb * GIB * (1 - DESKTOP), "bf16", *speed, 1e-5, False)
 
 
-def found() -> Card:
-    """The device at hand, with the memory that is free on it, timed for half a second."""
-    import psutil
-    import torch
-
-    from spinlite.device import choose
-
-    where = choose()
+def found(where: Device, most: float | None = None) -> Card:
+    """The device at hand, with the memory that is free on it, timed for half a second; `most`: GB that a run may take of it."""
     device = where.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -65,12 +63,14 @@ def found() -> Card:
     bytes_ = 2 * big.numel() / _seconds(big.clone, device)
     start = _seconds(lambda: small + small, device)
     kind = "cuda" if device.type == "cuda" else "cpu"
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    memory = min(memory, typical(most).memory) if most else memory
     return Card(name, kind, memory, where.levers.precision, operations, bytes_, start, True)
 
 
-def _seconds(call, device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of one call, over a sixth of a second after a first."""
-    import torch
 
     def wait() -> None:
         if device.type == "cuda":
@@ -85,17 +85,3 @@ def _seconds(call, device) -> float:
         wait()
         count += 10
     return (time.perf_counter() - start) / count
-
-
-def cache_folder() -> Path:
-    """Where a computer keeps what can be made again."""
-    import os
-
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
-    return base / "spinlite" / "plan"

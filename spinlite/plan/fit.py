@@ -44,11 +44,14 @@ class Fit:
         self._names = asked(self._method)
         self._train, self._heldout = train, min(heldout, JUDGED)
 
-    def choose(self) -> tuple[Tried, list[Tried]]:
-        """(the fastest that fits, all that were looked at). Raises SpinliteError where nothing fits.
+    def choose(self, kept: Levers | None = None) -> tuple[Tried, list[Tried]]:
+        """(the fastest that fits, all that were looked at); `kept`, as long as those fit.
 
-        A quantised base changes results, so it is taken only where nothing else fits: 8 bits before 4.
+        A quantised base changes results, so it is taken only where nothing else fits: 8 bits before 4. Raises SpinliteError
+        where nothing does.
         """
+        if kept and (row := self.row(kept)).peak <= self._card.memory:
+            return row, [row]
         looked: list[Tried] = []
         for quantize in [self._settings.memory.quantize] if self._settings.memory.quantize else ["none", "int8", "nf4"]:
             rows = list(self._rows(quantize))
@@ -65,7 +68,7 @@ class Fit:
             f"{self._card.name} has {self._card.memory / GIB:.1f} GB for this run, and the least that was found needs "
             f"{least.peak / GIB:.1f} GB ({phase}: {words(least.levers, self._settings.learn.batch)})",
             fix=(f"remove {', '.join(pins)}, which the plan then chooses; or " if pins else "") + "take a smaller base model, "
-            "or a card with more memory (spinlite plan PRESET --vram GB shows what it would do)",
+            "or more memory (memory.vram is what a run may take; spinlite plan PRESET --vram GB shows what more would do)",
         )
 
     def _rows(self, quantize: str) -> Iterator[Tried]:

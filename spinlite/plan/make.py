@@ -5,23 +5,35 @@ from functools import cache
 from pathlib import Path
 
 from spinlite.config import Settings
+from spinlite.device import Device, Levers, choose
 from spinlite.families.blank import blank
 from spinlite.plan import Plan, made_of
 from spinlite.plan.card import CONTEXT, FRAGMENTS, GIB, PYTHON, Card, found, typical
 from spinlite.plan.fit import Fit, Tried
 from spinlite.plan.stage import Stage
 
-PICTURES = 100  # that a plan without --data is made for
-
 
 def card_for(settings: Settings, vram: float | None) -> Card:
     """The card asked for, or the one that the preset names, or the device at hand with what is free on it."""
     named = vram or settings.memory.vram
-    card = typical(named) if named else found()
+    card = typical(named) if named else found(choose(settings.memory))
     return replace(card, precision=settings.memory.precision or card.precision)
 
 
-def make(preset: str, settings: Settings, card: Card, train: int, heldout: int, shelf: Path | None) -> Plan:
+def take(
+    preset: str, settings: Settings, where: Device, train: int, heldout: int, shelf: Path | None, kept: Levers | None = None
+) -> tuple[Device, Plan]:
+    """The device with the levers that the plan chooses for what is free on it, [memory].vram at the most; and that plan.
+
+    `kept`: those to go on with as long as they fit. Raises SpinliteError where nothing fits.
+    """
+    plan = make(preset, settings, found(where, settings.memory.vram), train, heldout, shelf, kept)
+    return replace(where, levers=Levers(**plan.levers)), plan
+
+
+def make(
+    preset: str, settings: Settings, card: Card, train: int, heldout: int, shelf: Path | None, kept: Levers | None = None
+) -> Plan:
     """The plan for so many pictures. What was rehearsed is kept on the shelf. Raises SpinliteError where nothing fits."""
     method = settings.build_method()
 
@@ -31,7 +43,7 @@ def make(preset: str, settings: Settings, card: Card, train: int, heldout: int, 
         name = made_of("stage", model, settings.learn.optimizer, precision, quantize)
         return Stage(settings, precision, quantize, shelf, name)
 
-    chosen, tried = Fit(settings, card, stages, train, heldout).choose()
+    chosen, tried = Fit(settings, card, stages, train, heldout).choose(kept)
     sizes = stages(chosen.levers.precision, chosen.levers.quantize).sizes
     rounds, lora = settings.run.rounds, 4 * sizes.learnt
     played = method.fakes == "played"

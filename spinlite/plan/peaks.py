@@ -1,0 +1,28 @@
+"""What every shipped preset takes at the most, for `spinlite presets`: `python -m spinlite.plan.peaks` writes it anew."""
+
+import json
+from pathlib import Path
+
+from spinlite import config
+from spinlite.config import Settings
+from spinlite.plan import HELDOUT, PEAKS, TRAIN, cache_folder
+from spinlite.plan.card import GIB, Card
+from spinlite.plan.make import card_for, make
+
+COMPUTER = Card("any computer", "cpu", 16 * GIB, "fp32", 1e11, 1e10, 1e-6, False)
+
+
+def card(settings: Settings) -> Card:
+    """The card that a preset names, or a computer without one."""
+    return card_for(settings, None) if settings.memory.vram else COMPUTER
+
+
+def peak(name: str, shelf: Path | None) -> int:
+    """Bytes that a shipped preset takes on its card."""
+    settings = config.load(name)
+    return make(name, settings, card(settings), TRAIN, HELDOUT, shelf).peak
+
+
+if __name__ == "__main__":
+    found = {name: peak(name, cache_folder()) for name in config.presets()}
+    PEAKS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
