@@ -1,5 +1,6 @@
 """Commands around LoRA files. Nothing here imports torch before a command needs it."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +78,26 @@ def sample(
     console.facts({"sheet": f"{path}", "pictures": f"{folder}, with the words that A1111 reads"})
 
 
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA or a checkpoint, .safetensors")],
+    json: Annotated[bool, typer.Option("--json", help="everything for programs")] = False,
+) -> None:
+    """Say what a LoRA or checkpoint file is: base, layout, rank, norms, header, and which programs load it."""
+    from spinlite.console import Console
+
+    console = Console()
+    with contextlib.nullcontext() if json else console.screen.status("reading"):
+        from spinlite import inspect_screen
+        from spinlite.inspection import inspect as look
+
+        report = look(file)
+    if json:
+        typer.echo(inspect_screen.as_json(report))
+    else:
+        inspect_screen.show(console.screen, report)
+
+
 def register(app: typer.Typer) -> None:
     """Put the commands into the program's."""
-    app.command()(export)
-    app.command()(sample)
+    for command in (export, sample, inspect):
+        app.command()(command)

@@ -133,6 +133,19 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise SpinliteError(f"{path.name} is not a whole safetensors file: {error}", fix="download it again") from None
 
 
+def part_of(key: str) -> str:
+    """What a tensor of a file in the original layout belongs to, in words."""
+    if key.startswith(NET):
+        return "UNet"
+    if key.startswith(("first_stage_model.", "vae.")):
+        return "VAE"
+    if key.startswith("model_ema."):
+        return "EMA"
+    if key.startswith(("cond_stage_model.", "conditioner.embedders.0.")):
+        return "text encoder"
+    return "text encoder 2" if key.startswith("conditioner.embedders.1.") else "other"
+
+
 def _what(keys: Any) -> str:
     """What a file is that holds no network in the original layout."""
     if any("lora_" in key for key in keys):

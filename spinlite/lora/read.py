@@ -6,7 +6,7 @@ Only safetensors are opened. Modules are known by full names; kohya's keys are r
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ ENDS = {  # how keys end -> what they hold; the first that fits counts
     "_lora.down.weight": "down", "_lora.up.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up",
     ".dora_scale": "magnitude", ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
 }  # fmt: skip
-OTHERS = {"hada_w1_a": "a LoHa", "lokr_w1": "a LoKr", "oft_blocks": "an OFT", "oft_diag": "an OFT"}
+OTHER = re.compile(r"(.+)\.(?:(hada|lokr|oft)_[\w.]+|(diff|on_input))")  # ends of keys of what is no product of two matrices
+OTHERS = {"hada": "LoHa", "lokr": "LoKr", "oft": "OFT", "diff": "full difference", "on_input": "IA3"}
 LAYER = re.compile(r"lora_(te|te1|te2)_(?:text_model_)?encoder_layers_(\d+)_(self_attn|mlp)_(\w+)")
 ENCODERS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.")  # cloneofsimo's order: that of the network's own list of modules
@@ -39,6 +40,7 @@ class LoraFile:
     path: Path
     layout: str  # "kohya", "diffusers" or "cloneofsimo"
     parts: Mapping[str, Mapping[str, Tensor]]
+    written: Mapping[str, str]  # the modules' names -> what the file calls them
     metadata: Mapping[str, str]
     foreign: list[str]  # keys of something else
 
@@ -52,27 +54,53 @@ class LoraFile:
             down = torch.einsum("rskl,si->rikl", found["mid"], down.flatten(1))
         if up.ndim not in (2, 4) or down.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
             raise self.error(f"holds {name} as {tuple(up.shape)} x {tuple(down.shape)}, which do not fit", "use another copy")
-        rank = down.shape[0]
-        alpha = found["alpha"].item() if "alpha" in found else self._alpha(name, rank)
-        return Pair(down, up * ((alpha or rank) / rank))  # kohya: alpha 0 is the rank
+        return Pair(down, up * (self.alpha(name) / down.shape[0]))
+
+    def told(self, key: str, default: str, kind: type) -> Any:
+        """JSON of the header. Raises SpinliteError where it is none, or of another kind."""
+        try:
+            found = json.loads(self.metadata.get(key, default))
+        except ValueError:
+            found = None
+        if not isinstance(found, kind):
+            raise self.error(f"has a header whose {key!r} can't be read", "use another copy")
+        return found
 
     def error(self, what: str, fix: str) -> SpinliteError:
         return SpinliteError(f"{self.path.name} {what}", fix=fix)
 
-    def _alpha(self, name: str, rank: int) -> float:
-        """By the header that diffusers and peft write; without one, the rank."""
-        said: dict[str, Any] = json.loads(self.metadata.get("lora_adapter_metadata", "{}"))
+    def alpha(self, name: str) -> float:
+        """A module's tensor, or what the header says that diffusers and peft write; without either, and for 0, the rank."""
+        rank = self.parts[name]["down"].shape[0]
+        if "alpha" in self.parts[name]:
+            return self.parts[name]["alpha"].item() or rank  # kohya: alpha 0 is the rank
+        said = self.told("lora_adapter_metadata", "{}", dict)
         part, _, module = name.partition(".")
         said = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
-        patterns = said.get("alpha_pattern") or {}
-        alpha = next((v for pattern, v in patterns.items() if module.endswith(pattern.lstrip("^"))), said.get("lora_alpha"))
+        patterns = said.get("alpha_pattern")
+        matched = patterns.items() if isinstance(patterns, dict) else ()
+        alpha = next((v for pattern, v in matched if module.endswith(pattern.lstrip("^"))), said.get("lora_alpha"))
         if alpha is None:
             return rank
+        if not isinstance(alpha, int | float):
+            raise self.error(f"has a header whose alpha is {alpha!r}", "use another copy")
         return alpha * math.sqrt(rank) if said.get("use_rslora") else alpha
 
 
 def open_lora(path: Path) -> LoraFile:
     """Read a file. Raises SpinliteError, with the file's name, for what is no LoRA of up and down matrices."""
+    file = parse(path)
+    if kind := algorithm(file):
+        raise file.error(f"is {'an' if kind[0] in 'OI' else 'a'} {kind}, not a plain LoRA", "use a plain LoRA")
+    if not file.parts:
+        model = any(key.startswith(("model.diffusion_model.", "down_blocks.")) for key in file.foreign)
+        what = "a whole model" if model else "no LoRA"
+        raise file.error(f"is {what}: none of its {len(file.foreign)} tensors is a LoRA's", "name a LoRA file")
+    return file
+
+
+def parse(path: Path) -> LoraFile:
+    """Read whatever a file holds. Raises SpinliteError, with the file's name, for what is no whole safetensors file."""
     if path.suffix.lower() != ".safetensors":
         raise SpinliteError(
             f"{path.name} is not a .safetensors file; a pickle can run any program that is hidden in it",
@@ -87,25 +115,28 @@ def open_lora(path: Path) -> LoraFile:
         problem = f"{path.name} is not a whole safetensors file: {why}"
         raise SpinliteError(problem, fix="check the path, or download it again") from None
     parts: dict[str, dict[str, Tensor]] = {}
+    written: dict[str, str] = {}
     foreign: list[str] = []
-    numbered = False
     for key, tensor in tensors.items():
-        if place := NUMBERED.fullmatch(key):
-            numbered = True
-            parts.setdefault(f"{place[1]}:{place[2]}", {})[place[3]] = tensor
-        elif found := _split(key):
-            parts.setdefault(found[0], {})[found[1]] = tensor
+        if found := _split(key):
+            name, part, own = found
+            parts.setdefault(name, {})[part] = tensor
+            written.setdefault(name, own)
         else:
             foreign.append(key)
+    numbered = any(NUMBERED.fullmatch(key) for key in tensors)
     layout = "cloneofsimo" if numbered else "kohya" if any(name.startswith("lora_") for name in parts) else "diffusers"
-    result = LoraFile(path, layout, parts, metadata, sorted(foreign))
-    if kind := next((what for mark, what in OTHERS.items() if any(mark in key for key in foreign)), None):
-        raise result.error(f"is {kind}, not a plain LoRA", "use a plain LoRA")
-    if not parts:
-        model = any(key.startswith(("model.diffusion_model.", "down_blocks.")) for key in tensors)
-        what = "a whole model" if model else "no LoRA"
-        raise result.error(f"is {what}: none of its {len(tensors)} tensors is a LoRA's", "name a LoRA file")
-    return result
+    return LoraFile(path, layout, parts, written, metadata, sorted(foreign))
+
+
+def algorithm(file: LoraFile) -> str:
+    """What a file is whose changes are no products of two matrices: "LoHa", "LoKr", …; "" for a LoRA."""
+    return next((part for parts in file.parts.values() for part in parts if part in OTHERS.values()), "")
+
+
+def holds_lora(keys: Iterable[str]) -> bool:
+    """Whether a file with these keys is a LoRA or a relative of one."""
+    return any(_split(key) for key in keys)
 
 
 def resolve(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> tuple[dict[str, str], list[str]]:
@@ -161,11 +192,17 @@ def _fits(pair: Pair, shape: tuple[int, ...] | None, name: str) -> bool:
     return pair.shape == shape
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    """(the module's name, which of its tensors); dotted names as diffusers' full ones."""
+def _split(key: str) -> tuple[str, str, str] | None:
+    """(the module's name, which of its tensors, what the file calls the module); dotted names as diffusers' full ones."""
+    if place := NUMBERED.fullmatch(key):
+        name = f"{place[1]}:{place[2]}"
+        return name, place[3], name
     for end, part in ENDS.items():
         if key.endswith(end):
-            return _canonical(key.removesuffix(end)), part
+            own = key.removesuffix(end)
+            return _canonical(own), part, own
+    if other := OTHER.fullmatch(key):
+        return _canonical(other[1]), OTHERS[other[2] or other[3]], other[1]
     return None
 
 
@@ -189,7 +226,7 @@ def _text(key: str) -> str | None:
 
 def _numbered(file: LoraFile, modules: list[str]) -> tuple[dict[str, str], list[str]]:
     """cloneofsimo's files number the modules in the order that its diffusers had: attention to itself, GEGLU, to the text."""
-    targets = set(json.loads(file.metadata.get("unet", '["CrossAttention", "Attention", "GEGLU"]')))
+    targets = {str(target) for target in file.told("unet", '["CrossAttention", "Attention", "GEGLU"]', list)}
     if targets - {"CrossAttention", "Attention", "GEGLU"}:
         what = f"numbers modules of {', '.join(sorted(targets))}, in an order that is not known"
         raise file.error(what, "use a version in kohya's layout")

@@ -1,0 +1,104 @@
+"""Which base model a LoRA file was made for, by its modules' names and shapes alone: nothing of the base need be here."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from spinlite.errors import SpinliteError
+from spinlite.families.checkpoint import KINDS, Kind
+from spinlite.families.names import kohya_name, published, spellings
+from spinlite.lora.read import LoraFile, Shapes, resolve
+
+# How a file calls a module: kohya's keys by diffusers' blocks, by the original ones, or of a text encoder; diffusers' dotted
+# names, its older ones of attention processors, peft's own; cloneofsimo's numbers
+Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "numbered", "unknown"]
+WIDTHS: dict[Kind, dict[str, int]] = {  # of the text encoders
+    "sd1": {"text_encoder": 768}, "sd2": {"text_encoder": 1024}, "sdxl": {"text_encoder": 768, "text_encoder_2": 1280},
+}  # fmt: skip
+SAID: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  # beginnings of ss_base_model_version
+STRANGERS = {  # parts of keys -> what they are of
+    r"single_transformer_blocks|double_blocks|single_blocks": "FLUX or a relative of it",
+    r"joint_blocks|add_q_proj|add_k_proj": "SD 3",
+    r"cross_attn|self_attn_q.*blocks": "a video model (Wan or the like)",
+    r"transformer_blocks|caption_projection": "a diffusion transformer",
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module that a file changes: what the file calls it, and its full name in the base, or None where no base has it."""
+
+    key: str
+    style: Style
+    name: str | None
+    fits: bool  # the shape is that of the published model
+
+    @property
+    def text(self) -> bool:
+        """Whether it is of a text encoder."""
+        return (self.name or self.key).startswith(("text_encoder", "lora_te"))
+
+
+def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
+    """(the kind of base that has most of its modules, in the file's order); None where none has any.
+
+    SD 1.x and 2.x call modules alike: shapes tell them apart, and where they don't, the header.
+    """
+    tried: dict[Kind, list[Module]] = {kind: _modules(file, kind) for kind in KINDS}
+    said = next((k for start, k in SAID.items() if file.metadata.get("ss_base_model_version", "").startswith(start)), None)
+    encoders = {part.split("_")[1] for part in file.parts if part.startswith("lora_te")}
+
+    def score(kind: Kind) -> tuple[int, int, bool, bool]:
+        modules = tried[kind]
+        fitting, known = sum(m.fits for m in modules), sum(m.name is not None for m in modules)
+        return fitting, known, kind == said, (kind == "sdxl") == bool(encoders & {"te1", "te2"})
+
+    best = max(KINDS, key=score)
+    return (best if score(best)[1] else None), tried[best]
+
+
+def stranger(keys: Iterable[str]) -> str:
+    """What other kind of model than Stable Diffusion keys are of, in words; "" where that is not known."""
+    keys = [key for key in keys if not re.search("down_blocks|input_blocks|mid_block", key)]
+    return next((what for pattern, what in STRANGERS.items() if any(re.search(pattern, key) for key in keys)), "")
+
+
+def _modules(file: LoraFile, kind: Kind) -> list[Module]:
+    known = published(kind)
+    try:
+        found, _ = resolve(file, spellings(known, kind), known)
+    except SpinliteError:  # numbered in an order that is not known
+        found = {}
+    return [_module(file.written[name], found.get(name), parts, known, kind) for name, parts in file.parts.items()]
+
+
+def _module(key: str, name: str | None, parts: Mapping[str, Tensor], known: Shapes, kind: Kind) -> Module:
+    inner = (name or "").removeprefix("unet.")
+    part = inner.split(".")[0]
+    ends = [parts[end].shape[axis] for end, axis in (("up", 0), ("down", 1)) if end in parts and parts[end].ndim > 1]
+    if name and inner in known:
+        fits = tuple(ends) == known[inner][:2]
+    else:
+        width = WIDTHS[kind].get(part)
+        name = name if width else None
+        fits = bool(name) and bool(ends) and min(ends) == width
+    return Module(key, _style(key, name, kind), name, fits)
+
+
+def _style(key: str, name: str | None, kind: Kind) -> Style:
+    if re.match(r"(unet|text_encoder):\d", key):
+        return "numbered"
+    if "base_model.model." in key:
+        return "peft"
+    if ".processor." in key:
+        return "processor"
+    if "." in key:
+        return "dotted"
+    if key.startswith("lora_te"):
+        return "text"
+    if name is None:
+        return "unknown"
+    return "blocks" if key == kohya_name(name, "sd1") else "original"
