@@ -128,7 +128,7 @@ def _seen(image: Image.Image, path: Path) -> list[str]:
 def _rgb(image: Image.Image, background: str, seen: list[str]) -> Image.Image:
     image.load()
     profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have neither 8 nor 16 bits")
     if image.mode.startswith("I;16"):
@@ -144,7 +144,8 @@ def _rgb(image: Image.Image, background: str, seen: list[str]) -> Image.Image:
         image = image.convert("L" if image.mode == "1" else "RGB")
     if profile:
         image = _to_srgb(image, profile, seen)
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if alpha:
         image.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")

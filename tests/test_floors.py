@@ -22,7 +22,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "lora": (2, {"torch", "peft", "safetensors", "PIL"}),
     "families": (2, {"torch", "accelerate", "diffusers", "transformers", "safetensors", "PIL"}),
     "pictures": (3, {"PIL"}),
-    "data": (3, {"torch", "datasets", "fsspec", "PIL", "pyarrow"}),
+    "data": (3, {"torch", "datasets", "fsspec", "imagehash", "numpy", "PIL", "pyarrow"}),
     "fallback": (3, {"torch"}),
     "ahead": (3, {"torch"}),
     "play": (3, {"torch", "diffusers"}),

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import PIL
 
+from spinlite.data.alike import likeness
 from spinlite.errors import SpinliteError
 from spinlite.pictures import decode, peek, quiet, read_bytes
 from spinlite.store import fingerprint, fingerprint_bytes, fingerprint_files, replace
@@ -27,12 +28,14 @@ Progress = Callable[[int, int], None]  # (done, of)
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is seen in a picture's file. `key` is a hash of its bytes, `size` upright in px, `fault` why it can't be used."""
+    """What is seen in a picture's file. `key` is a hash of its bytes, `size` upright in px, `fault` why it can't be used,
+    `mark` what `likeness` says of a picture that was decoded."""
 
     key: str
     size: tuple[int, int]
     seen: tuple[str, ...] = ()
     fault: str = ""
+    mark: str = ""
 
 
 class Memo:
@@ -40,13 +43,13 @@ class Memo:
 
     def __init__(self, path: Path, background: str) -> None:
         self._path, self._saved = path, time.monotonic()
-        self._rules = fingerprint("looks", 1, PIL.__version__, background)
+        self._rules = fingerprint("looks", 2, PIL.__version__, background)
         self._looks: dict[str, tuple[list[int], Look]] = {}
         with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # damaged: looked at again
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["rules"] == self._rules:
-                for name, stamp, key, size, seen, fault in kept["looks"]:
-                    self._looks[name] = stamp, Look(key, (size[0], size[1]), tuple(seen), fault)
+                for name, stamp, key, size, seen, fault, mark in kept["looks"]:
+                    self._looks[name] = stamp, Look(key, (size[0], size[1]), tuple(seen), fault, mark)
 
     def get(self, path: Path) -> Look | None:
         stamp, look = self._looks.get(os.path.abspath(path), (None, None))
@@ -136,7 +139,7 @@ def _decoded(path: Path, background: str) -> Look:
         image, seen = decode(content, path, background=background)
     except SpinliteError as error:
         return Look("", (0, 0), (), _reason(error, path))
-    return Look(fingerprint_bytes(content), image.size, tuple(seen))
+    return Look(fingerprint_bytes(content), image.size, tuple(seen), "", likeness(image))
 
 
 def _reason(error: SpinliteError, path: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from spinlite.config import Data
+from spinlite.data.alike import alike
 from spinlite.data.buckets import Grid
 from spinlite.data.looks import Memo, Progress, glance_at, look_at
 from spinlite.data.records import Entry, Record, Survey, listing, whole_numbers
@@ -59,6 +60,7 @@ def examine(
     weights = whole_numbers([entry.weight for entry in every])
     read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
     records = _once(read, found)
+    _note_alike(every, found)
     found.stop = _stop(settings, len(every), records, found)
     if len({(r.key, r.lose_key) for r in records}) > 1:
         found.train, found.heldout = split(records, settings.heldout)
@@ -115,6 +117,15 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> li
         Record(entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats, bucket)
         for caption in entry.captions
     ]
+
+
+def _note_alike(every: Sequence[Entry], found: Survey) -> None:
+    """Pictures that look like an earlier one are used all the same, and named."""
+    first = {found.looks[entry.path].key: entry for entry in reversed(every)}  # not those that are the same file
+    pictures = sorted(first.values(), key=lambda entry: entry.name)
+    like = alike([found.looks[entry.path].mark for entry in pictures])
+    for i, j in sorted(like.items()):
+        found.note("much like another picture, used all the same", f"{pictures[i].name} (like {pictures[j].name})")
 
 
 def _once(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
