@@ -1,10 +1,13 @@
 """Commands around LoRA files. Nothing here imports torch before a command needs it."""
 
 import contextlib
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from spinlite.errors import SpinliteError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as runs/demo")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="where to write; default: in the run")]
@@ -37,8 +40,7 @@ def export(
     found = Run.found(run)
     k = choose(found, round_)
     default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
-    path = output or found.exported.with_stem(default)
-    path = path.with_name(path.name if path.suffix == ".safetensors" else path.name + ".safetensors")
+    path = _named(output or found.exported.with_stem(default))
     base = family(found.settings.model, device.choose(found.memory))
     if negative_guidance is not None:
         strength = -abs(negative_guidance)
@@ -97,7 +99,73 @@ def inspect(
         inspect_screen.show(console.screen, report)
 
 
+def resize(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA file, .safetensors")],
+    rank: Annotated[int, typer.Option(min=1, help="no module is left above it")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="default: FILE-rRANK beside it")] = None,
+    json: Annotated[bool, typer.Option("--json", help="the error of every module, for programs")] = False,
+) -> None:
+    """Lower a LoRA's rank by singular value decomposition, in the layout that it has, and say what that loses."""
+    from spinlite.console import Console
+
+    console = Console()
+    from spinlite.lora.resize import resize as write
+
+    path = _named(output) if output else file.with_name(f"{file.stem}-r{rank}.safetensors")
+    with contextlib.nullcontext() if json else console.screen.status("decomposing"):
+        found = write(file, rank, path)
+    if json:
+        typer.echo(dumps({"file": str(path), "total": found.total, "errors": dict(found.errors)}, indent=2))
+        return
+    worst = sorted(found.errors.items(), key=lambda item: -item[1])
+    middle = worst[len(worst) // 2][1]
+    console.facts({
+        "LoRA": f"{path} (rank {found.rank} to {rank}, {found.size / 1e6:.1f} MB, before {file.stat().st_size / 1e6:.1f} MB)",
+        "lost": f"{found.total:.1%} of the whole change; by module: half below {middle:.1%}, the worst {worst[0][1]:.1%}",
+        **{f"worst {i + 1}": f"{error:.1%}  {key}" for i, (key, error) in enumerate(worst[:3])},
+    })  # fmt: skip
+
+
+def merge(
+    what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="a run's folder, or a LoRA file")],
+    into: Annotated[str, typer.Option(metavar="BASE", help="a .safetensors model, a diffusers folder or a hub id")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="the model to write")],
+    round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which snapshot of a run")] = "best",
+    strength: Annotated[float, typer.Option(help="1 is what was trained")] = 1.0,
+    dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None, typer.Option(help="default: each tensor's own; fp16 for a folder")
+    ] = None,
+) -> None:
+    """Write a whole model with a LoRA in its weights, as one file in the original layout, and check it."""
+    from spinlite.console import Console
+
+    console = Console()
+    from spinlite.device import DTYPES
+    from spinlite.merge import Base, of_file, of_run
+    from spinlite.merge import merge as write
+
+    path = _named(output)
+    if path.resolve() == Path(into).expanduser().resolve():
+        raise SpinliteError(f"{path} is the base model itself", fix="give another -o FILE")
+    base = Base(into, DTYPES[dtype or "fp16"])
+    lora, said = of_file(what, base) if what.is_file() else of_run(what, round_)
+    lora = {name: pair.times(strength) for name, pair in lora.items()}
+    with console.phase("merge and read back", 1) as progress:
+        found = write(lora, base, path, DTYPES[dtype] if dtype else None, {**said, "strength": strength}, progress)
+    console.facts({
+        "model": f"{path} ({found.size / 1e9:.2f} GB)",
+        "checked": f"{found.modules} modules changed, all {found.tensors} tensors read back as they should be",
+        "rounding": f"the file's precision adds {found.rounding:.1%} of the LoRA's change, at random"
+        + ("; --dtype fp32 keeps it all" if found.rounding > 0.1 and dtype != "fp32" else ""),
+    })  # fmt: skip
+
+
+def _named(path: Path) -> Path:
+    """With its ending, where it was left out."""
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+
+
 def register(app: typer.Typer) -> None:
     """Put the commands into the program's."""
-    for command in (export, sample, inspect):
+    for command in (export, sample, inspect, resize, merge):
         app.command()(command)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from spinlite.device import DTYPES
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.sheet import current
@@ -47,6 +49,21 @@ def export(run: Run, base: Family, k: int, path: Path, wanted: Wanted) -> str:
 
 def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | None]:
     """(snapshot k as plain pairs, what a DoRA lost by that). Raises SpinliteError where it is not there or not of this base."""
+    state, told = _read(run, k)
+    if told["base"] != base.base_hash:
+        raise SpinliteError(f"{base.title} has changed since {run.snapshot(k)} was made", fix="put the base model's files back")
+    if any("magnitude" in name for name in state):
+        return baked(state, told["scale"], base.net)
+    return of_snapshot(state, told["scale"]) | text_part(base.start), None
+
+
+def trained(run: Run, k: int) -> dict[str, Pair]:
+    """Snapshot k of a run without DoRA and without a LoRA to start from: no base is needed. Raises as `snapshot` does."""
+    state, told = _read(run, k)
+    return of_snapshot(state, told["scale"])
+
+
+def _read(run: Run, k: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = run.snapshot(k)
     if not path.exists():
         last = len(run.events("judge"))
@@ -54,12 +71,7 @@ def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | N
         fix = f"give one of 0 to {last}" if run.snapshot(0).exists() else "let `spinlite train` begin it first"
         raise SpinliteError(f"{run.folder} has no round {k}", fix=fix)
     state, metadata = read(path)
-    told = json.loads(metadata["spinlite"])
-    if told["base"] != base.base_hash:
-        raise SpinliteError(f"{base.title} has changed since {path} was made", fix="put the base model's files back")
-    if any("magnitude" in name for name in state):
-        return baked(state, told["scale"], base.net)
-    return of_snapshot(state, told["scale"]) | text_part(base.start), None
+    return state, json.loads(metadata["spinlite"])
 
 
 def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:

@@ -2,7 +2,10 @@
 
 import math
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,9 +15,46 @@ import torch
 from PIL import Image
 
 from spinlite import config
+from spinlite.cli import main
 from spinlite.config import Settings
 
 TOY = str(Path(__file__).parent / "toy.toml")
+
+
+class Ended(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+    def error(self) -> tuple[str, str]:
+        """(problem, fix) of a command that failed as it should."""
+        lines = self.err.splitlines()
+        assert self.code == 1 and len(lines) == 2 and "Traceback" not in self.out + self.err, self
+        assert lines[0].startswith("error: ") and lines[1].startswith("fix:   "), self
+        return lines[0].removeprefix("error: "), lines[1].removeprefix("fix:   ")
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """`spinlite WORDS` in an empty folder, in this process."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*words: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["spinlite", *map(str, words)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

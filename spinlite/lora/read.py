@@ -41,6 +41,7 @@ class LoraFile:
     layout: str  # "kohya", "diffusers" or "cloneofsimo"
     parts: Mapping[str, Mapping[str, Tensor]]
     written: Mapping[str, str]  # the modules' names -> what the file calls them
+    keys: Mapping[tuple[str, str], str]  # (module, which tensor) -> the tensor's key
     metadata: Mapping[str, str]
     foreign: list[str]  # keys of something else
 
@@ -116,17 +117,19 @@ def parse(path: Path) -> LoraFile:
         raise SpinliteError(problem, fix="check the path, or download it again") from None
     parts: dict[str, dict[str, Tensor]] = {}
     written: dict[str, str] = {}
+    keys: dict[tuple[str, str], str] = {}
     foreign: list[str] = []
     for key, tensor in tensors.items():
         if found := _split(key):
             name, part, own = found
             parts.setdefault(name, {})[part] = tensor
             written.setdefault(name, own)
+            keys[name, part] = key
         else:
             foreign.append(key)
     numbered = any(NUMBERED.fullmatch(key) for key in tensors)
     layout = "cloneofsimo" if numbered else "kohya" if any(name.startswith("lora_") for name in parts) else "diffusers"
-    return LoraFile(path, layout, parts, written, metadata, sorted(foreign))
+    return LoraFile(path, layout, parts, written, keys, metadata, sorted(foreign))
 
 
 def algorithm(file: LoraFile) -> str:
@@ -151,8 +154,10 @@ def resolve(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> tuple[d
     return found, [name for name in file.parts if name not in found]
 
 
-def lora_for(path: Path, names: Mapping[str, str], shapes: Shapes, base: str) -> dict[str, Pair]:
-    """What a LoRA file changes in a base model, by full names.
+def lora_for(
+    path: Path, names: Mapping[str, str], shapes: Shapes, base: str, text_alone: bool = False
+) -> dict[str, Pair]:
+    """What a LoRA file changes in a base model, by full names; text encoders alone only where that is meant.
 
     Raises SpinliteError where it was made for another kind of base, is not whole, or holds what would be lost.
     """
@@ -169,7 +174,7 @@ def lora_for(path: Path, names: Mapping[str, str], shapes: Shapes, base: str) ->
     if unknown or file.foreign:
         strange = unknown + file.foreign
         raise file.error(f"holds {len(strange)} keys that {base} has no place for, e.g. {strange[0]}", "use another copy")
-    if not any(name.startswith("unet.") for name in lora):
+    if not text_alone and not any(name.startswith("unet.") for name in lora):
         raise file.error("changes the text encoder alone, and what is trained here is the UNet", "use a LoRA with a UNet part")
     return lora
 

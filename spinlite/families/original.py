@@ -1,0 +1,124 @@
+"""The original (LDM, SGM) layout of whole models: where a module's weight lies in it, and a diffusers model's weights under its
+names. The way back is diffusers' own, in `single_file`."""
+
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spinlite.families.checkpoint import Checkpoint, Kind
+from spinlite.families.names import original_name
+from spinlite.families.single_file import ENCODERS, NET
+
+CLIP = {  # a layer's parts: transformers' names -> OpenCLIP's
+    "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+}  # fmt: skip
+CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+JOINED = ("q_proj", "k_proj", "v_proj")  # one matrix in OpenCLIP
+LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}  # a VAE's
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module's weight is in a file: a key, and which third of its rows where it shares a matrix."""
+
+    key: str
+    third: int | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The module's own rows, a view."""
+        return weight if self.third is None else weight.chunk(3)[self.third]
+
+
+def places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
+    """Where a module lies in a file with these keys, by its full name: none, one, or two where there are averages (EMA)."""
+    part, _, module = name.partition(".")
+    if part == "unet":
+        key = f"{NET}{original_name(module, kind == 'sdxl')}.weight"
+        average = "model_ema." + key.removeprefix("model.").removesuffix(".weight").replace(".", "") + "weight"
+        found = [Place(key), Place(average)]
+    else:
+        prefix = ENCODERS[kind].get(part, "")
+        found = [Place(f"{prefix}{module}.weight"), Place(f"{prefix}{module.removeprefix('text_model.')}.weight")]
+        if layer := LAYER.fullmatch(module.removeprefix("text_model.")):
+            block, leaf = f"{prefix}transformer.resblocks.{layer[1]}.", layer[2].removeprefix("self_attn.")
+            third = JOINED.index(leaf) if leaf in JOINED else None
+            found.append(Place(f"{block}attn.in_proj_weight", third) if leaf in JOINED else
+                         Place(f"{block}{CLIP.get(layer[2], layer[2])}.weight"))  # fmt: skip
+    return [place for place in found if place.key in keys]
+
+
+def of_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A diffusers model's weights as one file has them, and the keys that mark v-prediction there."""
+    names = ("unet", "vae", *ENCODERS[checkpoint.kind])
+    found = original(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})
+    marks = {"v_pred": "v" in checkpoint.predictions.values(), "ztsnr": bool(checkpoint.zero_snr)}
+    return found | {key: torch.zeros(0) for key, there in marks.items() if there}
+
+
+def original(kind: Kind, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of a diffusers model, by its parts ("unet", "vae", "text_encoder", …), as one file has them."""
+    xl = kind == "sdxl"
+    found: dict[str, Tensor] = {}
+    for key, value in parts["unet"].items():
+        module, _, leaf = key.rpartition(".")
+        found[f"{NET}{original_name(module, xl)}.{leaf}"] = value
+    for key, value in parts["vae"].items():
+        name = _vae_name(key)
+        found[f"first_stage_model.{name}"] = value[:, :, None, None] if ".attn_1." in name and value.ndim == 2 else value
+    for part, prefix in ENCODERS[kind].items():
+        plain = {key.removeprefix("text_model."): value for key, value in parts[part].items()}
+        if prefix.endswith(".model."):
+            found |= {f"{prefix}{key}": value for key, value in _open_clip(plain).items()}
+        else:
+            found |= {f"{prefix}text_model.{key}": value for key, value in plain.items()}
+    return found
+
+
+def _vae_name(key: str) -> str:
+    """diffusers' name of a VAE's weight -> the original one, whose way out is numbered from its end."""
+    side, _, rest = key.partition(".")
+    if side not in ("encoder", "decoder"):
+        return key
+    parts = rest.split(".")
+    match parts:
+        case ["mid_block", "attentions", "0", leaf, *more]:
+            return ".".join([side, "mid.attn_1", ATTENTION[leaf], more[-1]])
+        case ["mid_block", "resnets", number, *more]:
+            return ".".join([side, f"mid.block_{int(number) + 1}", *more])
+        case ["down_blocks" | "up_blocks" as way, level, "resnets", number, *more]:
+            short, at = ("down", level) if way == "down_blocks" else ("up", str(3 - int(level)))
+            return ".".join([side, short, at, "block", number, *more]).replace("conv_shortcut", "nin_shortcut")
+        case ["down_blocks", level, "downsamplers", _, *more]:
+            return ".".join([side, "down", level, "downsample", *more])
+        case ["up_blocks", level, "upsamplers", _, *more]:
+            return ".".join([side, "up", str(3 - int(level)), "upsample", *more])
+    return key.replace("conv_norm_out", "norm_out")
+
+
+def _open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's weights under OpenCLIP's names: query, key and value are one matrix there."""
+    found: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        module, _, leaf = key.rpartition(".")
+        if key in CLIP_ENDS:
+            found[CLIP_ENDS[key]] = value
+        elif key == "text_projection.weight":
+            found["text_projection"] = value.T.contiguous()
+        elif layer := LAYER.fullmatch(module):
+            block = f"transformer.resblocks.{layer[1]}."
+            if layer[2] in CLIP:
+                found[f"{block}{CLIP[layer[2]]}.{leaf}"] = value
+            elif layer[2].endswith("q_proj"):
+                stem = module.removesuffix("q_proj")
+                found[f"{block}attn.in_proj_{leaf}"] = torch.cat([weights[f"{stem}{one}.{leaf}"] for one in JOINED])
+    return found
