@@ -1,0 +1,82 @@
+"""The study's command.
+
+    python -m spinlite.study                     # go on with all of it
+    python -m spinlite.study --only headline     # some of it: groups or arms
+    python -m spinlite.study --report            # tables and figures from the results that are there
+    python -m spinlite.study --small             # two cells, a minute: that it works
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from spinlite.config import PACKAGE
+from spinlite.console import Console
+from spinlite.errors import SpinliteError
+from spinlite.evaluate.kid import read_reals
+from spinlite.study.arms import ARMS, FULL, GROUPS, SMALL, Cell, cells
+from spinlite.study.measures import Yardstick
+from spinlite.study.page import write_page
+from spinlite.study.results import Results, Table
+from spinlite.study.run import run_base, run_cell
+from spinlite.study.towers import Towers, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    asked = _parser().parse_args(arguments)
+    console = Console()
+    torch.set_num_threads(1)  # so small a network gains nothing from a second, and the same bits come out everywhere
+    try:
+        _study(asked, console)
+    except SpinliteError as error:
+        console.error(error.problem, error.fix)
+        return 1
+    except KeyboardInterrupt:
+        console.say("stopped: the same command goes on from here")
+        return 130
+    return 0
+
+
+def _study(asked: argparse.Namespace, console: Console) -> None:
+    scale = SMALL if asked.small else FULL
+    wanted = list(cells(scale, asked.only or (["sft", "spin"] if asked.small else []), asked.seeds or ([0] if asked.small else [])))
+    judged = read_reals(PACKAGE / "demo" / "judge")
+    kept = asked.out / "towers.safetensors"
+    if asked.materials:
+        train(asked.materials, [r.caption for r in judged], console.say).save(kept)
+    results = Results(asked.out / "results.jsonl")
+    if not asked.report:
+        _run(wanted, results, asked.towers or kept, asked.runs, console)
+    every = [Cell(arm, seed, scale) for arm in ARMS for seed in range(arm.seeds)]
+    write_page(asked.out.with_suffix(".md"), asked.out, Table(results.lines(every, scale)))
+    console.say(f"{asked.out.with_suffix('.md')} and its figures are written")
+
+
+def _run(wanted: Sequence[Cell], results: Results, towers: Path, runs: Path, console: Console) -> None:
+    scale = wanted[0].scale
+    yardstick = Yardstick(scale, Towers.load(towers), runs / "cache")
+    run_base(wanted[0], runs, results, yardstick, console)
+    for i, cell in enumerate(wanted):
+        console.say(f"{i + 1}/{len(wanted)} {cell.arm.title}, seed {cell.seed}")
+        run_cell(cell, runs, results, yardstick, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m spinlite.study", description="The methods side by side on the demo model.")
+    parser.add_argument("--small", action="store_true", help="two cells at a very small scale")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"arms, or groups: {', '.join(GROUPS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these seeds alone")
+    parser.add_argument("--report", action="store_true", help="run nothing: write the page from the results that are there")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "study", help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("docs") / "study", help="results and figures; the page lies beside it")
+    parser.add_argument("--towers", type=Path, help="the towers that judge alignment (default: in OUT)")
+    parser.add_argument("--materials", type=Path, metavar="DIR", help="train the towers anew, from the archives in DIR")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What a snapshot is worth: measured on captions and pictures that nothing trained on, with bootstrap resamples.
+
+Shapes: n captions, d features of a picture. Every measure is a value and the same RESAMPLES resamples of the captions for all
+snapshots, so that differences of two snapshots are paired, resample by resample.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spinlite import device
+from spinlite.config import PACKAGE, Play, Settings
+from spinlite.data import Encoded, Progress, Record, chunks
+from spinlite.evaluate.heldout import heldout_errors
+from spinlite.evaluate.kid import contrasts, features, off_diagonal, read_reals, resampled
+from spinlite.families import Family, family
+from spinlite.lora.start import slots_for
+from spinlite.maths.draws import generator
+from spinlite.pictures import open_picture
+from spinlite.play import fake_key, play
+from spinlite.store import Store, fingerprint, fingerprint_files, read
+from spinlite.study.arms import Scale
+from spinlite.study.towers import Towers
+
+RESAMPLES = 200
+NEIGHBOURS = 5  # of a real picture, whose ball a sample has to fall into to cover it
+DIGITS = 5
+BATCH = 16
+
+Measured = dict[str, dict[str, Any]]  # measure -> {"value", "resamples"}
+
+
+class Yardstick:
+    """The captions, pictures and noise that every snapshot is measured with."""
+
+    def __init__(self, scale: Scale, towers: Towers, cache: Path) -> None:
+        every = read_reals(PACKAGE / "demo" / "judge")
+        self.records: list[Record] = every[:: len(every) // scale.captions][: scale.captions]
+        self.reals = features([open_picture(r.path) for r in self.records])
+        self.picks = torch.randint(len(self.records), (RESAMPLES, len(self.records)), generator=generator("study"))
+        self._scale, self._towers, self._cache = scale, towers, cache
+
+    def of_reals(self) -> Measured:
+        """The real pictures themselves: what alignment and diversity they have."""
+        captions = [r.caption for r in self.records]
+        return self._told(self._towers.score(self.reals, captions), torch.cdist(self.reals, self.reals))
+
+    def measure(self, settings: Settings, snapshot: Path | None, progress: Progress) -> Measured:
+        """A snapshot of a run with these settings; none: the base."""
+        base = family(settings.model, device.choose(settings.memory))
+        encoded = Encoded(base, self.records, self._cache, BATCH, lambda done, of: None)
+        slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+        if snapshot:
+            slots.load("policy", read(snapshot)[0])
+        made_by = fingerprint_files([snapshot]) if snapshot else "base"
+        with slots.merged("policy" if snapshot else "base"):  # merged into it, the policy is measured as the base is
+            errors = heldout_errors(
+                base, slots, encoded, self.records, None, ["base_real"], self._scale.draws, BATCH, lambda done, of: None
+            )["base_real"]
+            latents = self._samples(base, encoded, made_by, progress)
+        fakes = features([picture for x in latents for picture in base.decode(x)])
+        base.free()
+        h = contrasts(fakes[:, None], self.reals)
+        scores = self._towers.score(fakes, [r.caption for r in self.records])
+        scores |= {"error": errors, "coverage": covered(fakes, self.reals)}
+        return self._told(scores, torch.cdist(fakes, fakes)) | {
+            "kid": _measure(1000 * off_diagonal(h), 1000 * resampled(h, self.picks))
+        }
+
+    def _samples(self, base: Family, encoded: Encoded, made_by: str, progress: Progress) -> list[Tensor]:
+        sampling = Play(steps=self._scale.judge_steps, guidance=self._scale.guidance)
+        store = Store(self._cache / "fake" / fingerprint(base.base_hash, made_by, sampling.model_dump(), "study"))
+        play(base, encoded, self.records, sampling, BATCH, store, progress, "judge", 0)
+        return [store.get([fake_key(r) for r in chunk])["x0"] for chunk in chunks(self.records, 8)]
+
+    def _told(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
+        apart = distances.double()
+        told = {name: _measure(score.double().mean().item(), score.double()[self.picks].mean(1)) for name, score in scores.items()}
+        return told | {"diversity": _measure(off_diagonal(apart), resampled(apart, self.picks))}
+
+
+def covered(fakes: Tensor, reals: Tensor) -> Tensor:
+    """1 for a real picture whose ball, up to its 5th neighbour among the reals, holds a sample, else 0: (n, d) twice -> (n,).
+
+    Its mean is coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 9).
+    """
+    radius = torch.cdist(reals, reals).kthvalue(NEIGHBOURS + 1, dim=1).values  # the first is the picture itself
+    return (torch.cdist(reals, fakes) <= radius[:, None]).any(1).double()
+
+
+def _measure(value: float, resamples: Tensor) -> dict[str, Any]:
+    return {"value": _short(value), "resamples": [_short(x) for x in resamples.tolist()]}
+
+
+def _short(x: float) -> float:
+    """Five digits: what a line of results has room for, and more than any interval resolves."""
+    return float(f"{x:.{DIGITS}g}")
