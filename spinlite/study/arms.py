@@ -14,6 +14,8 @@ SPIN = {"name": "spin", "beta": 5000.0, "anchor": 0.0}
 SEPPO = {"name": "seppo", "beta": 5000.0, "anchor": 0.0}
 DPO = SEPPO | {"reference": "base", "gate": "none"}
 SFT = {"name": "sft"}
+SUDO = {"name": "sudo"}
+DDIM = {"sampler": "ddim", "eta": 1.0}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Scale:
         return fingerprint(vars(self))
 
 
-FULL = Scale(960, 3, 16, 16, 12, 160, 128, 4, 12)
+FULL = Scale(640, 3, 16, 16, 8, 128, 256, 2, 8)
 SMALL = Scale(16, 1, 4, 2, 3, 12, 16, 1, 3)
 
 
@@ -50,6 +52,7 @@ class Arm:
     rounds   none: the scale's
     effort   passes a round, times the scale's
     start    the arm whose LoRA, of the same seed, this one starts from, instead of from the base
+    judged   the rounds whose snapshots are measured; none: the last alone
     """
 
     name: str
@@ -62,18 +65,19 @@ class Arm:
     effort: float = 1.0
     pictures: int | None = None
     start: str = ""
+    judged: tuple[int, ...] = ()
 
 
 GROUPS = {
     "headline": "the methods at equal policy passes",
     "time": "the cheap methods at SPIN's time",
     "stay": "moving on, or staying in round 1",
-    "others": "DRO, and SPIN on the opponent's path",
     "beta": "β, the leash",
-    "guidance": "the guidance of the fakes",
     "rate": "the learning rate",
-    "gates": "SePPO: gates and references",
     "near": "a base that is near its pictures already",
+    "guidance": "the guidance of the fakes",
+    "gates": "SePPO: gates and references",
+    "others": "DRO, and SPIN on the opponent's path",
     "data": "few pictures",
     "long": "many updates",
 }
@@ -84,35 +88,31 @@ def _rate(lr: float) -> dict[str, dict[str, Any]]:
 
 
 ARMS = (
-    Arm("sft", "SFT", "headline", SFT, 5),
-    Arm("spin", "SPIN", "headline", SPIN, 5),
-    Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5),
-    Arm("sudo", "SUDO", "headline", {"name": "sudo"}, 5),
-    Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5),
-    Arm("sft-time", "SFT, SPIN's time", "time", SFT, 3, effort=2.75),
-    Arm("sudo-time", "SUDO, SPIN's time", "time", {"name": "sudo"}, 3, effort=1.5),
-    Arm("spin-stay-2", "SPIN, 2 rounds' work in round 1", "stay", SPIN, 3, rounds=1, effort=2),
-    Arm("spin-stay-3", "SPIN, 3 rounds' work in round 1", "stay", SPIN, 3, rounds=1, effort=3),
-    Arm("dro", "DRO β 1000", "others", {"name": "dro"}),
-    Arm("spin-path", "SPIN on the path (DDIM, η 1)", "others", SPIN, changed={
-        "play": {"sampler": "ddim", "eta": 1.0, "points": 4},
-    }),
-    Arm("spin-ddim", "SPIN, fakes of the same sampler", "others", SPIN, changed={"play": {"sampler": "ddim", "eta": 1.0}}),
+    Arm("sft", "SFT", "headline", SFT, 5, judged=(1, 3)),
+    Arm("spin", "SPIN", "headline", SPIN, 5, judged=(1, 2, 3)),
+    Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5, judged=(1, 3)),
+    Arm("sudo", "SUDO", "headline", SUDO, 5, judged=(1, 3)),
+    Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5, judged=(1, 3)),
+    Arm("sft-time", "SFT, SPIN's time", "time", SFT, 3, effort=3),
+    Arm("sudo-time", "SUDO, SPIN's time", "time", SUDO, 3, effort=1.75),
+    Arm("spin-stay", "SPIN, 3 rounds' work in round 1", "stay", SPIN, 3, rounds=1, effort=3),
     *(Arm(f"spin-beta-{beta}", f"SPIN β {beta}", "beta", SPIN | {"beta": float(beta)}) for beta in (500, 1500, 15000, 50000)),
-    Arm("spin-guidance-1", "SPIN, fakes without guidance", "guidance", SPIN, changed={"play": {"guidance": 1.0}}),
-    Arm("spin-guidance-4", "SPIN, fakes at guidance 4", "guidance", SPIN, changed={"play": {"guidance": 4.0}}),
-    Arm("sft-lr-2e-5", "SFT, lr 2e-5", "rate", SFT, changed=_rate(2e-5)),
-    Arm("sft-lr-5e-5", "SFT, lr 5e-5", "rate", SFT, changed=_rate(5e-5)),
+    Arm("sft-lr-3e-5", "SFT, lr 3e-5", "rate", SFT, changed=_rate(3e-5)),
+    Arm("sft-lr-1e-4", "SFT, lr 1e-4", "rate", SFT, changed=_rate(1e-4)),
     Arm("spin-lr-1e-4", "SPIN, lr 1e-4", "rate", SPIN, changed=_rate(1e-4)),
-    Arm("spin-lr-4e-4", "SPIN, lr 4e-4", "rate", SPIN, changed=_rate(4e-4)),
-    Arm("seppo-indicator", "SePPO (indicator, random)", "gates", SEPPO | {"gate": "indicator"}),
-    Arm("seppo-switch", "SePPO (switch to SFT, random)", "gates", SEPPO | {"gate": "sft"}),
-    Arm("seppo-none", "SePPO (no gate, random)", "gates", SEPPO | {"gate": "none"}),
-    Arm("seppo-previous", "SePPO (sign, previous)", "gates", SEPPO | {"reference": "previous"}),
-    Arm("seppo-base", "SePPO (sign, base)", "gates", SEPPO | {"reference": "base"}),
     Arm("near", "SFT, 8 rounds' work in one", "near", SFT, rounds=1, effort=8),
     Arm("near-sft", "then SFT", "near", SFT, start="near"),
     Arm("near-spin", "then SPIN", "near", SPIN, start="near"),
+    Arm("spin-guidance-1", "SPIN, fakes without guidance", "guidance", SPIN, changed={"play": {"guidance": 1.0}}),
+    Arm("spin-guidance-4", "SPIN, fakes at guidance 4", "guidance", SPIN, changed={"play": {"guidance": 4.0}}),
+    Arm("seppo-none", "SePPO (no gate, random)", "gates", SEPPO | {"gate": "none"}),
+    Arm("seppo-indicator", "SePPO (indicator, random)", "gates", SEPPO | {"gate": "indicator"}),
+    Arm("seppo-switch", "SePPO (switch to SFT, random)", "gates", SEPPO | {"gate": "sft"}),
+    Arm("seppo-previous", "SePPO (sign, previous)", "gates", SEPPO | {"reference": "previous"}),
+    Arm("seppo-base", "SePPO (sign, base)", "gates", SEPPO | {"reference": "base"}),
+    Arm("dro", "DRO β 1000", "others", {"name": "dro"}),
+    Arm("spin-path", "SPIN on the path (DDIM, η 1)", "others", SPIN, changed={"play": DDIM | {"points": 4}}),
+    Arm("spin-ddim", "SPIN, fakes of the same sampler", "others", SPIN, changed={"play": DDIM}),
     *(
         Arm(f"{name}-data-{count}", f"{title}, {count} pictures", "data", method, pictures=count)
         for count in (16, 48) for name, title, method in (("sft", "SFT", SFT), ("spin", "SPIN", SPIN))
@@ -140,6 +140,11 @@ class Cell:
         return self.arm.rounds or self.scale.rounds
 
     @property
+    def judged(self) -> list[int]:
+        """The rounds whose snapshots are measured."""
+        return [k for k in self.arm.judged if k <= self.rounds] or [self.rounds]
+
+    @property
     def pictures(self) -> int:
         return min(self.arm.pictures or self.scale.pictures, self.scale.pictures)
 
@@ -164,10 +169,10 @@ class Cell:
         scale = self.scale
         tree: dict[str, Any] = {
             "model": {"base": "demo", "targets": "all", "rank": scale.rank},
-            "data": {"folder": folder, "heldout": 0.2},
+            "data": {"folder": folder, "heldout": 0.06},
             "method": dict(self.arm.method),
             "play": {"steps": scale.play_steps, "guidance": scale.guidance},
-            "learn": {"updates": self.updates, "batch": scale.batch, "lr": 2e-4},
+            "learn": {"updates": self.updates, "batch": scale.batch, "lr": 3e-4},
             "judge": {"stop": False, "draws": 1, "prompts": 1},
             "run": {"rounds": self.rounds, "seed": self.seed},
         }

@@ -1,1 +1,141 @@
-def write_page(page, out, table): pass
+"""The study's page: its tables, put between marks in the text, and its figures. Made from results alone.
+
+A table stands between `<!-- study:NAME -->` and `<!-- /study -->`; what is around it is prose, and stays as it is.
+"""
+
+import re
+from pathlib import Path
+
+from spinlite.store import replace
+from spinlite.study.arms import ARMS, GROUPS, NAMED
+from spinlite.study.claims import claims_table
+from spinlite.study.plots import draw
+from spinlite.study.results import BASE, REALS, Estimate, Table
+
+MEASURES = {  # measure -> (heading, digits after the point, which way is better)
+    "kid": ("KID", 0, -1),
+    "error": ("held-out error × 1000", 1, -1),
+    "alignment": ("alignment", 1, 1),
+    "found": ("caption found, %", 0, 1),
+    "diversity": ("diversity", 2, 1),
+    "coverage": ("coverage, %", 0, 1),
+}
+SCALED = {"error": 1000.0, "found": 100.0, "coverage": 100.0}
+BESIDE = {"time": ["sft", "sudo", "spin", "seppo", "dpo"], "near": ["sft", "spin"]}  # rows beside a group's own
+HEADLINE = [arm.name for arm in ARMS if arm.group == "headline"]
+
+
+def write_page(page: Path, figures: Path, table: Table) -> None:
+    """Fill the page's tables and draw its figures into a folder; a page that is not there is made of tables alone."""
+    text = page.read_text(encoding="utf-8") if page.exists() else bare()
+    blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table), "done": done(table)}
+    blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
+    for name, block in blocks.items():
+        pattern = rf"(<!-- study:{name} -->\n).*?(<!-- /study -->)"
+        text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.DOTALL)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    replace(page, text.encode())
+    draw(table, figures)
+
+
+def bare() -> str:
+    """A page without prose."""
+    names = ["headline", "measures", *(group for group in GROUPS if group != "headline"), "claims", "done"]
+    parts = [f"## {GROUPS.get(name, name)}\n\n<!-- study:{name} -->\n<!-- /study -->\n" for name in names]
+    return "# The study\n\n" + "\n".join(parts)
+
+
+def headline(table: Table) -> str:
+    """KID of the headline arms, round by round, against base and SFT."""
+    rows = [["", "seeds", "KID by round", "last round to the base", "last round to SFT", "core-seconds"]]
+    base, reals = table.estimate("kid", BASE, 0), table.estimate("alignment", REALS, 0)
+    if base:
+        rows.append(["base", "–", number(base, "kid"), "", "", "–"])
+    for name in HEADLINE:
+        last = table.last(name)
+        to_sft = table.difference("kid", name, last, "sft", table.last("sft")) if name != "sft" else None
+        rows.append([
+            NAMED[name].title, seeds(table, name), by_round(table, name), difference(table, "kid", name, last),
+            signed(to_sft, "kid"), seconds(table, name, last),
+        ])  # fmt: skip
+    return markdown(rows) if base or reals else "Nothing was run."
+
+
+def measures(table: Table) -> str:
+    """Every measure of the headline arms after their last round, and of base and reals."""
+    rows = [["", *(heading for heading, _, _ in MEASURES.values())]]
+    for title, name in (("real pictures", REALS), ("base", BASE)):
+        rows.append([title, *(value(table, measure, name, 0) for measure in MEASURES)])
+    for name in HEADLINE:
+        rows.append([NAMED[name].title, *(difference(table, measure, name, table.last(name)) for measure in MEASURES)])
+    return markdown(rows)
+
+
+def group_table(table: Table, group: str) -> str:
+    """The arms of a group after their last round, beside those they are compared with."""
+    names = BESIDE.get(group, ["spin"] if group not in ("gates", "rate", "data", "long") else [])
+    names = names or {"gates": ["seppo"]}.get(group, ["sft", "spin"])
+    rows = [["", "seeds", "KID by round", "KID to the base", "alignment to the base", "error × 1000 to the base", "core-seconds"]]
+    for name in [*names, *(arm.name for arm in ARMS if arm.group == group)]:
+        if not (last := table.last(name)):
+            continue
+        rows.append([
+            NAMED[name].title, seeds(table, name), by_round(table, name),
+            *(difference(table, measure, name, last) for measure in ("kid", "alignment", "error")), seconds(table, name, last),
+        ])  # fmt: skip
+    return markdown(rows)
+
+
+def done(table: Table) -> str:
+    """Which cells are there."""
+    arms = [f"{arm.title}: {len(table.seeds(arm.name, table.last(arm.name)))} of {arm.seeds}" for arm in ARMS if table.last(arm.name)]
+    absent = [arm.title for arm in ARMS if not table.last(arm.name)]
+    text = f"Seeds that are there: {'; '.join(arms) or 'none'}."
+    return text + (f" Not run: {'; '.join(absent)}." if absent else "")
+
+
+def by_round(table: Table, name: str) -> str:
+    """KID after every round."""
+    return " · ".join(number(found, "kid") for k in table.rounds(name) if (found := table.estimate("kid", name, k)))
+
+
+def seeds(table: Table, name: str) -> str:
+    return str(len(table.seeds(name, table.last(name))) or "–")
+
+
+def seconds(table: Table, name: str, round_: int) -> str:
+    found = table.seconds(name, round_)
+    return "–" if found is None else f"{found:.0f}"
+
+
+def value(table: Table, measure: str, name: str, round_: int) -> str:
+    """A measure without its interval, where it is there."""
+    known = name != REALS or measure in ("alignment", "found", "diversity")
+    found = table.estimate(measure, name, round_) if known else None
+    return number(found, measure) if found else "–"
+
+
+def difference(table: Table, measure: str, name: str, round_: int) -> str:
+    """An arm less the base."""
+    return signed(table.difference(measure, name, round_, BASE, 0), measure)
+
+
+def number(found: Estimate, measure: str) -> str:
+    return f"{found.value * SCALED.get(measure, 1):.{MEASURES[measure][1]}f}"
+
+
+def signed(found: Estimate | None, measure: str) -> str:
+    """A difference with its interval; where 0 lies outside, bold if better, and marked ▼ if worse."""
+    if not found:
+        return ""
+    (_, digits, better), scale = MEASURES[measure], SCALED.get(measure, 1)
+    one, low, high = (f"{x * scale:+.{digits}f}".replace("-", "−") for x in (found.value, found.low, found.high))
+    good = found.value * better > 0
+    told = f"**{one}**" if found.sure and good else f"{one} ▼" if found.sure else one
+    return f"{told} [{low}, {high}]"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])

@@ -42,8 +42,7 @@ class Meter:
 
 def run_cell(cell: Cell, runs: Path, results: Results, yardstick: Yardstick, watch: Watch) -> None:
     """Bring a cell's lines into the results: train where it has not been, measure what has not been measured."""
-    first = 0 if cell.start else 1
-    missing = [k for k in range(first, cell.rounds + 1) if (cell.name, k, cell.made_of) not in results]
+    missing = [k for k in cell.judged if (cell.name, k, cell.made_of) not in results]
     if not missing:
         return
     folder, seconds = trained(cell, runs, watch)
