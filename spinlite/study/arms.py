@@ -90,9 +90,9 @@ def _rate(lr: float) -> dict[str, dict[str, Any]]:
 ARMS = (
     Arm("sft", "SFT", "headline", SFT, 5, judged=(1, 3)),
     Arm("spin", "SPIN", "headline", SPIN, 5, judged=(1, 2, 3)),
-    Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5, judged=(1, 3)),
-    Arm("sudo", "SUDO", "headline", SUDO, 5, judged=(1, 3)),
-    Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5, judged=(1, 3)),
+    Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5),
+    Arm("sudo", "SUDO", "headline", SUDO, 5),
+    Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5),
     Arm("sft-time", "SFT, SPIN's time", "time", SFT, 3, effort=3),
     Arm("sudo-time", "SUDO, SPIN's time", "time", SUDO, 3, effort=1.75),
     Arm("spin-stay", "SPIN, 3 rounds' work in round 1", "stay", SPIN, 3, rounds=1, effort=3),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from spinlite.study.results import BASE, Table
+from spinlite.study.words import MEASURES, plain
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Claim:
 
 
 G = "[2510.18353](https://arxiv.org/abs/2510.18353), HPDv2 and Pick-a-Pic"
+LPO = "[2502.01051](https://arxiv.org/abs/2502.01051)"
 SEPPO = "SePPO's paper, PickScore"
 CLAIMS = (
     Claim("SPIN improves its base", f"PickScore 20.68 → 21.40 ({G})", "kid", "spin", BASE, -1),
@@ -35,9 +37,9 @@ CLAIMS = (
     Claim("Each round improves on the one before: 3 on 2", "the SPIN paper", "kid", "spin", "spin", -1, 3, 2),
     Claim("SPIN beats DPO", "the SPIN paper; its DPO has human pairs, ours the base's fakes", "kid", "spin", "dpo", -1),
     Claim("SUDO beats SFT", "SUDO's abstract", "kid", "sudo", "sft", -1),
-    Claim("SePPO improves its base", "PickScore 20.56 → 21.25 ([2502.01051](https://arxiv.org/abs/2502.01051))", "kid", "seppo", BASE, -1),
+    Claim("SePPO improves its base", f"PickScore 20.56 → 21.25 ({LPO})", "kid", "seppo", BASE, -1),
     Claim("SePPO and SPIN are alike", f"{SEPPO} 21.57 and 21.55", "kid", "seppo", "spin", 0),
-    Claim("SePPO without its gate falls below SFT", f"{SEPPO} 20.88 and 21.32; reference not stated", "kid", "seppo-none", "sft", 1),
+    Claim("SePPO without its gate falls below SFT", f"{SEPPO} 20.88, 21.32, reference unknown", "kid", "seppo-none", "sft", 1),
     Claim("Sign and indicator are alike", f"{SEPPO} 21.57 and 21.56", "kid", "seppo", "seppo-indicator", 0),
     Claim("A random reference beats the base", f"{SEPPO} 21.57 and 21.41", "kid", "seppo", "seppo-base", -1),
     Claim("A random reference beats the latest", f"{SEPPO} 21.57 and 21.34", "kid", "seppo", "seppo-previous", -1),
@@ -62,10 +64,7 @@ def judged(table: Table, claim: Claim) -> tuple[str, str]:
     found = table.difference(claim.measure, claim.mine, rounds[0], claim.other, 0 if claim.other == BASE else rounds[1])
     if found is None:
         return "not run", "–"
-    name = {"kid": "KID", "alignment": "alignment"}[claim.measure]
-    digits = {"kid": 0, "alignment": 1}[claim.measure]
-    one, low, high = (f"{x:+.{digits}f}".replace("-", "−") for x in (found.value, found.low, found.high))
-    told = f"{name} {one} [{low}, {high}], {found.seeds} seed{'s' * (found.seeds > 1)}"
+    told = f"{MEASURES[claim.measure][0]} {plain(found, claim.measure)}, {found.seeds} seed{'s' * (found.seeds > 1)}"
     if not found.sure:
         return told, "reproduces" if claim.sign == 0 else "not told apart"
     return told, "**does not**" if found.value * claim.sign <= 0 else "reproduces"

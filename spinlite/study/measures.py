@@ -4,7 +4,6 @@ Shapes: n captions, d features of a picture. Every measure is a value and the sa
 snapshots, so that differences of two snapshots are paired, resample by resample.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Yardstick:
 
     def _told(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
         apart = distances.double()
-        told = {name: _measure(score.double().mean().item(), score.double()[self.picks].mean(1)) for name, score in scores.items()}
+        told = {name: _measure(s.double().mean().item(), s.double()[self.picks].mean(1)) for name, s in scores.items()}
         return told | {"diversity": _measure(off_diagonal(apart), resampled(apart, self.picks))}
 
 

@@ -10,18 +10,13 @@ from spinlite.store import replace
 from spinlite.study.arms import ARMS, GROUPS, NAMED
 from spinlite.study.claims import claims_table
 from spinlite.study.plots import draw
-from spinlite.study.results import BASE, REALS, Estimate, Table
+from spinlite.study.results import BASE, REALS, Table
+from spinlite.study.words import MEASURES, number, signed
 
-MEASURES = {  # measure -> (heading, digits after the point, which way is better)
-    "kid": ("KID", 0, -1),
-    "error": ("held-out error × 1000", 1, -1),
-    "alignment": ("alignment", 1, 1),
-    "found": ("caption found, %", 0, 1),
-    "diversity": ("diversity", 2, 1),
-    "coverage": ("coverage, %", 0, 1),
-}
-SCALED = {"error": 1000.0, "found": 100.0, "coverage": 100.0}
-BESIDE = {"time": ["sft", "sudo", "spin", "seppo", "dpo"], "near": ["sft", "spin"]}  # rows beside a group's own
+BESIDE = {  # rows beside a group's own, where SPIN's alone is not enough
+    "time": ["sft", "sudo", "spin", "seppo", "dpo"], "gates": ["seppo"],
+    "near": [], "rate": ["sft", "spin"], "data": ["sft", "spin"], "long": ["sft", "spin"],
+}  # fmt: skip
 HEADLINE = [arm.name for arm in ARMS if arm.group == "headline"]
 
 
@@ -48,17 +43,16 @@ def bare() -> str:
 def headline(table: Table) -> str:
     """KID of the headline arms, round by round, against base and SFT."""
     rows = [["", "seeds", "KID by round", "last round to the base", "last round to SFT", "core-seconds"]]
-    base, reals = table.estimate("kid", BASE, 0), table.estimate("alignment", REALS, 0)
-    if base:
+    if base := table.estimate("kid", BASE, 0):
         rows.append(["base", "–", number(base, "kid"), "", "", "–"])
-    for name in HEADLINE:
+    for name in filter(table.last, HEADLINE):
         last = table.last(name)
         to_sft = table.difference("kid", name, last, "sft", table.last("sft")) if name != "sft" else None
         rows.append([
             NAMED[name].title, seeds(table, name), by_round(table, name), difference(table, "kid", name, last),
             signed(to_sft, "kid"), seconds(table, name, last),
         ])  # fmt: skip
-    return markdown(rows) if base or reals else "Nothing was run."
+    return markdown(rows)
 
 
 def measures(table: Table) -> str:
@@ -66,19 +60,17 @@ def measures(table: Table) -> str:
     rows = [["", *(heading for heading, _, _ in MEASURES.values())]]
     for title, name in (("real pictures", REALS), ("base", BASE)):
         rows.append([title, *(value(table, measure, name, 0) for measure in MEASURES)])
-    for name in HEADLINE:
+    for name in filter(table.last, HEADLINE):
         rows.append([NAMED[name].title, *(difference(table, measure, name, table.last(name)) for measure in MEASURES)])
     return markdown(rows)
 
 
 def group_table(table: Table, group: str) -> str:
     """The arms of a group after their last round, beside those they are compared with."""
-    names = BESIDE.get(group, ["spin"] if group not in ("gates", "rate", "data", "long") else [])
-    names = names or {"gates": ["seppo"]}.get(group, ["sft", "spin"])
-    rows = [["", "seeds", "KID by round", "KID to the base", "alignment to the base", "error × 1000 to the base", "core-seconds"]]
-    for name in [*names, *(arm.name for arm in ARMS if arm.group == group)]:
-        if not (last := table.last(name)):
-            continue
+    to_base = [f"{MEASURES[measure][0]} to the base" for measure in ("kid", "alignment", "error")]
+    rows = [["", "seeds", "KID by round", *to_base, "core-seconds"]]
+    for name in filter(table.last, [*BESIDE.get(group, ["spin"]), *(arm.name for arm in ARMS if arm.group == group)]):
+        last = table.last(name)
         rows.append([
             NAMED[name].title, seeds(table, name), by_round(table, name),
             *(difference(table, measure, name, last) for measure in ("kid", "alignment", "error")), seconds(table, name, last),
@@ -88,7 +80,7 @@ def group_table(table: Table, group: str) -> str:
 
 def done(table: Table) -> str:
     """Which cells are there."""
-    arms = [f"{arm.title}: {len(table.seeds(arm.name, table.last(arm.name)))} of {arm.seeds}" for arm in ARMS if table.last(arm.name)]
+    arms = [f"{arm.title}: {seeds(table, arm.name)} of {arm.seeds}" for arm in ARMS if table.last(arm.name)]
     absent = [arm.title for arm in ARMS if not table.last(arm.name)]
     text = f"Seeds that are there: {'; '.join(arms) or 'none'}."
     return text + (f" Not run: {'; '.join(absent)}." if absent else "")
@@ -110,29 +102,13 @@ def seconds(table: Table, name: str, round_: int) -> str:
 
 def value(table: Table, measure: str, name: str, round_: int) -> str:
     """A measure without its interval, where it is there."""
-    known = name != REALS or measure in ("alignment", "found", "diversity")
-    found = table.estimate(measure, name, round_) if known else None
+    found = table.estimate(measure, name, round_)
     return number(found, measure) if found else "–"
 
 
 def difference(table: Table, measure: str, name: str, round_: int) -> str:
     """An arm less the base."""
     return signed(table.difference(measure, name, round_, BASE, 0), measure)
-
-
-def number(found: Estimate, measure: str) -> str:
-    return f"{found.value * SCALED.get(measure, 1):.{MEASURES[measure][1]}f}"
-
-
-def signed(found: Estimate | None, measure: str) -> str:
-    """A difference with its interval; where 0 lies outside, bold if better, and marked ▼ if worse."""
-    if not found:
-        return ""
-    (_, digits, better), scale = MEASURES[measure], SCALED.get(measure, 1)
-    one, low, high = (f"{x * scale:+.{digits}f}".replace("-", "−") for x in (found.value, found.low, found.high))
-    good = found.value * better > 0
-    told = f"**{one}**" if found.sure and good else f"{one} ▼" if found.sure else one
-    return f"{told} [{low}, {high}]"
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -1,6 +1,5 @@
 """The study's figures, PNG and SVG, from its results. Needs matplotlib: `pip install "spinlite[study]"`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ from spinlite.study.arms import ARMS, FULL, GROUPS, NAMED
 from spinlite.study.results import BASE, Table
 
 COLOURS = {  # Okabe & Ito: told apart by the colour-blind too
-    "sft": "#D55E00", "spin": "#0072B2", "seppo": "#009E73", "sudo": "#CC79A7", "dpo": "#E69F00", "dro": "#56B4E9", "near": "#D55E00",
+    "sft": "#D55E00", "near": "#D55E00", "spin": "#0072B2", "seppo": "#009E73", "sudo": "#CC79A7", "dpo": "#E69F00",
+    "dro": "#56B4E9",
 }  # fmt: skip
 PANELS = (
     ("kid", "KID, to the base", "lower is better", 1.0),
@@ -17,7 +17,7 @@ PANELS = (
     ("error", "held-out error × 1000, to the base", "lower is better", 1000.0),
     ("diversity", "diversity, to the base", "higher: samples are less alike", 1.0),
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
     "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "spinlite", "svg.fonttype": "none", "figure.dpi": 120,
 }  # fmt: skip
@@ -38,10 +38,10 @@ def draw(table: Table, folder: Path) -> None:
         raise SpinliteError("the figures need matplotlib", fix='pip install "spinlite[study]"') from None
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
-        for name, figure in (("rounds", rounds(table)), ("arms", arms(table)), ("beta", beta(table)), ("regimes", regimes(table))):
-            if figure is not None:
-                for ending in ("png", "svg"):
-                    figure.savefig(folder / f"{name}.{ending}", metadata={"Date": None} if ending == "svg" else None)
+        for made in (rounds, arms, beta, regimes):
+            if (figure := made(table)) is not None:
+                figure.savefig(folder / f"{made.__name__}.png")
+                figure.savefig(folder / f"{made.__name__}.svg", metadata={"Date": None})
 
 
 def colour(name: str) -> str:
@@ -54,6 +54,7 @@ def rounds(table: Table) -> Any:
     names = [arm.name for arm in ARMS if arm.group == "headline" and table.rounds(arm.name)]
     if not names:
         return None
+    end = max(map(table.last, names))
     figure, axes = _figure(9, 6.4, 2, 2)
     for axis, (measure, title, better, scale) in zip(axes.flat, PANELS, strict=True):
         for i, name in enumerate(names):
@@ -65,9 +66,10 @@ def rounds(table: Table) -> Any:
                 axis.plot([k, k], [scale * e.low, scale * e.high], color=colour(name), alpha=0.45, linewidth=2)
         _zero(axis)
         axis.set_title(f"{title}  ({better})")
-        axis.set_xticks(range(max(map(table.last, names)) + 1), ["base", *(f"round {k}" for k in range(1, max(map(table.last, names)) + 1))])
+        axis.set_xticks(range(end + 1), ["base", *(f"round {k + 1}" for k in range(end))])
     axes.flat[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Equal policy passes: {FULL.passes} a round. Bars: 95 %, paired over captions and seeds", x=0.01, ha="left")
+    title = f"Equal policy passes, {FULL.passes} a round. Bars: 95 %, paired over captions and seeds"
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 

@@ -45,7 +45,8 @@ class Results:
                 line = json.loads(text)
                 self._lines[_key(line)] = line
             except (ValueError, KeyError):
-                raise SpinliteError(f"{path}, line {number}, is no result", fix="remove that line: its cell is run again") from None
+                problem = f"{path}, line {number}, is no result"
+                raise SpinliteError(problem, fix="remove that line: its cell is run again") from None
 
     def __contains__(self, key: tuple[str, int, str]) -> bool:
         return key in self._lines
@@ -73,8 +74,11 @@ class Table:
     def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
         self._found = {(line["arm"], line["seed"], line["round"]): line for line in lines}
 
-    def seeds(self, arm: str, round_: int) -> list[int]:
-        return sorted(seed for name, seed, k in self._found if name == arm and k == round_)
+    def seeds(self, arm: str, round_: int, measure: str = "kid") -> list[int]:
+        """Those of which a measure is there."""
+        return sorted(
+            seed for (name, seed, k), line in self._found.items() if (name, k) == (arm, round_) and measure in line["measures"]
+        )
 
     def rounds(self, arm: str) -> list[int]:
         """The rounds of an arm that are there, its start (0) left out."""
@@ -85,11 +89,11 @@ class Table:
 
     def estimate(self, measure: str, arm: str, round_: int) -> Estimate | None:
         """A measure of an arm after a round; None where there is no such cell."""
-        return self._estimate(self.seeds(arm, round_), lambda seed: self._values(measure, arm, seed, round_))
+        return self._estimate(self.seeds(arm, round_, measure), lambda seed: self._values(measure, arm, seed, round_))
 
     def difference(self, measure: str, arm: str, round_: int, other: str, other_round: int) -> Estimate | None:
         """An arm less another, each after a round, over the seeds that both have; the base and the reals go with any."""
-        mine, theirs = self.seeds(arm, round_), self.seeds(other, other_round)
+        mine, theirs = self.seeds(arm, round_, measure), self.seeds(other, other_round, measure)
         shared = other in (BASE, REALS)
         common = mine if shared and theirs else [seed for seed in mine if seed in theirs]
 

@@ -1,12 +1,12 @@
 """Whether a picture shows what its caption says: two small towers, trained by contrast, on frozen networks.
 
-The picture's tower stands on EfficientNet-Lite0's features (`spinlite.evaluate.kid`), the caption's on all-MiniLM-L6-v2 sentence
-embeddings. They are trained once, on pictures with captions that no run of the study learns from and none is judged with:
+The picture's tower stands on EfficientNet-Lite0's features (`spinlite.evaluate.kid`), the caption's on the sentence embeddings
+of all-MiniLM-L6-v2. They are trained once, on pictures that no run of the study learns from and none is judged with:
 
     python -m spinlite.study --materials DIR
 
-where DIR holds the archives that `spinlite.demo.make` names (without open_clip_torch). What comes out is a file of 1 MB beside the
-results: both towers, and the embeddings of the judged captions, so that measuring needs neither archives nor MiniLM.
+where DIR holds the archives that `spinlite.demo.make` names (without open_clip_torch). What comes out is a file of 1 MB beside
+the results: both towers, and the embeddings of the judged captions, so that measuring needs neither archives nor MiniLM.
 
 Shapes: n pictures with captions, features (n, 1280), embeddings (n, 384), both towers' outputs (n, 128) of unit length.
 """
@@ -107,8 +107,8 @@ def fit(pictures: Tensor, captions: Sequence[Tensor], steps: int = STEPS) -> tup
 
 def train(archives: Path, captions: Sequence[str], say: Callable[[str], None]) -> Towers:
     """Towers from the archives, which know `captions` besides. Raises SpinliteError for what is missing."""
-    missing = [name for name in (*(hand[0] for hand in HANDS), emoji.NAMES, emoji.DERIVED_NAMES) if not (archives / name).is_file()]
-    if missing:
+    needed = [*(archive for archive, _, _ in HANDS), emoji.NAMES, emoji.DERIVED_NAMES]
+    if missing := [name for name in needed if not (archives / name).is_file()]:
         raise SpinliteError(f"{archives} lacks {', '.join(missing)}", fix="`npm pack` them, as spinlite/demo/make.py says")
     concepts = emoji.read_concepts(archives)
     found = [emoji.read_pictures(archives / archive, folder, ending) for archive, folder, ending in HANDS]
