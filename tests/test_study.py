@@ -179,6 +179,8 @@ def test_two_small_cells_are_run_measured_and_shown_once(tmp_path: Path, monkeyp
         with Image.open(out / f"{name}.png") as image:
             assert image.width > 500
         assert (out / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+    with Image.open(out / "samples.png") as image:
+        assert image.height > 4 * 128
     told = out.with_suffix(".md").read_bytes()
     assert b"| SFT | 1 |" in told and b"| SPIN | 1 |" in told
 

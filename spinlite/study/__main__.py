@@ -21,7 +21,7 @@ from spinlite.study.arms import ARMS, FULL, GROUPS, SMALL, Cell, cells
 from spinlite.study.measures import Yardstick
 from spinlite.study.page import write_page
 from spinlite.study.results import Results, Table
-from spinlite.study.run import run_base, run_cell
+from spinlite.study.run import run_base, run_cell, show
 from spinlite.study.towers import Towers, train
 
 
@@ -51,19 +51,21 @@ def _study(asked: argparse.Namespace, console: Console) -> None:
         train(asked.materials, [r.caption for r in judged], console.say).save(kept)
     results = Results(asked.out / "results.jsonl")
     if not asked.report:
-        _run(wanted, results, asked.towers or kept, asked.runs, console)
+        _run(wanted, results, asked.towers or kept, asked.runs, asked.out, console)
     every = [Cell(arm, seed, scale) for arm in ARMS for seed in range(arm.seeds)]
     write_page(asked.out.with_suffix(".md"), asked.out, Table(results.lines(every, scale)))
     console.say(f"{asked.out.with_suffix('.md')} and its figures are written")
 
 
-def _run(wanted: Sequence[Cell], results: Results, towers: Path, runs: Path, console: Console) -> None:
+def _run(wanted: Sequence[Cell], results: Results, towers: Path, runs: Path, out: Path, console: Console) -> None:
     scale = wanted[0].scale
     yardstick = Yardstick(scale, Towers.load(towers), runs / "cache")
     run_base(wanted[0], runs, results, yardstick, console)
     for i, cell in enumerate(wanted):
         console.say(f"{i + 1}/{len(wanted)} {cell.arm.title}, seed {cell.seed}")
         run_cell(cell, runs, results, yardstick, console)
+        if cell.arm.group == "headline" and cell.seed == 0:
+            show(cell, runs, yardstick, out / "samples", console)
 
 
 def _parser() -> argparse.ArgumentParser:

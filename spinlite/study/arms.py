@@ -108,6 +108,7 @@ ARMS = (
     Arm("seppo-none", "SePPO (no gate, random)", "gates", SEPPO | {"gate": "none"}),
     Arm("seppo-indicator", "SePPO (indicator, random)", "gates", SEPPO | {"gate": "indicator"}),
     Arm("seppo-switch", "SePPO (switch to SFT, random)", "gates", SEPPO | {"gate": "sft"}),
+    Arm("seppo-each", "SePPO (sign, random for each picture)", "gates", SEPPO | {"reference": "each"}),
     Arm("seppo-previous", "SePPO (sign, previous)", "gates", SEPPO | {"reference": "previous"}),
     Arm("seppo-base", "SePPO (sign, base)", "gates", SEPPO | {"reference": "base"}),
     Arm("dro", "DRO β 1000", "others", {"name": "dro"}),

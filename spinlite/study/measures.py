@@ -4,13 +4,16 @@ Shapes: n captions, d features of a picture. Every measure is a value and the sa
 snapshots, so that differences of two snapshots are paired, resample by resample.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from spinlite import device
+from spinlite.adapters import Slots
 from spinlite.config import PACKAGE, Play, Settings
 from spinlite.data import Encoded, Progress, Record, chunks
 from spinlite.evaluate.heldout import heldout_errors
@@ -22,6 +25,7 @@ from spinlite.pictures import open_picture
 from spinlite.play import fake_key, play
 from spinlite.store import Store, fingerprint, fingerprint_files, read
 from spinlite.study.arms import Scale
+from spinlite.study.samples import SHOWN
 from spinlite.study.towers import Towers
 
 RESAMPLES = 200
@@ -47,19 +51,26 @@ class Yardstick:
         captions = [r.caption for r in self.records]
         return self._told(self._towers.score(self.reals, captions), torch.cdist(self.reals, self.reals))
 
+    @property
+    def shown(self) -> list[Record]:
+        """Those whose samples are looked at."""
+        return self.records[:: len(self.records) // SHOWN][:SHOWN]
+
+    def pictures(self, settings: Settings, snapshot: Path | None) -> list[Image]:
+        """A snapshot's samples of the captions shown; none: the base's. Those that were measured, or the same again."""
+        base, encoded, slots, made_by = self._opened(settings, snapshot)
+        with slots.merged("policy" if snapshot else "base"):
+            latents = self._samples(base, encoded, made_by, self.shown, lambda done, of: None)
+        return [picture for x in latents for picture in base.decode(x)]
+
     def measure(self, settings: Settings, snapshot: Path | None, progress: Progress) -> Measured:
         """A snapshot of a run with these settings; none: the base."""
-        base = family(settings.model, device.choose(settings.memory))
-        encoded = Encoded(base, self.records, self._cache, BATCH, lambda done, of: None)
-        slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
-        if snapshot:
-            slots.load("policy", read(snapshot)[0])
-        made_by = fingerprint_files([snapshot]) if snapshot else "base"
+        base, encoded, slots, made_by = self._opened(settings, snapshot)
         with slots.merged("policy" if snapshot else "base"):  # merged into it, the policy is measured as the base is
             errors = heldout_errors(
                 base, slots, encoded, self.records, None, ["base_real"], self._scale.draws, BATCH, lambda done, of: None
             )["base_real"]
-            latents = self._samples(base, encoded, made_by, progress)
+            latents = self._samples(base, encoded, made_by, self.records, progress)
         fakes = features([picture for x in latents for picture in base.decode(x)])
         base.free()
         h = contrasts(fakes[:, None], self.reals)
@@ -69,11 +80,22 @@ class Yardstick:
             "kid": _measure(1000 * off_diagonal(h), 1000 * resampled(h, self.picks))
         }
 
-    def _samples(self, base: Family, encoded: Encoded, made_by: str, progress: Progress) -> list[Tensor]:
+    def _opened(self, settings: Settings, snapshot: Path | None) -> tuple[Family, Encoded, Slots, str]:
+        """The model with a snapshot as its policy, the judged records as it takes them, and what names its samples."""
+        base = family(settings.model, device.choose(settings.memory))
+        encoded = Encoded(base, self.records, self._cache, BATCH, lambda done, of: None)
+        slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+        if snapshot:
+            slots.load("policy", read(snapshot)[0])
+        return base, encoded, slots, fingerprint_files([snapshot]) if snapshot else "base"
+
+    def _samples(
+        self, base: Family, encoded: Encoded, made_by: str, records: Sequence[Record], progress: Progress
+    ) -> list[Tensor]:
         sampling = Play(steps=self._scale.judge_steps, guidance=self._scale.guidance)
         store = Store(self._cache / "fake" / fingerprint(base.base_hash, made_by, sampling.model_dump(), "study"))
-        play(base, encoded, self.records, sampling, BATCH, store, progress, "judge", 0)
-        return [store.get([fake_key(r) for r in chunk])["x0"] for chunk in chunks(self.records, 8)]
+        play(base, encoded, records, sampling, BATCH, store, progress, "judge", 0)
+        return [store.get([fake_key(r) for r in chunk])["x0"] for chunk in chunks(records, 8)]
 
     def _told(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
         apart = distances.double()

@@ -11,6 +11,7 @@ from spinlite.study.arms import ARMS, GROUPS, NAMED
 from spinlite.study.claims import claims_table
 from spinlite.study.plots import draw
 from spinlite.study.results import BASE, REALS, Table
+from spinlite.study.samples import write_sheet
 from spinlite.study.words import MEASURES, number, signed
 
 BESIDE = {  # rows beside a group's own, where SPIN's alone is not enough
@@ -31,6 +32,7 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     replace(page, text.encode())
     draw(table, figures)
+    write_sheet(figures)
 
 
 def bare() -> str:

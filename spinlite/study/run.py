@@ -12,10 +12,12 @@ from typing import Any
 from spinlite import __version__
 from spinlite.config import PACKAGE
 from spinlite.facts import Watch
+from spinlite.pictures import open_picture
 from spinlite.selfplay import train
 from spinlite.study.arms import Cell
 from spinlite.study.measures import Yardstick
 from spinlite.study.results import BASE, REALS, Results
+from spinlite.study.samples import keep
 
 
 class Meter:
@@ -66,9 +68,22 @@ def run_base(cell: Cell, runs: Path, results: Results, yardstick: Yardstick, wat
         results.add(_line(BASE, 0, 0, BASE, made_of) | {"updates": 0, "seconds": None, "measures": measures})
 
 
+def show(cell: Cell, runs: Path, yardstick: Yardstick, folder: Path, watch: Watch) -> None:
+    """Keep strips of the reals', the base's and the cell's samples, where they are not kept yet and the run is still there."""
+    settings, captions = cell.settings(_pictures(cell, runs), _start(cell, runs, watch)), [r.caption for r in yardstick.shown]
+    made = {
+        REALS: lambda: [open_picture(r.path) for r in yardstick.shown],
+        BASE: lambda: yardstick.pictures(settings, None),
+        cell.arm.name: lambda: yardstick.pictures(settings, _folder(cell, runs) / "snapshots" / f"{cell.rounds}.safetensors"),
+    }
+    for name, pictures in made.items():
+        if not (path := folder / f"{name}.png").exists() and _folder(cell, runs).exists():
+            keep(path, captions, pictures())
+
+
 def trained(cell: Cell, runs: Path, watch: Watch) -> tuple[Path, dict[int, dict[str, Any]]]:
     """A cell's finished run, and what it took up to each round; nothing of what was not run from its start here and now."""
-    folder = runs / f"{cell.name}-{cell.made_of[:6]}"
+    folder = _folder(cell, runs)
     whole, meter = not folder.exists(), Meter()
     settings = cell.settings(_pictures(cell, runs), _start(cell, runs, watch))
     with watch.phase(f"{cell.name} · train", 1):
@@ -101,6 +116,10 @@ def _start(cell: Cell, runs: Path, watch: Watch) -> str | None:
     folder, _ = trained(cell.start, runs, watch)
     exported = sorted((folder / "export").glob("*.safetensors"))
     return str(next((path for path in exported if path.stem.endswith("-last")), exported[0]).resolve())
+
+
+def _folder(cell: Cell, runs: Path) -> Path:
+    return runs / f"{cell.name}-{cell.made_of[:6]}"
 
 
 def _pictures(cell: Cell, runs: Path) -> str:
