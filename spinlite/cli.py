@@ -54,15 +54,23 @@ def train(
     if outcome.already:
         console.say(f"{run.folder} is complete.")
     if outcome.stopped:
-        console.say(f"stopped by the guard: {outcome.stopped}. Rolled back to round {outcome.best}.")
+        console.say(f"stopped by the guard: {outcome.stopped}. The LoRA is that of round {outcome.best}{_none(outcome.best)}.")
+        if run.state.get("undone"):
+            gently = shlex.join(["spinlite", *sys.argv[1:], "--set", f"learn.lr={settings.learn.rate / 3:.2g}"])
+            console.say(f"to go on from there, more gently: {gently}   (or a larger method.beta)")
     console.rounds(outcome.rounds, outcome.best)
+    further = {} if outcome.stopped else {"further": f"{_again()} --rounds {last + 2}"}
     console.facts({
         "LoRA": f"{run.exported if run.exported.exists() else run.snapshot(outcome.best)} (round {outcome.best})",
-        "samples": f"{run.sheet(last)}",
+        "samples": f"{run.sheet(last) if last else 'none: no round was judged'}",
         "journal": f"{run.folder / 'journal.jsonl'}",
-        "further": f"{_again()} --rounds {last + 2}",
+        **further,
         "yours": f"spinlite train {preset} --name mine --data FOLDER   (name.png + name.txt)",
     })  # fmt: skip
+
+
+def _none(best: int) -> str:
+    return "" if best else ": no round was better than the start"
 
 
 def _again() -> str:

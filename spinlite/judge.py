@@ -7,11 +7,14 @@ from spinlite.batches import Fakes
 from spinlite.data import Progress
 from spinlite.device import Levers
 from spinlite.errors import SpinliteError
-from spinlite.evaluate.heldout import drift, grew, heldout_errors
+from spinlite.evaluate.heldout import drift, grew, heldout_errors, strayed
 from spinlite.evaluate.sheet import sheet
 from spinlite.game import Game
+from spinlite.guards import Diverged
 from spinlite.learn import figures
 
+OTHER = 0.01  # of a held-out error: more apart than precision and batches put two measurements of one snapshot
+_ASTRAY = "after round {} the colours or the contrast of samples are further from your pictures than at the start"
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
@@ -32,19 +35,39 @@ def judge(game: Game, k: int, fakes: Fakes) -> str | None:
     if game.rival(k) != k - 1:
         game.enter(k - 1)
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
-    found = {**figures(measured), "previous_real": previous.mean().item(), **_samples(game, k, title)}
-    stopped = None
-    if settings.stop and grew(previous, measured["policy_real"]):
-        grown = f"{previous.mean():.4f} to {found['policy_real']:.4f}"
-        stopped = f"the held-out error on real pictures grew in round {k} ({grown})"
+    if not measured["policy_real"].isfinite().all():
+        raise Diverged("numbers", "the held-out error is not a number", game.settings.learn.updates)
+    moved, astray = _samples(game, k, title)
+    found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
+    why = _grown(k, previous, measured["policy_real"]) or _impostor(game, k, found) or (_ASTRAY.format(k) if astray else None)
+    stopped = why if settings.stop else None
     rivals = {str(rung): len(records) for rung, records in game.rivals(k).items()}
     game.run.log("judge", round=k, opponent=game.rival(k), opponents=rivals, stopped=stopped, **found)
     game.watch.judged(k, game.settings.run.rounds, found)
     return stopped
 
 
-def _samples(game: Game, k: int, title: str) -> dict[str, float]:
-    """The sheet of round k; returns the drift of the policy's samples from the base's."""
+def _grown(k: int, previous: Tensor, now: Tensor) -> str | None:
+    if not grew(previous, now):
+        return None
+    return f"the held-out error on real pictures grew in round {k} ({previous.mean():.4f} to {now.mean():.4f})"
+
+
+def _impostor(game: Game, k: int, found: dict[str, float]) -> str | None:
+    """An opponent is a snapshot: its held-out error, of the same draws, must be what it was when that was judged."""
+    rival = game.rival(k)
+    known = {event["round"]: event["policy_real"] for event in game.run.events("judge")}
+    if not game.family.start:
+        known[0] = found["base_real"]
+    was, now = known.get(rival), found["opponent_real"]
+    if was is None or abs(now - was) < OTHER * was:
+        return None
+    return f"round {k}'s opponent was not snapshot {rival}: its held-out error is {now:.4f}, and was {was:.4f}"
+
+
+def _samples(game: Game, k: int, title: str) -> tuple[dict[str, float], bool]:
+    """The sheet of round k; returns the drift of the policy's samples from the base's and from the held-out pictures, and
+    whether they have strayed from these."""
     count = min(game.settings.judge.prompts, len(game.heldout))
     shown = [game.heldout[i * len(game.heldout) // count] for i in range(count)]
     base = game.played("base", 0, game.heldout, title + " (samples)", "heldout")
@@ -57,8 +80,12 @@ def _samples(game: Game, k: int, title: str) -> dict[str, float]:
         "your picture, held out": game.encoded.real(shown),
     }
     _sheet(game, k, [r.caption for r in shown], latents)
-    shift, spread = drift(base(game.heldout), now(game.heldout))
-    return {"drift_mean": shift, "drift_deviation": spread}
+    start = game.played("opponent", 0, game.heldout, title + " (samples)", "heldout")(game.heldout)
+    real, samples = game.encoded.real(game.heldout), now(game.heldout)
+    shift, spread = drift(base(game.heldout), samples)
+    away_mean, away_deviation = drift(real, samples)
+    found = {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
+    return found, strayed(real, start, samples)
 
 
 def _sheet(game: Game, k: int, captions: list[str], latents: dict[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from spinlite.config import Learn
 from spinlite.device import Levers
 from spinlite.fallback import Fallback
 from spinlite.families import Family
+from spinlite.guards import Diverged, Figures, alarm, kept, pull, won
 from spinlite.maths.leash import automatic_beta, running
 from spinlite.maths.losses import TIE, error
 from spinlite.methods import Method
@@ -126,6 +127,7 @@ class Progressed:
     norm: float | None = None  # running mean of gradient norms
     margin: float | None = None  # running mean of |margin|, weighed, where beta is found
     level: float | None = None  # the same of the opponent's error on real
+    recent: list[Figures] = field(default_factory=list)  # of the last updates, for the guards
 
     def method(self, method: Method, aim: float) -> Method:
         """The method with the beta that the round has come to, where beta is found."""
@@ -143,19 +145,12 @@ class Progressed:
         self.level = running(self.level, weight * errors["opponent_real"])
 
 
-class Diverged(Exception):
-    """A loss or a gradient that is no number; the policy and `Progressed` are as they were before that update."""
-
-    def __init__(self, loss: float, norm: float) -> None:
-        super().__init__(f"loss {loss}, gradient norm {norm}")
-        self.loss, self.norm = loss, norm
-
-
 def learn(
     family: Family, slots: Slots, method: Method, batches: Batches, optimizer: torch.optim.Optimizer, settings: Learn,
-    fallback: Fallback, state: Progressed, after: Callable[[dict[str, float]], None],
+    fallback: Fallback, state: Progressed, after: Callable[[dict[str, float]], None], guarded: bool = True,
 ) -> None:  # fmt: skip
-    """Bring the policy from `state.update` to the round's end; `after` each update is given its figures.
+    """Bring the policy from `state.update` to the round's end; `after` each update is given its figures. Where it is `guarded`,
+    a round whose pairs are all won ends sooner.
 
     The learning rate rises over the first 5 % of the round and falls to 0 along a cosine: a round ends in a snapshot, and
     a snapshot taken at full rate is a noisy one; schedule-free averages its steps instead. A gradient longer than 3 x the
@@ -163,7 +158,7 @@ def learn(
 
     Where memory runs out in a step, its gradients are dropped and the same draws are stepped again with a cheaper setting.
     Where beta is found (`settings.aim`), the loss is divided by it, so that its changes don't change the gradients' size.
-    Raises Diverged.
+    Raises Diverged where a guard acts; where it is that of numbers, the policy and `state` are as they were before that update.
     """
     warmup = max(1, settings.updates // 20)
     parameters = slots.parameters()
@@ -176,9 +171,12 @@ def learn(
         loss, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, 1 / beta)
         if settings.aim:
             state.see(errors, batch.weight)
-        return loss * beta, errors, {"beta": beta} if settings.aim else {}
+        found = {"beta": beta} if settings.aim else {}
+        if "opponent_fake" in errors:
+            found["pull"] = pull(now, errors, batch.weight)
+        return loss * beta, errors, found
 
-    while state.update < settings.updates:
+    while state.update < settings.updates and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:
             rise, fall = (state.update + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * state.update / settings.updates)
             group["lr"] = settings.rate * min(1.0, rise) * (1.0 if settings.optimizer == "schedulefree" else fall)
@@ -186,9 +184,14 @@ def learn(
         limit = 3 * state.norm if state.norm else float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()
         if not (torch.isfinite(loss) and norm < float("inf")):
-            raise Diverged(loss.item(), norm)
+            problem = f"the loss ({loss.item():.3g}) or its gradient ({norm:.3g}) is not a number"
+            raise Diverged("numbers", problem, state.update)
         optimizer.step()
         clipped = min(norm, limit)
         state.norm = clipped if state.norm is None else 0.9 * state.norm + 0.1 * clipped
         state.update += 1
-        after({"update": state.update, "loss": loss.item(), **figures(errors), "grad_norm": norm, **found})
+        measured = figures(errors) | found
+        state.recent = kept([*state.recent, measured], settings.batch)
+        after({"update": state.update, "loss": loss.item(), "grad_norm": norm, **measured})
+        if guarded and (problem := alarm(state.recent, settings.batch, method.fakes == "played")):
+            raise Diverged(*problem, state.update)

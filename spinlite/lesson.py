@@ -15,9 +15,10 @@ from spinlite.data import Progress
 from spinlite.device import averaged, learning
 from spinlite.errors import SpinliteError
 from spinlite.game import Game
-from spinlite.learn import Diverged, Progressed, asked, learn, measure
+from spinlite.guards import PAIRS, Diverged, updates
+from spinlite.learn import Progressed, asked, learn, measure
 from spinlite.play import fake_key
-from spinlite.run import Rung, optimizer_tree, restore_optimizer
+from spinlite.run import Rung, optimizer_tree, restore_optimizer, update_of
 from spinlite.store import fingerprint, fingerprint_files
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
@@ -26,11 +27,11 @@ SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update u
 APART = 0.01  # of the opponent's error on real: the squared distance that precision and batches may put between its predictions
 
 
-def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
-    """Bring the policy to the end of round k.
+def lesson(game: Game, k: int, fakes: Fakes | None) -> str | None:
+    """Bring the policy to the end of round k, or back to its last sound snapshot where a guard acts; returns why it did.
 
-    Raises SpinliteError where the policy as its own opponent does not lose what it must, or the learning diverges: then
-    round k begins anew when the run goes on, and a lower learn.lr may be given.
+    Raises SpinliteError where the policy as its own opponent does not lose what it must, and Diverged where a guard acts and
+    the round has no snapshot within from before.
     """
     state, walks = _resume(game, k), game.walks(k)
     if state.update == 0 and game.method.opponent:
@@ -38,13 +39,26 @@ def lesson(game: Game, k: int, fakes: Fakes | None) -> None:
     try:
         _learn(game, k, state, fakes, walks)
     except Diverged as error:
-        rate = game.settings.learn.rate
-        game.run.discard(k, update=state.update + 1, loss=error.loss, norm=error.norm)
-        raise SpinliteError(
-            f"the loss is not a number at update {state.update + 1} of round {k} (learn.lr = {rate:g})",
-            fix=f"give the same command a lower rate, --set learn.lr={rate / 3:.2g}: round {k} begins anew, "
-            f"and snapshots up to {k - 1} are kept",
-        ) from None
+        clear = error.update - updates(PAIRS, game.settings.learn.batch)
+        sound = [rung for rung in game.run.rungs(k) if update_of(rung) <= clear]
+        if not sound:
+            raise
+        game.slots.load("policy", game.ladder(sound[-1]))
+        return undo(game, k, error, update_of(sound[-1]))
+    if state.update < game.settings.learn.updates:
+        game.run.log("won", round=k, update=state.update)
+        game.watch.say(f"round {k} ends after {state.update} of {game.settings.learn.updates} updates: all its pairs are won")
+    return None
+
+
+def undo(game: Game, k: int, error: Diverged, update: int = 0) -> str:
+    """Round k is taken back to an update, or to its start; returns why and how, in words."""
+    back = f"update {update} of round {k}" if update else f"the end of round {k - 1}" if k > 1 else "the start"
+    said = f"{error}, after update {error.update} of round {k}; rolled back to {back}"
+    game.run.undo(k, update)
+    game.run.log("guard", round=k, update=error.update, guard=error.guard, why=str(error), back=update)
+    game.watch.say(said)
+    return said
 
 
 def _resume(game: Game, k: int) -> Progressed:
@@ -120,7 +134,8 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Wa
                 saved = time.monotonic()
 
         with learning(optimizer):
-            learn(game.family, game.slots, game.method, batches, optimizer, settings, game.fallback, state, after)
+            guarded = game.settings.judge.stop
+            learn(game.family, game.slots, game.method, batches, optimizer, settings, game.fallback, state, after, guarded)
 
 
 def _ahead(game: Game, k: int, batches: Batches) -> Errors:

@@ -11,6 +11,7 @@ from spinlite.config import Play
 from spinlite.data import Encoded, Progress, Record, chunks
 from spinlite.errors import SpinliteError
 from spinlite.families import Cond, Family
+from spinlite.guards import Diverged
 from spinlite.maths.draws import gaussian, generator, order
 from spinlite.store import Store, fingerprint
 
@@ -39,6 +40,8 @@ def play(
                 family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
                 path.see if settings.points else None,
             )  # fmt: skip
+            if not fakes.isfinite().all():
+                raise Diverged("numbers", "samples are not numbers")
             store.add([fake_key(r) for r in chunk], {"x0": fakes, **path.tensors()})
         progress(min((done + 1) * batch, len(records)), len(records))
 

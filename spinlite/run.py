@@ -10,6 +10,7 @@ export/NAME.safetensors  the LoRA of the best round for other programs; NAME-las
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from spinlite.store import read, replace, write
 
 LEVERS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
 Rung = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
+MENDS = {"learn.lr", "method.beta"}  # what may differ besides, where a guard undid a round
 CHANGEABLE = {"about", "run.rounds", "judge.stop"} | LEVERS  # what may differ when a run goes on
 
 
@@ -47,6 +49,8 @@ class Run:
             self._other_memory = kept.memory != settings.memory
             if self._other_memory:
                 self.lowered = []
+            if self.state.get("undone") and _changed(kept, settings) & MENDS:
+                self.state |= {"stopped": None, "exported": False}
 
     @staticmethod
     def found(folder: Path) -> "Run":
@@ -61,6 +65,8 @@ class Run:
         last `save` is forgotten."""
         self._truncate(int(self.state.get("journal", 0)))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.state.get("undone"):
+            self.save({}, **self.state)  # before the settings: a run that was mended goes on, wherever it is cut off
         replace(self._kept, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
         self._journal_lowered()
 
@@ -90,7 +96,7 @@ class Run:
     def rungs(self, round_: int) -> list[Rung]:
         """The snapshots within a round, in order."""
         found = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
-        return [f"{round_}-{update}" for update in sorted(int(path.stem.partition("-")[2]) for path in found)]
+        return [f"{round_}-{update}" for update in sorted(update_of(path.stem) for path in found)]
 
     def sheet(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"
@@ -115,9 +121,11 @@ class Run:
 
     @property
     def best(self) -> int:
-        """The round with the lowest held-out error on real pictures, the start included; 0 before one is judged."""
+        """The round with the lowest held-out error on real pictures, the start included; 0 before one is judged. Not one after
+        which a guard ended the run."""
         rounds = self.events("judge")
-        errors = [*(event["previous_real"] for event in rounds[:1]), *(event["policy_real"] for event in rounds)]
+        sound = (math.inf if event.get("stopped") else event["policy_real"] for event in rounds)
+        errors = [*(event["previous_real"] for event in rounds[:1]), *sound]
         return errors.index(min(errors)) if errors else 0
 
     def log(self, event: str, **fields: Any) -> None:
@@ -138,18 +146,19 @@ class Run:
         if the run is cut off before the next `save`."""
         flat, plain = flatten(tensors)
         size = self._journal.stat().st_size if self._journal.exists() else 0
-        self.state = {**where, "lowered": self.lowered, "journal": size}
+        self.state = where | {"lowered": self.lowered, "journal": size}
         write(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
 
-    def discard(self, round_: int, **how: Any) -> None:
-        """A round that diverged begins anew: its updates stay in the journal as events of another name, and are not read."""
+    def undo(self, round_: int, update: int) -> None:
+        """Forget what a round did after `update`, all of it after 0: its snapshots are deleted; its events stay in the journal
+        under another name, and are not read."""
+        for rung in [*(rung for rung in self.rungs(round_) if update_of(rung) > update), round_]:
+            self.snapshot(rung).unlink(missing_ok=True)
         lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
         for line in lines:
-            if line.get("round") == round_ and line["event"] in ("probe", "update"):
+            if line.get("round") == round_ and line["event"] in ("probe", "update", "won") and line.get("update", 1) > update:
                 line["event"] = "discarded " + line["event"]
         replace(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-        self.log("diverged", round=round_, lr=self.settings.learn.rate, **how)
-        self.save({}, round=round_, update=0, stopped=None, diverged=True)
 
     def lower(self) -> None:
         """Keep at once what was just added to `lowered`, so that a run that is cut off starts with it."""
@@ -189,16 +198,23 @@ class Run:
 
     def _compare(self, kept: Settings, now: Settings) -> None:
         was, is_ = _leaves(kept.model_dump()), _leaves(now.model_dump())
-        changed = [
-            f"{key} = {was.get(key)!r} there, {is_.get(key)!r} now"
-            for key in sorted(was.keys() | is_.keys())
-            if was.get(key) != is_.get(key) and key not in CHANGEABLE | ({"learn.lr"} if self.state.get("diverged") else set())
-        ]
+        refused = _changed(kept, now) - CHANGEABLE - (MENDS if self.state.get("undone") else set())
+        changed = [f"{key} = {was.get(key)!r} there, {is_.get(key)!r} now" for key in sorted(refused)]
         if changed:
             raise SpinliteError(
                 f"{self.folder} was made with other settings: {'; '.join(changed[:5])}",
                 fix=f"give this run another --name, or delete {self.folder} to start it over",
             )
+
+
+def update_of(rung: Rung) -> int:
+    """After which update of its round a snapshot within one was taken."""
+    return int(str(rung).partition("-")[2])
+
+
+def _changed(kept: Settings, now: Settings) -> set[str]:
+    was, is_ = _leaves(kept.model_dump()), _leaves(now.model_dump())
+    return {key for key in was.keys() | is_.keys() if was.get(key) != is_.get(key)}
 
 
 def _load(kept: Path) -> Settings:

@@ -14,9 +14,10 @@ from spinlite.facts import Watch, facts, fitted, reason, spoken, warnings
 from spinlite.fallback import Fallback, said
 from spinlite.families import family
 from spinlite.game import Game
+from spinlite.guards import Diverged
 from spinlite.judge import judge
 from spinlite.learn import asked
-from spinlite.lesson import lesson
+from spinlite.lesson import lesson, undo
 from spinlite.lora.metadata import tag_counts
 from spinlite.lora.start import slots_for, told
 from spinlite.plan import Plan, cache_folder
@@ -121,9 +122,8 @@ def _go(game: Game, k: int, stopped: str | None) -> str | None:
     """The rounds from k on, unless the run was stopped; returns why it was."""
     _begin(game)
     while k <= game.settings.run.rounds and not stopped:
-        stopped = _round(game, k)
-        k += 1
-        game.run.save({}, round=k, update=0, stopped=stopped)
+        stopped, k, undone = _round(game, k)
+        game.run.save({}, round=k, update=0, stopped=stopped, undone=undone)
         game.run.forget_ahead()
     return stopped
 
@@ -157,12 +157,16 @@ def _begin(game: Game) -> None:
         game.run.log("levers", levers=levers)
 
 
-def _round(game: Game, k: int) -> str | None:
-    """One round; returns why the run must stop, if it must."""
-    fakes, heldout_fakes = game.play(k)
-    lesson(game, k, fakes)
-    game.keep(k)
-    return judge(game, k, heldout_fakes)
+def _round(game: Game, k: int) -> tuple[str | None, int, bool]:
+    """One round; returns (why the run must stop, if it must; the round that comes next; whether a guard undid something)."""
+    try:
+        fakes, heldout_fakes = game.play(k)
+        undone = lesson(game, k, fakes)
+        game.keep(k)
+        stopped = judge(game, k, heldout_fakes)
+    except Diverged as error:
+        return undo(game, k, error), k, True
+    return undone or stopped, k + 1, bool(undone)
 
 
 def _export(outcome: Outcome, watch: Watch) -> None:

@@ -25,6 +25,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "data": (3, {"torch", "datasets", "fsspec", "imagehash", "numpy", "PIL", "pyarrow"}),
     "fallback": (3, {"torch"}),
     "ahead": (3, {"torch"}),
+    "guards": (3, {"torch"}),
     "play": (3, {"torch", "diffusers"}),
     "batches": (3, {"torch"}),
     "learn": (3, {"torch"}),

@@ -38,6 +38,15 @@ def grew(before: Tensor, after: Tensor) -> bool:
     return difference.mean().item() > 2 * difference.std().item() / math.sqrt(len(difference))
 
 
+def strayed(real: Tensor, start: Tensor, now: Tensor) -> bool:
+    """Whether samples (B, C, ...) have moved away from the real ones: their channels' means or deviations are further from
+    theirs than at the start, by more than two halves of the real ones are apart. Never with fewer than 8."""
+    if len(real) < 8:
+        return False
+    chance = drift(real[0::2], real[1::2])
+    return any(after > before + by for before, after, by in zip(drift(real, start), drift(real, now), chance, strict=True))
+
+
 def drift(start: Tensor, now: Tensor) -> tuple[float, float]:
     """How far samples' latents (B, C, ...) have moved from where they started, channel by channel.
 
