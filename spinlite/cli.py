@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from spinlite import __version__, cli_lora, cli_plan
+from spinlite import __version__, cli_data, cli_lora, cli_plan
 from spinlite.errors import SpinliteError
 
 # Before torch is imported: its threads spin while they wait. Without end that made a step 20 times slower on a busy machine;
@@ -135,6 +135,7 @@ def bench(
     screen.show(console.screen, preset, found)
 
 
+cli_data.register(app)
 cli_lora.register(app)
 cli_plan.register(app)
 

@@ -158,8 +158,8 @@ def test_pictures_that_are_there_twice_are_named_by_row(tmp_path: Path, cache: P
     rows = [*cells(3), *cells(1), {**cells(1)[0], "caption": "another"}]
     found = look(parquet(tmp_path / "some.parquet", rows), cache)
     assert found.notes == [
-        "1 the same as another picture, left out: row 4",
         "1 the same as another picture, with another caption: shown with each in turn: row 5",
+        "1 the same as another picture, left out: row 4",
     ]
 
 

@@ -44,6 +44,8 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "selfplay": (4, set()),
     "cli": (5, {"typer"}),
     "cli_lora": (5, {"typer"}),
+    "cli_data": (5, {"typer"}),
+    "check": (5, {"rich", "jinja2"}),
     "cli_plan": (5, {"typer", "tomli_w", "psutil"}),
     "plan_screen": (5, {"rich"}),
     "inspect_screen": (5, {"rich"}),

@@ -65,7 +65,7 @@ def _entry(number: int, row: Row, origin: str, shelf: Path, found: Survey, under
     image, lose, captions, noted = row
     name = f"{under}row {number}"
     if noted:
-        found.note(noted, name)
+        found.leave_out(noted, name)
         return None
     return Entry(shelf / image, name, tuple(captions), origin if captions else "", Fraction(1), shelf / lose if lose else None)
 

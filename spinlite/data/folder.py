@@ -26,7 +26,7 @@ def list_pairs(folder: Path, source: Source, found: Survey, under: str = "") -> 
     for _, files in _walk(lose) if source.recursive else [(lose, files_of(lose))]:
         for path in filter(is_picture, files):
             if not (win / path.relative_to(lose)).exists():
-                found.note("in lose/ without a picture of that name in win/, ignored", under + _within(path, lose))
+                found.leave_out("in lose/ without a picture of that name in win/, ignored", under + _within(path, lose))
     return [replace(e, lose=lose / e.path.relative_to(win)) for e in list_folder(win, source, found, under)]
 
 
@@ -91,7 +91,7 @@ class _Folder:
                     captions, origin = (what,), "folder name"
                 entries.append(Entry(path, self._name(path), captions, origin, weight, None, fault))
             elif path.suffix.lower() not in BESIDE and path.name.lower() not in TABLES:
-                self.found.note("with an ending that is no picture's, not used", self._name(path))
+                self.found.leave_out("with an ending that is no picture's, not used", self._name(path))
         self.found.orphans += sorted(self._name(p) for stem in texts.keys() - taken for p in texts[stem])
         return entries
 
@@ -123,7 +123,7 @@ class _Folder:
             for _, files in _walk(sub):
                 looked += len(files)
                 for path in filter(is_picture, files):
-                    self.found.note("in subfolders, not used (data.recursive = true uses them)", self._name(path))
+                    self.found.leave_out("in subfolders, not used (data.recursive = true uses them)", self._name(path))
                 if looked > GLANCE:
                     return
 

@@ -76,6 +76,7 @@ def whole_numbers(weights: Sequence[Fraction]) -> list[int]:
 class Survey:
     """What the sources hold, as understood: what will be used, and by name what will not and why."""
 
+    listed: int = 0  # pictures (or pairs) that the sources hold
     train: list[Record] = field(default_factory=list)
     heldout: list[Record] = field(default_factory=list)
     origins: Counter[str] = field(default_factory=Counter)  # what captions were read from -> of how many pictures
@@ -84,16 +85,22 @@ class Survey:
     unusable: list[str] = field(default_factory=list)
     looks: dict[Path, Look] = field(default_factory=dict)  # what was seen in every picture
     stop: SpinliteError | None = None  # why a run would not start with this
+    unused: dict[str, list[str]] = field(default_factory=dict)  # why else files are not used -> their names
     noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> the files it was seen in
+    names: dict[Path, str] = field(default_factory=dict)  # of every picture that was found, for people
 
     def note(self, what: str, name: str) -> None:
         """Remember that `what` holds for a file."""
         self.noted.setdefault(what, []).append(name)
 
+    def leave_out(self, why: str, name: str) -> None:
+        """Remember that a file is not used, and why."""
+        self.unused.setdefault(why, []).append(name)
+
     @property
     def notes(self) -> list[str]:
         """A line for each thing noted: how often, and where."""
-        return [f"{len(names)} {what}: {listing(names)}" for what, names in self.noted.items()]
+        return [f"{len(names)} {what}: {listing(names)}" for what, names in (*self.noted.items(), *self.unused.items())]
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:

@@ -50,6 +50,7 @@ def examine(
         raise SpinliteError(problem, fix='set it to a name or #rrggbb, such as "white"') from None
     found = Survey()
     every = entries(settings, pairs, found, cache or CACHE, progress)
+    found.listed, found.names = len(every), {entry.path: entry.name for entry in every}
     paths = [path for entry in every for path in (entry.path, entry.lose) if path]
     if headers:
         found.looks = glance_at(paths, progress)
@@ -136,6 +137,8 @@ def _once(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
         original = first.setdefault((r.key, r.lose_key), name)
         same = kept.setdefault((r.key, r.lose_key, r.caption), r)
         if original != name:
-            what = "with another caption: shown with each in turn" if same is r else "left out"
-            found.note(f"the same as another picture, {what}", name)
+            if same is r:
+                found.note("the same as another picture, with another caption: shown with each in turn", name)
+            else:
+                found.leave_out("the same as another picture, left out", name)
     return list(kept.values())

@@ -129,3 +129,15 @@ def frame(model: Model) -> tuple[tuple[int, int], int]:
     from spinlite.families.diffusion import frame_of
 
     return frame_of(open_checkpoint(blank(model).base))
+
+
+def reader_of(model: Model) -> Any:
+    """The tokenizer of a base model's captions, before it is loaded; None where captions have no limit."""
+    if model.family == "toy":
+        return None
+    import torch
+
+    from spinlite.families.blank import blank
+    from spinlite.families.checkpoint import open_checkpoint
+
+    return open_checkpoint(blank(model).base).load("tokenizer", torch.float32)
