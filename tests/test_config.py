@@ -1,5 +1,8 @@
 """Presets as people write them: what is understood, and what is refused with its place and a remedy."""
 
+import itertools
+import re
+import shlex
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -264,3 +267,15 @@ def test_a_tree_from_elsewhere_is_checked_too():
         config.validate({"lern": {}})
     tree: dict[str, Any] = tomllib.loads("[method]\nname = 'dpo'\nbeta = 7")
     assert config.validate(tree).method["beta"] == 7.0
+
+
+def test_every_command_of_the_papers_page_is_a_run():
+    """Its settings are known and in range, and the method is the row's."""
+    page = (Path(__file__).parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
+    section = page.partition("## From the papers to a command")[2].partition("\n## ")[0]
+    commands = [shlex.split(command) for command in re.findall(r"`(paper-[^`]+ --[^`]+)`", section)]
+    methods = []
+    for words in commands:
+        overrides = [after for word, after in itertools.pairwise(words) if word == "--set"]
+        methods.append(type(config.load(words[0], overrides).build_method()).__name__)
+    assert set(methods) == {"SPIN", "SePPO", "DPO", "SFT", "DRO", "DDO", "KTO", "SUDO"} and len(commands) == 9
