@@ -75,7 +75,8 @@ def test_a_missing_folder_is_named(tmp_path: Path):
 
 
 def test_a_file_is_no_folder(swatches: Path):
-    assert "no folder" in refused(swatches / "p0.png").problem
+    error = refused(swatches / "p0.png")
+    assert "no folder" in error.problem and error.fix.startswith("for a data set: --set data.dataset=")
 
 
 def test_a_run_without_a_folder_says_how_to_name_one():

@@ -66,7 +66,8 @@ def _checked(source: Source) -> None:
 def _folder(source: Source) -> Path:
     folder = PACKAGE / "demo" / "fluent" if source.folder == "demo" else Path(str(source.folder))
     if not folder.is_dir():
-        raise SpinliteError(f"there is no folder {folder}", fix="check the path after --data")
+        fix = f"for a data set: --set data.dataset={folder}" if folder.is_file() else "check the path after --data"
+        raise SpinliteError(f"there is no folder {folder}", fix=fix)
     return folder
 
 
