@@ -20,7 +20,7 @@ from spinlite.lora.write import write_lora, write_sidecars
 from spinlite.run import Run
 from spinlite.store import read
 
-PRIVATE = {"data": {"folder"}, "model": {"base", "vae", "init_lora"}}  # places: their last part alone is written
+PLACES = {"folder", "dataset", "base", "vae", "init_lora"}  # settings of which the last part alone is written
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:
     )  # fmt: skip
 
 
-def _public(tree: dict[str, Any]) -> dict[str, Any]:
+def _public(value: Any, key: str = "") -> Any:
     """Settings without the places of files."""
-    for section, keys in PRIVATE.items():
-        for key in keys:
-            if tree[section][key]:
-                tree[section][key] = Path(tree[section][key]).name
-    return tree
+    if isinstance(value, dict):
+        return {name: _public(below, name) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_public(below, key) for below in value]
+    return Path(value).name if key in PLACES and isinstance(value, str) else value
 
 
 def choose(run: Run, word: str) -> int:

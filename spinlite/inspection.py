@@ -108,7 +108,8 @@ def _lora(path: Path) -> LoraReport:
     if kind and not other:
         headed = any("alpha" not in file.parts[n] and not math.isclose(file.alpha(n), pair.rank) for n, pair in pairs.items())
         programs = verdicts(Facts(kind, modules, alphas, headed, dora, file.foreign, file.metadata))
-        programs.append(_ours(path, kind, len(modules)))
+        if any(m.fits for m in modules):
+            programs.append(_ours(path, kind, len(modules)))
     notes += _notes(file, kind, modules, header, digest) if not other else []
     counts = dict(sorted(Counter(_part(m) for m in modules).items()))
     return LoraReport(

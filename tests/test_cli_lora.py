@@ -115,6 +115,7 @@ WRONG = {
     "resize-rank": (["resize", "FILE", "--rank", "4"], "has rank 4 already", "below 4"),
     "resize-none": (["resize", "none.safetensors", "--rank", "4"], "there is no such file", "check the path"),
     "merge-other": (["merge", "RUN", "--into", "BASES/sdxl.safetensors", "-o", "x"], "unet.", "a model of its own kind"),
+    "merge-small": (["merge", "RUN", "--into", "demo", "-o", "x"], "of the published size", "spinlite export"),
     "merge-itself": (["merge", "RUN", "--into", "BASES/sd15.safetensors", "-o", "BASES/sd15"], "is the base model", "-o"),
     "merge-lora": (["merge", "RUN", "--into", "FILE", "-o", "x"], "is a LoRA, not a base model", "use a"),
     "merge-pickle": (["merge", "RUN", "--into", "x.ckpt", "-o", "x"], "is a pickle", ".safetensors"),

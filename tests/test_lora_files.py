@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from spinlite import config, device
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
-from spinlite.export import Wanted, choose, export
+from spinlite.export import Wanted, _public, choose, export
 from spinlite.families import family
 from spinlite.families.names import kohya_name
 from spinlite.families.sd import StableDiffusion
@@ -244,6 +244,14 @@ def test_what_can_not_be_exported_is_named(run: Run, tmp_path: Path):
     other = family(config.Model(base="1", family="toy"), CPU)
     with pytest.raises(SpinliteError, match="has changed since"):
         export(run, other, 1, tmp_path / "x.safetensors", Wanted())
+
+
+def test_no_place_on_the_computer_is_in_a_header(swatches: Path):
+    data = {"folder": str(swatches), "sources": [{"folder": str(swatches)}, {"dataset": "/home/me/pictures"}]}
+    settings = config.validate({"data": data, "model": {"vae": "/home/me/v.safetensors"}})
+    text = json.dumps(_public(settings.model_dump()))
+    assert str(swatches) not in text and "/home" not in text
+    assert text.count('"swatches"') == 2 and '"v.safetensors"' in text and '"pictures"' in text
 
 
 def test_a_lora_of_zeros_is_written_and_read(run: Run, tmp_path: Path):

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL.Image import Image
 from safetensors.torch import load_file
 from test_lora_import import CPU, KIND, lora_of
 from torch import Tensor
 
 from spinlite import merge as merging
-from spinlite.config import Model
+from spinlite.config import Model, Play
 from spinlite.errors import SpinliteError
 from spinlite.families import Family, family
 from spinlite.families.names import kohya_name
@@ -21,6 +23,7 @@ from spinlite.lora import Pair, norm
 from spinlite.lora.apply import applied
 from spinlite.lora.layouts import kohya
 from spinlite.merge import Base, merge, of_file
+from spinlite.play import sample
 from spinlite.store import read
 
 LAYER = "text_model.encoder.layers.0."
@@ -78,6 +81,36 @@ def test_a_merged_model_predicts_what_the_base_does_with_the_lora(kind: str, for
     keys = load_file(tmp_path / "m.safetensors").keys()
     unused = {key for key in whole if "resblocks.23" in key or (kind == "sd21" and "text_projection" in key)}
     assert keys == whole.keys() if form == "file" else keys == whole.keys() - unused
+
+
+@pytest.mark.parametrize(("kind", "pipeline"), [("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)])
+def test_live_loaded_by_diffusers_and_merged_draw_the_same_picture(kind: str, pipeline: Any, configs: Path, tmp_path: Path):
+    made = load(configs / kind)
+    lora = whole_lora(kind, made.net)
+    path, noise = saved(tmp_path / "mine.safetensors", kind, lora), torch.randn(1, 4, 8, 8)
+    merge(*_into(path, configs / f"{kind}.safetensors"), tmp_path / "m.safetensors", None, {}, quiet)
+    hot = pipeline.from_pretrained(configs / kind)
+    hot.load_lora_weights(str(path))
+    merged = pipeline.from_single_file(str(tmp_path / "m.safetensors"), config=str(configs / kind), local_files_only=True)
+    play = Play(sampler="ddim", steps=4, guidance=3.0)
+    told: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 64, "width": 64, "negative_prompt": ""}
+
+    def pixels(picture: Image) -> Tensor:
+        return torch.tensor(list(picture.tobytes())).float()
+
+    def live() -> Tensor:
+        return pixels(made.decode(sample(made, noise, made.prompt(["a fox"]), made.prompt([""]), play))[0])
+
+    without = live()
+    made.free()
+    made.start_from(path)
+    with applied(made.net, lora):
+        wanted = live()
+    effect = (without - wanted).abs().mean()
+    for pipe in (hot, merged):
+        pipe.set_progress_bar_config(disable=True)
+        drawn = pixels(pipe("a fox", latents=noise, **told).images[0])
+        assert (drawn - wanted).abs().mean() < 0.05 * effect
 
 
 def _into(path: Path, base: Path) -> tuple[dict[str, Pair], Base]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spinlite.families.checkpoint import Checkpoint, Kind
+from spinlite.errors import SpinliteError
+from spinlite.families.checkpoint import KINDS, Checkpoint, Kind
 from spinlite.families.names import original_name
-from spinlite.families.single_file import ENCODERS, NET
+from spinlite.families.single_file import ENCODERS, NET, published_size
 
 CLIP = {  # a layer's parts: transformers' names -> OpenCLIP's
     "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "layer_norm1": "ln_1",
@@ -58,7 +59,13 @@ def places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
 
 
 def of_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A diffusers model's weights as one file has them, and the keys that mark v-prediction there."""
+    """A diffusers model's weights as one file has them, and the keys that mark v-prediction there.
+
+    Raises SpinliteError for a model of other sizes than the published one.
+    """
+    if not published_size(checkpoint):
+        problem = f"{checkpoint.name} is no {KINDS[checkpoint.kind]} of the published size: programs could not open it"
+        raise SpinliteError(problem, fix="use the LoRA file with it instead: `spinlite export`")
     names = ("unet", "vae", *ENCODERS[checkpoint.kind])
     found = original(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})
     marks = {"v_pred": "v" in checkpoint.predictions.values(), "ztsnr": bool(checkpoint.zero_snr)}

@@ -133,6 +133,15 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise SpinliteError(f"{path.name} is not a whole safetensors file: {error}", fix="download it again") from None
 
 
+def published_size(checkpoint: Checkpoint) -> bool:
+    """Whether a model's UNet has the published one's levels: programs open a single file by these, whatever it holds."""
+    mine, theirs = checkpoint.config("unet"), json.loads(
+        (CONFIGS / FOLDERS[checkpoint.kind] / "unet" / "config.json").read_text(encoding="utf-8")
+    )  # fmt: skip
+    names = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "cross_attention_dim")
+    return all(mine.get(name) == theirs[name] for name in names)
+
+
 def part_of(key: str) -> str:
     """What a tensor of a file in the original layout belongs to, in words."""
     if key.startswith(NET):
