@@ -6,6 +6,7 @@ A shard is written whole or not at all, and is never changed; what a folder hold
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
+
+SHARD = 2**27  # bytes that are gathered at the most
+SAVE_SECONDS = 10.0  # of making items that a run which is killed may lose
+Place = tuple[int, int, int]  # (shard, group, row)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -66,45 +71,88 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 class Store:
     """Items by key, each a few named tensors; `get` stacks the items it is asked for.
 
-    Items lie on disk and are read when asked for: memory is flat in their number.
+    Items lie on disk and are read when asked for: in memory is their index alone, some 200 bytes an item. Within `with store:`
+    what is added is gathered for a while into larger shards; at the block's end, however it ends, all of it is written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._places: dict[str, tuple[Path, list[str]]] = {}
-        self._open: dict[Path, Any] = {}
+        self._places: dict[str, Place] = {}
+        self._shards: list[tuple[Path, list[list[str]]]] = []  # path, the names of each group's tensors
+        self._open: dict[int, Any] = {}
+        self._waiting: dict[str, dict[str, Tensor]] = {}
+        self._gathering, self._bytes, self._since = False, 0, 0.0
         for shard in sorted(folder.glob("*.safetensors")):
             self._index(shard)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._places or key in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._waiting)
+
+    def __enter__(self) -> "Store":
+        self._gathering = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._gathering = False
+        self._write()
 
     def add(self, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """One shard: tensors are (B, ...), one row a key. Keys are without '/'; those that are there stay as they are."""
-        new = [(i, key) for i, key in enumerate(keys) if key not in self]
-        rows = {f"{key}/{name}": value[i] for i, key in new for name, value in tensors.items()}
-        shard = self.folder / f"{fingerprint([key for _, key in new])}.safetensors"
-        write(shard, rows)
-        self._index(shard)
+        """Tensors are (B, ...), one row a key; items that are there stay as they are."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        for i, key in enumerate(keys):
+            if key not in self:
+                self._waiting[key] = {name: value[i].detach().cpu() for name, value in tensors.items()}
+                self._bytes += sum(value.nbytes for value in self._waiting[key].values())
+        if not self._gathering or self._bytes >= SHARD or time.monotonic() - self._since >= SAVE_SECONDS:
+            self._write()
 
     def get(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Named tensors (B, ...), one row a key, on the CPU."""
-        names = self._places[keys[0]][1]
-        return {name: torch.stack([self._tensor(key, name) for key in keys]) for name in names}
+        """Named tensors (B, ...), one row a key, on the CPU; the items are of one shape."""
+        self._write()
+        rows = [self._item(key) for key in keys]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _tensor(self, key: str, name: str) -> Tensor:
-        shard, _ = self._places[key]
+    def _item(self, key: str) -> dict[str, Tensor]:
+        shard, group, row = self._places[key]
+        path, names = self._shards[shard]
         if shard not in self._open:
-            self._open[shard] = safe_open(shard, "pt")
-        return self._open[shard].get_tensor(f"{key}/{name}")
+            self._open[shard] = safe_open(path, "pt")
+        return {name: self._open[shard].get_slice(f"{group}/{name}")[row] for name in names[group]}
+
+    def _write(self) -> None:
+        """One shard of what was gathered: items of one kind and shape are one tensor each, its rows in order of the keys."""
+        if not self._waiting:
+            return
+        groups: dict[Any, list[str]] = {}
+        for key, item in self._waiting.items():
+            groups.setdefault(tuple((name, value.shape, value.dtype) for name, value in item.items()), []).append(key)
+        tensors = {
+            f"{i}/{name}": torch.stack([self._waiting[key][name] for key in keys])
+            for i, (kind, keys) in enumerate(groups.items())
+            for name, _, _ in kind
+        }
+        shard = self.folder / f"{fingerprint(list(groups.values()))}.safetensors"
+        write(shard, tensors, {"keys": json.dumps(list(groups.values()))})
+        self._waiting, self._bytes = {}, 0
+        self._index(shard)
 
     def _index(self, shard: Path) -> None:
         try:
             with safe_open(shard, "pt") as file:
-                names = list(file.keys())
-        except SafetensorError:
+                full, keys = list(file.keys()), json.loads((file.metadata() or {})["keys"])
+        except (SafetensorError, KeyError, ValueError):
             shard.unlink()  # not one of ours, or cut short: its items are made again
             return
-        for full in names:
-            key, _, name = full.rpartition("/")
-            self._places.setdefault(key, (shard, []))[1].append(name)
+        names: list[list[str]] = [[] for _ in keys]
+        for each in full:
+            group, _, name = each.partition("/")
+            names[int(group)].append(name)
+        number = len(self._shards)
+        self._shards.append((shard, names))
+        for group, rows in enumerate(keys):
+            for row, key in enumerate(rows):
+                self._places.setdefault(key, (number, group, row))
