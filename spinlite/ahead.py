@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -30,14 +31,18 @@ def errors_ahead(
     no learning step switches adapters any more. In half precision an error depends, by rounding, on the batch it was
     measured in; against live errors of the policy that is noise in the margin.
 
-    What was measured is kept every few seconds and goes on from there: in the same batches, so with the same bits.
+    Draws of one shape are measured together. What was measured is kept every few seconds and goes on from there: in the same
+    batches, so with the same bits.
     """
+    groups = batches.by_shape(places)
+    order = [place for group in groups for place in group]
+    ends = list(accumulate(len(group) for group in groups))
     found = read(path)[0] if path.exists() else {name: torch.empty(0) for name in names}
     done = kept = len(found[names[0]])
     saved = time.monotonic()
     try:
-        while done < len(places):
-            made = batches.of(places[done : done + batch])
+        while done < len(order):
+            made = batches.of(order[done : min(done + batch, next(end for end in ends if end > done))])
             more = {name: measure(family, slots, name, made).cpu() for name in names}
             found = {name: torch.cat([found[name], more[name]]) for name in names}
             done = len(found[names[0]])
@@ -48,4 +53,5 @@ def errors_ahead(
     finally:
         if done > kept:
             write(path, found)
-    return found
+    at = {place: row for row, place in enumerate(order)}
+    return {name: value[[at[place] for place in places]] for name, value in found.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spinlite.config import Draw, Learn
-from spinlite.data import Encoded, Record, shows
+from spinlite.data import Encoded, Record, runs, shows
 from spinlite.families import Cond, Family
 from spinlite.maths.draws import draw, gaussian, generator, order
 from spinlite.maths.weights import weigh
@@ -29,7 +29,8 @@ class Walked:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples with their draws, on the device. real, fake, eps: (B, ...); t: (B,). fake is None where nobody asks for it.
+    """Samples of one shape with their draws, on the device. real, fake, eps: (B, ...); t: (B,). fake is None where nobody asks
+    for it.
 
     known:    errors of these draws that were measured ahead, (B,) each; the step measures the others
     eps_fake: the fakes' own noise; None: that of the real ones
@@ -66,7 +67,10 @@ def _cut(value: Any, rows: slice) -> Any:
 
 
 class Batches:
-    """The batches of a round, each a function of (seed, round, update): epochs are permutations, one after the other.
+    """The draws of a round, each a function of (seed, round, place): epochs are permutations, one after the other.
+
+    An update's samples are of several shapes where pictures are; those of one shape go through the network together, and none
+    is left out or put off for its shape.
 
     A picture is shown as often in an epoch as it has repeats, with another of its captions each time.
     """
@@ -75,27 +79,37 @@ class Batches:
         self, family: Family, encoded: Encoded, records: Sequence[Record], fakes: Fakes | None, settings: Learn, seed: int,
         round_: int, drawn: Draw | None = None, walks: Walks | None = None,
     ) -> None:  # fmt: skip
-        self._family, self._encoded, self._shows, self._fakes = family, encoded, shows(records), fakes
+        self._family, self._encoded, self._shows, self._fakes = family, encoded, shows(records, encoded.flip), fakes
         self._settings, self._names, self._drawn, self.walks = settings, (seed, round_), drawn or Draw(), walks
         self.known: Errors = {}  # what was measured ahead: (draws,) each
+        self._orders: dict[int, list[int]] = {}  # of the epochs that were asked for last
 
     @property
     def draws(self) -> int:
         """How many the round has."""
         return self._settings.updates * self._settings.batch
 
-    def at(self, update: int) -> Batch:
-        """The batch of an update, from 0."""
-        return self.of(range(update * self._settings.batch, (update + 1) * self._settings.batch))
+    def at(self, update: int) -> list[Batch]:
+        """The samples of an update, from 0, one batch for each shape."""
+        places = range(update * self._settings.batch, (update + 1) * self._settings.batch)
+        return [self.of(run) for run in self.by_shape(places)]
+
+    def by_shape(self, places: Sequence[int]) -> list[list[int]]:
+        """Places of the round, those of one shape together."""
+        shapes = [record.bucket for record, _ in self.rows(places)]
+        return [[places[i] for i in run] for run in runs(shapes, len(places))]
 
     def rows(self, places: Iterable[int]) -> list[tuple[Record, int]]:
         """(record, epoch) of draws, by their places in the round."""
         found = [divmod(i, len(self._shows)) for i in places]
-        orders = {epoch: order(len(self._shows), "learn", *self._names, epoch) for epoch in {epoch for epoch, _ in found}}
-        return [self._shows[orders[epoch][place]].at(epoch) for epoch, place in found]
+        asked = {epoch for epoch, _ in found}
+        kept = {epoch: known for epoch, known in self._orders.items() if epoch in asked}
+        new = {epoch: order(len(self._shows), "learn", *self._names, epoch) for epoch in asked - kept.keys()}
+        self._orders = kept | new
+        return [self._shows[self._orders[epoch][place]].at(epoch) for epoch, place in found]
 
     def of(self, places: Sequence[int]) -> Batch:
-        """The draws at these places of the round."""
+        """The draws at these places of the round, which are of one shape."""
         rows = self.rows(places)
         dropped = [self._coin(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
         names = ("learn", *self._names)
@@ -111,14 +125,15 @@ def make_batch(
     family: Family, encoded: Encoded, rows: Sequence[tuple[Record, int]], fakes: Fakes | None,
     dropped: Sequence[bool] | None, names: tuple[int | str, ...], drawn: Draw | None = None, walks: Walks | None = None,
 ) -> Batch:  # fmt: skip
-    """(record, epoch) rows -> a batch on the network's device, with the draws of `names`.
+    """(record, epoch) rows of one shape -> a batch on the network's device, with the draws of `names`.
 
     With `walks` a fake is met on its own path, at the point that its epoch is due, and the real one at the same time.
     """
     drawn = drawn or Draw()
     device = next(family.net.parameters()).device
     records = [r for r, _ in rows]
-    draws = [draw(family.latent_shape, r.key, epoch, *names) for r, epoch in rows]
+    real = encoded.real(records)
+    draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
     cond = {name: value.to(device) for name, value in encoded.cond(records, dropped).items()}
     t = family.path.times(drawn.low + (drawn.high - drawn.low) * torch.tensor([u for u, _ in draws])).to(device)
     walked, weight = None, None
@@ -130,9 +145,9 @@ def make_batch(
         weight = weigh(family.path, drawn.weight, t, drawn.low, drawn.high) * ((share >= drawn.low) & (share <= drawn.high))
     eps_fake = None
     if drawn.noise == "separate" and fakes:
-        eps_fake = torch.stack([gaussian(family.latent_shape, "eps", "fake", *names, r.key, epoch) for r, epoch in rows])
+        eps_fake = torch.stack([gaussian(real.shape[1:], "eps", "fake", *names, r.key, epoch) for r, epoch in rows])
     return Batch(
-        real=encoded.real(records).to(device),
+        real=real.to(device),
         fake=fakes(records).to(device) if fakes else None,
         eps=torch.stack([eps for _, eps in draws]).to(device),
         t=t,

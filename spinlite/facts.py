@@ -90,9 +90,11 @@ def facts(settings: Settings, base: Family, found: Survey, method: Method, where
     values = ", ".join(f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in asdict(method).items())
     width, height = base.size
     train, heldout = pictures(found.train), pictures(found.heldout)
+    shapes = len({r.bucket for r in found.train + found.heldout})
+    shaped = f", in {shapes} shapes" if shapes > 1 else ""
     return {
         "model": f"{base.title}, {width}x{height} px",
-        "data": f"{train} pictures to learn from, {heldout} held out ({data.where(settings.data)})",
+        "data": f"{train} pictures to learn from, {heldout} held out{shaped} ({data.where(settings.data)})",
         "captions": ", ".join(f"{count} from {origin}" for origin, count in found.origins.most_common()),
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
         "rounds": f"{settings.run.rounds} of {learning.updates} updates, {learning.batch} samples each",

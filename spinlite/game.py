@@ -11,7 +11,7 @@ from torch import Tensor
 from spinlite.adapters import Slots
 from spinlite.batches import Fakes, Walks
 from spinlite.config import Play, Settings
-from spinlite.data import Encoded, Record
+from spinlite.data import Encoded, Record, runs, strangers
 from spinlite.device import Device
 from spinlite.facts import Watch
 from spinlite.fallback import Fallback
@@ -144,10 +144,13 @@ class Game:
         return Store(self.run.folder.parent / "cache" / "fake" / made_of)
 
     def _shuffled(self, k: int) -> Fakes:
-        """The pictures of other captions, another circle of them in each round."""
-        other = partners(len(self.train), self.settings.run.seed, k)
-        by_key = {record.key: self.train[place] for record, place in zip(self.train, other, strict=True)}
-        return lambda records: self.encoded.real([by_key[record.key] for record in records])
+        """The pictures of other captions, another circle of them in each round; of the same shape, where there are any."""
+        by_key, pictures = strangers(self.train), list({record.key: record for record in self.train}.values())
+        for run in runs([record.bucket for record in pictures], len(pictures)):
+            if len(run) > 1:
+                other = partners(len(run), self.settings.run.seed, k)
+                by_key |= {pictures[i].key: pictures[run[place]] for i, place in zip(run, other, strict=True)}
+        return lambda records: self.encoded.real([by_key[record.key] for record in records], records)
 
 
 def _one_of(rungs: Sequence[Rung], *names: int | str) -> Rung:

@@ -1,14 +1,16 @@
 """The end of a round: what the held-out pictures say of the policy, and its sample sheet."""
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from spinlite.batches import Fakes
-from spinlite.data import Progress
+from spinlite.data import Progress, Record, runs
 from spinlite.device import Levers
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.heldout import drift, grew, heldout_errors, strayed
 from spinlite.evaluate.sheet import sheet
+from spinlite.families import Family
 from spinlite.game import Game
 from spinlite.guards import Diverged
 from spinlite.learn import figures
@@ -70,30 +72,31 @@ def _samples(game: Game, k: int, title: str) -> tuple[dict[str, float], bool]:
     whether they have strayed from these."""
     count = min(game.settings.judge.prompts, len(game.heldout))
     shown = [game.heldout[i * len(game.heldout) // count] for i in range(count)]
+
+    def each(fakes: Fakes, records: list[Record]) -> list[Tensor]:
+        return [fakes([record])[0] for record in records]
+
     base = game.played("base", 0, game.heldout, title + " (samples)", "heldout")
     before = game.played("opponent", k - 1, game.heldout, title + " (samples)", "heldout")
     now = game.played("policy", k, game.heldout, title + " (samples)", "heldout")
     latents = {
-        "base": base(shown),
-        "previous" if k > 1 else "your LoRA" if game.family.start else "previous (base)": before(shown),
-        f"round {k} (current)": now(shown),
-        "your picture, held out": game.encoded.real(shown),
+        "base": each(base, shown),
+        "previous" if k > 1 else "your LoRA" if game.family.start else "previous (base)": each(before, shown),
+        f"round {k} (current)": each(now, shown),
+        "your picture, held out": each(game.encoded.real, shown),
     }
     _sheet(game, k, [r.caption for r in shown], latents)
-    start = game.played("opponent", 0, game.heldout, title + " (samples)", "heldout")(game.heldout)
-    real, samples = game.encoded.real(game.heldout), now(game.heldout)
-    shift, spread = drift(base(game.heldout), samples)
+    start = game.played("opponent", 0, game.heldout, title + " (samples)", "heldout")
+    real, samples = each(game.encoded.real, game.heldout), each(now, game.heldout)
+    shift, spread = drift(each(base, game.heldout), samples)
     away_mean, away_deviation = drift(real, samples)
     found = {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
-    return found, strayed(real, start, samples)
+    return found, strayed(real, each(start, game.heldout), samples)
 
 
-def _sheet(game: Game, k: int, captions: list[str], latents: dict[str, Tensor]) -> None:
+def _sheet(game: Game, k: int, captions: list[str], latents: dict[str, list[Tensor]]) -> None:
     def decode(levers: Levers) -> dict[str, list[Image]]:
-        return {
-            label: [picture for part in x.split(levers.play_batch) for picture in game.family.decode(part)]
-            for label, x in latents.items()
-        }
+        return {label: decoded(game.family, rows, levers.play_batch) for label, rows in latents.items()}
 
     try:
         rows = game.fallback.run("sheet", len(captions), decode)
@@ -104,3 +107,11 @@ def _sheet(game: Game, k: int, captions: list[str], latents: dict[str, Tensor]) 
         game.family.free()
     name = f"{game.run.name} · round {k} of {game.settings.run.rounds} · {game.settings.method['name']}"
     sheet(game.run.sheet(k), name, captions, rows)
+
+
+def decoded(family: Family, latents: list[Tensor], batch: int) -> list[Image]:
+    """Latents, (C, ...) each, of whatever shapes -> their pictures; `batch` of one shape are decoded at once."""
+    found: dict[int, Image] = {}
+    for run in runs([x.shape for x in latents], batch):
+        found |= zip(run, family.decode(torch.stack([latents[i] for i in run])), strict=True)
+    return [found[i] for i in range(len(latents))]

@@ -166,15 +166,22 @@ def learn(
     def attempt(levers: Levers) -> tuple[Tensor, Errors, dict[str, float]]:
         optimizer.zero_grad(set_to_none=True)
         family.set_checkpointing(levers.checkpointing)
-        batch, now = batches.at(state.update), state.method(method, settings.aim)
+        now, shapes = state.method(method, settings.aim), batches.at(state.update)
         beta = getattr(now, "beta", 1.0) if settings.aim else 1.0
-        loss, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, 1 / beta)
+        loss, found = torch.zeros(()), []
+        for batch in shapes:  # the mean over an update's samples is that of its shapes' means, each weighed by its share
+            share = len(batch.t) / settings.batch
+            part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
+            loss, found = loss + part.cpu(), [*found, errors]
+        errors = {name: torch.cat([each[name] for each in found]) for name in found[0]}
+        weights = [batch.weight for batch in shapes if batch.weight is not None]
+        weight = torch.cat(weights) if weights else None
         if settings.aim:
-            state.see(errors, batch.weight)
-        found = {"beta": beta} if settings.aim else {}
+            state.see(errors, weight)
+        told = {"beta": beta} if settings.aim else {}
         if "opponent_fake" in errors:
-            found["pull"] = pull(now, errors, batch.weight)
-        return loss * beta, errors, found
+            told["pull"] = pull(now, errors, weight)
+        return loss * beta, errors, told
 
     while state.update < settings.updates and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ import torch
 
 from spinlite.ahead import errors_ahead
 from spinlite.batches import Batches, Errors, Fakes, Walks, make_batch
-from spinlite.data import Progress
+from spinlite.data import Progress, runs
 from spinlite.device import averaged, learning
 from spinlite.errors import SpinliteError
 from spinlite.game import Game
@@ -79,11 +79,15 @@ def _probe(game: Game, k: int, fakes: Fakes | None, walks: Walks | None) -> None
     game.enter(k - 1)
     rival, records = next(iter(game.rivals(k).items()))
     rows = [(record, 0) for record in records[: game.settings.learn.batch]]
-    batch = make_batch(game.family, game.encoded, rows, fakes, None, ("probe", k), game.settings.draw, walks)
+    batches = [
+        make_batch(game.family, game.encoded, [rows[i] for i in run], fakes, None, ("probe", k), game.settings.draw, walks)
+        for run in runs([record.bucket for record, _ in rows], len(rows))
+    ]
 
     @torch.no_grad()
     def errors(size: int, names: list[str]) -> Errors:
-        parts = [{n: measure(game.family, game.slots, n, part) for n in names} for part in batch.parts(size)]
+        every = (part for batch in batches for part in batch.parts(size))
+        parts = [{n: measure(game.family, game.slots, n, part) for n in names} for part in every]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     found = game.fallback.run("opponent", len(rows), lambda levers: errors(levers.play_batch, asked(game.method)))

@@ -102,12 +102,21 @@ def ending_of(content: bytes) -> str:
     return ".bin"
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Picture:
-    """The middle of a picture, resized to fill `size` (width, height)."""
-    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+def fit(image: Image.Image, size: tuple[int, int], centring: tuple[float, float] = (0.5, 0.5)) -> Picture:
+    """A picture resized to fill `size` (width, height), and what is too much cut off: its middle stays, or what lies at
+    `centring`, from 0 (left, top) to 1."""
+    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=centring)
     scale = max(size[0] / image.width, size[1] / image.height)
-    left, top = (round((whole * scale - kept) / 2) for whole, kept in zip(image.size, size, strict=True))
+    over = [whole * scale - kept for whole, kept in zip(image.size, size, strict=True)]
+    left, top = (round(each * place) for each, place in zip(over, centring, strict=True))
     return Picture(fitted, image.size, (left, top))
+
+
+def mirrored(picture: Picture) -> Picture:
+    """A picture as if its original had been mirrored."""
+    (width, height), image = picture.original_size, picture.image
+    whole = round(width * max(image.width / width, image.height / height))
+    return Picture(ImageOps.mirror(image), (width, height), (whole - image.width - picture.crop[0], picture.crop[1]))
 
 
 @cache

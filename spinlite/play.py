@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spinlite.config import Play
-from spinlite.data import Encoded, Progress, Record, chunks
+from spinlite.data import Encoded, Progress, Record, runs
 from spinlite.errors import SpinliteError
 from spinlite.families import Cond, Family
 from spinlite.guards import Diverged
@@ -23,7 +23,7 @@ def play(
     family: Family, encoded: Encoded, records: Sequence[Record], settings: Play, batch: int, store: Store,
     progress: Progress, *names: int | str,
 ) -> None:  # fmt: skip
-    """One fake for each record's caption, in the store under `fake_key`; those that are there are passed over.
+    """One fake for each record's caption, in its picture's shape, in the store under `fake_key`; what is there is passed over.
 
     The noise of a fake is a function of `names` and the record's key. `batch` of them are made at once.
 
@@ -31,19 +31,22 @@ def play(
     The network plays as whoever is active. With `settings.points` each item also holds that many points of its path:
     "x_t", "own" and "own_empty" (the network's predictions with and without caption), each (points, ...), and "t" (points,).
     """
-    for done, chunk in enumerate(chunks(records, batch)):
-        if any(fake_key(r) not in store for r in chunk):
-            noise = torch.stack([gaussian(family.latent_shape, "play", *names, r.key) for r in chunk])
-            chance = [generator("sampler", *names, r.key) for r in chunk]
-            path = Kept(settings, len(solver(family, settings, "cpu").timesteps), [(*names, r.key) for r in chunk])
-            fakes = sample(
-                family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
-                path.see if settings.points else None,
-            )  # fmt: skip
-            if not fakes.isfinite().all():
-                raise Diverged("numbers", "samples are not numbers")
-            store.add([fake_key(r) for r in chunk], {"x0": fakes, **path.tensors()})
-        progress(min((done + 1) * batch, len(records)), len(records))
+    done = 0
+    with store:
+        for chunk in ([records[i] for i in run] for run in runs([r.bucket for r in records], batch)):
+            if any(fake_key(r) not in store for r in chunk):
+                shape = encoded.real(chunk).shape[1:]
+                noise = torch.stack([gaussian(shape, "play", *names, r.key) for r in chunk])
+                chance = [generator("sampler", *names, r.key) for r in chunk]
+                path = Kept(settings, len(solver(family, settings, "cpu").timesteps), [(*names, r.key) for r in chunk])
+                fakes = sample(
+                    family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
+                    path.see if settings.points else None,
+                )  # fmt: skip
+                if not fakes.isfinite().all():
+                    raise Diverged("numbers", "samples are not numbers")
+                store.add([fake_key(r) for r in chunk], {"x0": fakes, **path.tensors()})
+            progress(done := done + len(chunk), len(records))
 
 
 def fake_key(record: Record) -> str:

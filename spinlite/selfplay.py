@@ -6,13 +6,13 @@ from typing import Any
 
 from spinlite import data, device
 from spinlite.config import Settings
-from spinlite.data import Encoded
+from spinlite.data import Encoded, Grid, Record, Survey, listing, strangers
 from spinlite.device import Device, Levers
 from spinlite.errors import SpinliteError
 from spinlite.export import Wanted, export
 from spinlite.facts import Watch, facts, fitted, reason, spoken, warnings
 from spinlite.fallback import Fallback, said
-from spinlite.families import family
+from spinlite.families import Family, family, frame
 from spinlite.game import Game
 from spinlite.guards import Diverged
 from spinlite.judge import judge
@@ -63,8 +63,13 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
     """The rounds after those that are done; returns why the run was stopped. All that they needed is then let go."""
     settings, folder = run.settings, run.folder
     method = settings.build_method()
-    with watch.phase("check pictures", 1) as progress:
-        found = data.survey(settings.data, method.fakes == "given", folder.parent / "cache", progress)
+    grid, cache = Grid(*frame(settings.model), settings.data.upscale, settings.data.buckets), folder.parent / "cache"
+
+    def look() -> Survey:
+        with watch.phase("check pictures", 1) as progress:
+            return data.survey(settings.data, method.fakes == "given", cache, progress, grid)
+
+    found = look()
     where, plan = _planned(run, len(found.train), len(found.heldout), watch)
     watch = wary(watch, where.device)
     base = family(settings.model, where)
@@ -89,13 +94,14 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
         watch.facts({"start": told(base.start, Path(settings.model.init_lora or "").name)})
     for warning in warnings(found, settings):
         watch.say(warning)
-    with watch.phase("encode pictures and captions", 1) as progress:
-        both = found.train + found.heldout
-        cache = folder.parent / "cache"
-        encoded = fallback.run("encode", len(both), lambda levers: Encoded(
-            base, both, cache, levers.play_batch, progress, settings.data.background
-        ))  # fmt: skip
-    game = Game(run, settings, base, slots, method, encoded, found.train, found.heldout[:JUDGED], where, fallback, watch)
+    encoded = _encode(run, base, found, fallback, watch)
+    if encoded.changed:
+        watch.say(f"{len(encoded.changed)} pictures were changed meanwhile and are looked at again: {listing(encoded.changed)}")
+        shutil.rmtree(cache / "looks", ignore_errors=True)  # what is remembered of files may be what is wrong
+        found = look()
+        encoded = _encode(run, base, found, fallback, watch)
+    train, heldout = _usable(found, encoded, watch)
+    game = Game(run, settings, base, slots, method, encoded, train, heldout[:JUDGED], where, fallback, watch)
     return _go(game, done + 1, stopped)
 
 
@@ -116,6 +122,31 @@ def _planned(run: Run, train: int, heldout: int, watch: Watch) -> tuple[Device, 
                 raise
             fix = "close what else uses this memory and run the same command: the run goes on from its last save"
             raise SpinliteError(error.problem, fix=fix) from None
+
+
+def _encode(run: Run, base: Family, found: Survey, fallback: Fallback, watch: Watch) -> Encoded:
+    """Pictures and captions as the network takes them, made where they are missing."""
+    both, settings = found.train + found.heldout, run.settings.data
+    others = list(strangers(found.train).values()) if run.settings.build_method().fakes == "shuffled" else []
+    with watch.phase("encode pictures and captions", 1) as progress:
+        return fallback.run("encode", len(both), lambda levers: Encoded(
+            base, both, run.folder.parent / "cache", levers.play_batch, progress, settings, others
+        ))  # fmt: skip
+
+
+def _usable(found: Survey, encoded: Encoded, watch: Watch) -> tuple[list[Record], list[Record]]:
+    """(train, held-out) of what is encoded; what is not is said."""
+    if encoded.changed:
+        problem = f"pictures are changed faster than they are encoded: {listing(encoded.changed)}"
+        raise SpinliteError(problem, fix="run the same command when nothing writes to them any more")
+    if encoded.faults:
+        faults = list(encoded.faults.values())
+        watch.say(f"{len(faults)} pictures can't be encoded and are left out: {listing(faults)}")
+    train, heldout = encoded.usable(found.train), encoded.usable(found.heldout)
+    if not (train and heldout):
+        problem = "no picture is left to learn from, or none to measure with"
+        raise SpinliteError(problem, fix="mend those named above, or add others")
+    return train, heldout
 
 
 def _go(game: Game, k: int, stopped: str | None) -> str | None:

@@ -121,8 +121,8 @@ def test_times_keep_to_their_range(method: str, toy_settings: Settings, tmp_path
     whole = lesson.Batches.at
 
     def spied(self, update: int):
-        made = whole(self, update)
-        seen.extend(made.t.tolist())
+        (batch,) = made = whole(self, update)
+        seen.extend(batch.t.tolist())
         return made
 
     monkeypatch.setattr(lesson.Batches, "at", spied)
@@ -137,9 +137,9 @@ def test_points_outside_the_range_count_nothing(toy_settings: Settings, tmp_path
     whole = lesson.Batches.at
 
     def spied(self, update: int):
-        made = whole(self, update)
-        assert made.weight is not None
-        seen.extend(zip(made.t.tolist(), made.weight.tolist(), strict=True))
+        (batch,) = made = whole(self, update)
+        assert batch.weight is not None
+        seen.extend(zip(batch.t.tolist(), batch.weight.tolist(), strict=True))
         return made
 
     monkeypatch.setattr(lesson.Batches, "at", spied)

@@ -127,7 +127,7 @@ class Limited(Quiet):
             return prediction
 
         monkeypatch.setattr(Toy, "denoise", limited_denoise)
-        monkeypatch.setattr(Toy, "encode", lambda toy, pictures: tight(len(pictures)) or encode(toy, pictures))
+        monkeypatch.setattr(Toy, "encode", lambda toy, some, *sampled: tight(len(some)) or encode(toy, some, *sampled))
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int):

@@ -39,11 +39,11 @@ class Watched:
             self.game, self.k = game, k
             learned(game, k, *others)
 
-        def spied(batches: Any, update: int) -> Batch:
-            made = at(batches, update)
+        def spied(batches: Any, update: int) -> list[Batch]:
+            (made,) = at(batches, update)
             size = len(made.t)
             self.batches.append((self.k, batches.rows(range(update * size, (update + 1) * size)), made))
-            return made
+            return [made]
 
         monkeypatch.setattr(lesson, "_learn", learn)
         monkeypatch.setattr(lesson.Batches, "at", spied)

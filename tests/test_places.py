@@ -16,6 +16,7 @@ from spinlite.data import Encoded, Record
 from spinlite.errors import SpinliteError
 from spinlite.families import Family, family
 from spinlite.families.checkpoint import locate, open_checkpoint
+from spinlite.store import fingerprint_files
 
 CPU = device.Device(torch.device("cpu"), "a test")
 
@@ -74,5 +75,6 @@ def test_vae_and_text_encoders_are_gone_after_encoding(tiny_bases: Path, tmp_pat
     seen: list[weakref.ref] = []
     part = made._parts.part
     made._parts.part = lambda name: (seen.append(weakref.ref(part(name))), part(name))[1]
-    Encoded(made, [Record(tmp_path / "a.png", "a cat", "k")], tmp_path, 1, lambda done, of: None)
+    record = Record(tmp_path / "a.png", "a cat", fingerprint_files([tmp_path / "a.png"]))
+    Encoded(made, [record], tmp_path, 1, lambda done, of: None)
     assert len(seen) >= 5 and not any(ref() for ref in seen)

@@ -151,7 +151,7 @@ def test_a_picture_that_encodes_to_nan_is_named_and_not_kept(
     broken = load_file(tiny_bases / "sdxl.safetensors")
     broken["first_stage_model.encoder.conv_in.bias"] = torch.full((8,), float("nan"))
     family = StableDiffusionXL(str(tiny.save(tmp_path / "x.safetensors", broken)), CPU)
-    with pytest.raises(SpinliteError, match=r"wide.png encodes to NaN.*\nfix: set model.vae"):
+    with pytest.raises(SpinliteError, match=r"wide.png: encodes to NaN .*: set model.vae"):
         Encoded(family, pictures, tmp_path / "cache", 2, lambda done, of: None)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
@@ -223,7 +223,7 @@ def test_a_run_from_a_single_file_ends_with_a_lora(configs: Path, swatches: Path
     base = tiny.save(tmp_path / "Some Finetune.safetensors", marked)
     settings = config.validate({
         "model": {"base": str(base), "rank": 2, "rslora": True},
-        "data": {"folder": str(swatches)},
+        "data": {"folder": str(swatches), "upscale": 4.0},
         "play": {"steps": 2, "guidance": 2.0},
         "learn": {"updates": 2, "batch": 2},
         "memory": {"play_batch": 8},

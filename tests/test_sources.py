@@ -19,6 +19,7 @@ from spinlite.data import Encoded, Record, Survey, shows, split, survey
 from spinlite.data.records import whole_numbers
 from spinlite.errors import SpinliteError
 from spinlite.families import family
+from spinlite.store import fingerprint_files
 
 COLOURS = 0
 
@@ -343,8 +344,9 @@ def test_a_repeated_picture_is_never_shown_with_the_same_turn_twice():
 
 def test_learning_shows_repeats_and_captions_in_turn(swatches: Path, tmp_path: Path):
     paths = [swatches / f"p{i}.png" for i in range(3)]
-    some = [Record(paths[0], caption, "a") for caption in ("one", "two")]
-    some += [Record(paths[1], "cat", "b"), Record(paths[2], "dog", "c", repeats=2)]
+    a, b, c = (fingerprint_files([path]) for path in paths)
+    some = [Record(paths[0], caption, a) for caption in ("one", "two")]
+    some += [Record(paths[1], "cat", b), Record(paths[2], "dog", c, repeats=2)]
     toy = family(config.Model(base="0", family="toy"), device.choose(config.Memory()))
     encoded = Encoded(toy, some, tmp_path, 4, lambda done, of: None)
     batches = Batches(toy, encoded, some, None, config.Learn(batch=4, caption_dropout=0.0), 0, 1)
@@ -352,7 +354,7 @@ def test_learning_shows_repeats_and_captions_in_turn(swatches: Path, tmp_path: P
     assert len({str(value) for value in words.values()}) == 4
     wanted = [["cat", "dog", "dog", "one"], ["cat", "dog", "dog", "two"]] * 2
     for update, captions in enumerate(wanted):
-        batch = batches.at(update)
+        (batch,) = batches.at(update)
         assert sorted(batch.cond["words"].tolist()) == sorted(words[caption] for caption in captions)
         assert len({str(eps.tolist()) for eps in batch.eps}) == 4, "no draw is there twice"
 

@@ -1,60 +1,183 @@
 """Records as the network takes them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from spinlite.data.records import Record
+from spinlite.config import Data
+from spinlite.data.buckets import Size, centring
+from spinlite.data.looks import in_order
+from spinlite.data.records import Record, listing
 from spinlite.errors import SpinliteError
-from spinlite.families import Cond, Family
-from spinlite.pictures import fit, open_picture
-from spinlite.store import Store, fingerprint
+from spinlite.families import Cond, Family, Picture
+from spinlite.pictures import decode, fit, mirrored, quiet, read_bytes
+from spinlite.store import Store, fingerprint, fingerprint_bytes
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (done, of)
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A picture in a shape, of which are wanted what it is like and its mirror image, or one of them."""
+
+    path: Path
+    key: str
+    shape: Size
+    flips: tuple[bool, ...]
+
+    def names(self) -> list[str]:
+        """What they are kept under."""
+        return [_name(self.key, self.shape, flip) for flip in self.flips]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An item on its way to the encoder: by name what is to be encoded, or why there is nothing."""
+
+    item: Item
+    pictures: dict[str, Picture]
+    fault: str = ""
+    changed: bool = False
+
+
 class Encoded:
-    """Records as the network takes them: latents and conditioning, in stores, made where they are missing."""
+    """Records as the network takes them: latents and conditioning, in stores, made where they are missing.
+
+    A picture is kept under the hash of the very bytes that were encoded, its shape and whether it is mirrored, in a store named
+    by the VAE and by what was done to the pixels; a caption under its own hash, in one named by the text encoders.
+
+    faults:  why pictures could not be encoded, by their keys; `usable` leaves their records out
+    changed: the names of files that are no longer what their records say; they are to be looked at again
+    """
 
     def __init__(
-        self, family: Family, records: Sequence[Record], cache: Path, batch: int, progress: Progress, background: str = "white"
-    ) -> None:
-        """Encode what is missing, `batch` at once; transparency is laid on `background`."""
-        self._pictures = Store(cache / "real" / fingerprint(family.base_hash, family.size, background))
-        self._prompts = Store(cache / "prompt" / fingerprint(family.base_hash))
-        paths = {r.key: r.path for r in records} | {r.lose_key: r.lose for r in records if r.lose}
+        self, family: Family, records: Sequence[Record], cache: Path, batch: int, progress: Progress,
+        settings: Data | None = None, others: Sequence[Record] = (),
+    ) -> None:  # fmt: skip
+        """Encode what is missing, `batch` at once: also the pictures of `others`, whose bucket need not be their own.
+
+        Raises SpinliteError where more than the share `max_unusable` of the pictures can't be encoded. What has been is kept.
+        """
+        self._settings = settings = settings or Data()
+        self.flip, self._own = settings.flip, family.size
+        how = [settings.background, settings.crop, settings.latents]
+        self._pictures = Store(cache / "real" / fingerprint(family.picture_hash, how))
+        self._prompts = Store(cache / "prompt" / fingerprint(family.caption_hash))
+        self.faults: dict[str, str] = {}
+        self.changed: list[str] = []
+        items = {(item.key, item.shape): item for r in (*records, *others) for item in self._items(r)}
+        missing = [item for each in items.values() if (item := self._missing(each)).flips]
         texts = {_prompt_key(text): text for text in ["", *(r.caption for r in records)]}
-        pictures = [(key, path) for key, path in paths.items() if key not in self._pictures]
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
-        done, total = 0, len(pictures) + len(prompts)
-        for chunk in chunks(pictures, batch):
-            fitted = [fit(open_picture(path, background=background), family.size) for _, path in chunk]
-            self._pictures.add([key for key, _ in chunk], _finite(family.encode(fitted), [path for _, path in chunk]))
-            progress(done := done + len(chunk), total)
-        for chunk in chunks(prompts, batch):
-            self._prompts.add([key for key, _ in chunk], family.prompt([text for _, text in chunk]))
-            progress(done := done + len(chunk), total)
+        done, total = 0, len(missing) + len(prompts)
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total)
+
+        self._encode(family, missing, len({item.key for item in items.values()}), batch, more)
+        with self._prompts:
+            for chunk in chunks(prompts, batch):
+                self._prompts.add([key for key, _ in chunk], family.prompt([text for _, text in chunk]))
+                more(len(chunk))
         family.free()
 
-    def real(self, records: Sequence[Record]) -> Tensor:
-        """Their latents, (B, ...)."""
-        return self._pictures.get([r.key for r in records])["x0"]
+    def usable(self, records: Sequence[Record]) -> list[Record]:
+        """Those whose pictures are here."""
+        return [r for r in records if not any(self._missing(item).flips for item in self._items(r))]
+
+    def real(self, records: Sequence[Record], like: Sequence[Record] | None = None) -> Tensor:
+        """Their latents, (B, ...), in their own shape or in that of others."""
+        return self._get([r.key for r in records], like or records)["x0"]
 
     def lose(self, records: Sequence[Record]) -> Tensor:
         """The latents of the pictures they were preferred to, (B, ...)."""
-        return self._pictures.get([r.lose_key for r in records])["x0"]
+        return self._get([r.lose_key for r in records], records)["x0"]
 
     def cond(self, records: Sequence[Record], dropped: Sequence[bool] | None = None) -> Cond:
         """Their conditioning; where `dropped`, that of the empty caption."""
         flags = dropped or [False] * len(records)
         texts = ["" if flag else r.caption for r, flag in zip(records, flags, strict=True)]
-        picture = self._pictures.get([r.key for r in records])
+        picture = self._get([r.key for r in records], records)
         del picture["x0"]
         return self._prompts.get([_prompt_key(text) for text in texts]) | picture
+
+    def _get(self, keys: Sequence[str], like: Sequence[Record]) -> dict[str, Tensor]:
+        shapes = [r.bucket or self._own for r in like]
+        return self._pictures.get([_name(k, s, r.flip) for k, s, r in zip(keys, shapes, like, strict=True)])
+
+    def _items(self, record: Record) -> Iterator[Item]:
+        for path, key in ((record.path, record.key), (record.lose, record.lose_key)):
+            if path:
+                yield Item(path, key, record.bucket or self._own, (False, True)[: 1 + self.flip])
+
+    def _missing(self, item: Item) -> Item:
+        """The item with what of it is not here yet."""
+        return replace(item, flips=tuple(f for f, n in zip(item.flips, item.names(), strict=True) if n not in self._pictures))
+
+    def _encode(self, family: Family, missing: Sequence[Item], whole: int, batch: int, more: Callable[[int], None]) -> None:
+        """Threads decode while the family encodes; pictures of one shape go together."""
+        order = [missing[i] for run in runs([item.shape for item in missing], len(missing)) for i in run]
+        waiting: list[tuple[Item, str, Picture]] = []
+        with quiet(), self._pictures:
+            for place, loaded in enumerate(in_order(self._load, order), 1):
+                item = loaded.item
+                if loaded.changed:
+                    self.changed.append(item.path.name)
+                elif loaded.fault:
+                    self._fault(item, loaded.fault, whole)
+                waiting += [(item, name, picture) for name, picture in loaded.pictures.items()]
+                last = place == len(order) or order[place].shape != item.shape
+                while len(waiting) >= batch or (last and waiting):
+                    self._add(family, waiting[:batch], whole)
+                    waiting = waiting[batch:]
+                more(1)
+
+    def _load(self, item: Item) -> Loaded:
+        """In a thread: what of an item is to be encoded, if its file is what it was."""
+        try:
+            content = read_bytes(item.path)
+            if fingerprint_bytes(content) != item.key:
+                return Loaded(item, {}, changed=True)
+            image, _ = decode(content, item.path, background=self._settings.background)
+        except SpinliteError as error:
+            return Loaded(item, {}, error.problem.removeprefix(f"{item.path.name}: "))
+        picture = fit(image, item.shape, centring(item.key, self._settings.crop))
+        both = {False: picture, True: mirrored(picture)}
+        return Loaded(item, {name: both[flip] for name, flip in zip(item.names(), item.flips, strict=True)})
+
+    def _add(self, family: Family, some: Sequence[tuple[Item, str, Picture]], whole: int) -> None:
+        """Encode pictures of one shape, and keep those that are numbers."""
+        names = [name for _, name, _ in some]
+        found = family.encode([picture for *_, picture in some], names if self._settings.latents == "sample" else None)
+        fine = [bool(torch.isfinite(row).all()) for row in found["x0"]]
+        kept = torch.tensor(fine)
+        self._pictures.add([name for name, ok in zip(names, fine, strict=True) if ok], {k: v[kept] for k, v in found.items()})
+        for (item, *_), ok in zip(some, fine, strict=True):
+            if not ok:
+                self._fault(item, "encodes to NaN (the VAE overflows: set model.vae to another of the same kind)", whole)
+
+    def _fault(self, item: Item, why: str, whole: int) -> None:
+        self.faults.setdefault(item.key, f"{item.path.name}: {why}")
+        if len(self.faults) > self._settings.max_unusable * whole:
+            raise SpinliteError(
+                f"{len(self.faults)} of {whole} pictures can't be encoded: {listing(list(self.faults.values()))}",
+                fix="mend or remove them, or raise data.max_unusable",
+            )
+
+
+def runs(shapes: Sequence[object], most: int) -> list[list[int]]:
+    """Places of equal shapes, `most` of them at once, in the order in which the shapes are first met."""
+    groups: dict[object, list[int]] = {}
+    for place, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(place)
+    return [list(run) for group in groups.values() for run in chunks(group, most)]
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -63,14 +186,9 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def _finite(encoded: dict[str, Tensor], paths: Sequence[Path]) -> dict[str, Tensor]:
-    for row, path in zip(encoded["x0"], paths, strict=True):
-        if not torch.isfinite(row).all():
-            raise SpinliteError(
-                f"{path.name} encodes to NaN: the VAE overflows", fix="set model.vae to another VAE of the same kind"
-            )
-    return encoded
-
-
 def _prompt_key(text: str) -> str:
     return fingerprint(text)
+
+
+def _name(key: str, shape: Size, flip: bool) -> str:
+    return f"{key}-{shape[0]}x{shape[1]}{'-mirrored' * flip}"

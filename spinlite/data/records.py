@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Record:
     """One picture with one caption; `lose` is the picture that it was preferred to, where pairs are given.
 
     A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch. `bucket` is the shape that it is
-    learned in, (width, height) in px; none: the model's own size.
+    learned in, (width, height) in px; none: the model's own size. `flip`: shown mirrored.
     """
 
     path: Path
@@ -40,29 +40,44 @@ class Record:
     lose_key: str = ""
     repeats: int = 1
     bucket: Size | None = None
+    flip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """One place in an epoch: a picture, of whose variants (captions) another is shown each time. It is there `of` times."""
+    """One place in an epoch: a picture, of whose variants (captions) another is shown each time. It is there `of` times.
+
+    With `flip` it is mirrored every other time.
+    """
 
     variants: tuple[Record, ...]
     nth: int
     of: int
+    flip: bool = False
 
     def at(self, epoch: int) -> tuple[Record, int]:
         """What is shown in an epoch, and how often that picture was shown before."""
         turn = epoch * self.of + self.nth
-        return self.variants[turn % len(self.variants)], turn
+        again, variant = divmod(turn, len(self.variants))
+        shown = self.variants[variant]
+        first = sum(shown.key.encode()) % 2  # half of all pictures begin mirrored
+        return (replace(shown, flip=(again + variant + first) % 2 == 1) if self.flip else shown), turn
 
 
-def shows(records: Sequence[Record]) -> list[Show]:
+def shows(records: Sequence[Record], flip: bool = False) -> list[Show]:
     """The places of an epoch: a picture has as many as it has repeats, however many captions it has."""
     pictures: dict[tuple[str, str], list[Record]] = {}
     for r in records:
         pictures.setdefault((r.key, r.lose_key), []).append(r)
     groups = [tuple(group) for group in pictures.values()]
-    return [Show(group, nth, group[0].repeats) for group in groups for nth in range(group[0].repeats)]
+    return [Show(group, nth, group[0].repeats, flip) for group in groups for nth in range(group[0].repeats)]
+
+
+def strangers(records: Sequence[Record]) -> dict[str, Record]:
+    """For each picture that is alone in its shape, by its key, another picture; cut to that shape it can stand beside it."""
+    pictures = list({r.key: r for r in records}.values())
+    counts = Counter(r.bucket for r in pictures)
+    return {r.key: replace(pictures[i - 1], bucket=r.bucket) for i, r in enumerate(pictures) if counts[r.bucket] == 1}
 
 
 def whole_numbers(weights: Sequence[Fraction]) -> list[int]:

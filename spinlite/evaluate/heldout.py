@@ -1,14 +1,14 @@
 """Held-out denoising errors: the same records, times and noise in every round, so that differences are paired."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from spinlite.adapters import Slots
 from spinlite.batches import Errors, make_batch
-from spinlite.data import Encoded, Progress, Record, chunks
+from spinlite.data import Encoded, Progress, Record, runs
 from spinlite.families import Family
 from spinlite.learn import measure
 
@@ -20,14 +20,14 @@ def heldout_errors(
 ) -> Errors:  # fmt: skip
     """The named errors of every record, each the mean over the same `draws` draws: (records,)."""
     rows = [(record, epoch) for record in records for epoch in range(draws)]
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    found = {name: torch.empty(len(rows)) for name in names}
     done = 0
-    for chunk in chunks(rows, batch):
-        made = make_batch(family, encoded, chunk, fakes, None, ("heldout",))
+    for run in runs([record.bucket for record, _ in rows], batch):
+        made = make_batch(family, encoded, [rows[i] for i in run], fakes, None, ("heldout",))
         for name in names:
-            found[name].append(measure(family, slots, name, made).cpu())
-        progress(done := done + len(chunk), len(rows))
-    return {name: torch.cat(parts).view(len(records), draws).mean(1) for name, parts in found.items()}
+            found[name][run] = measure(family, slots, name, made).cpu()
+        progress(done := done + len(run), len(rows))
+    return {name: values.view(len(records), draws).mean(1) for name, values in found.items()}
 
 
 def grew(before: Tensor, after: Tensor) -> bool:
@@ -38,8 +38,8 @@ def grew(before: Tensor, after: Tensor) -> bool:
     return difference.mean().item() > 2 * difference.std().item() / math.sqrt(len(difference))
 
 
-def strayed(real: Tensor, start: Tensor, now: Tensor) -> bool:
-    """Whether samples (B, C, ...) have moved away from the real ones: their channels' means or deviations are further from
+def strayed(real: Sequence[Tensor], start: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Whether samples, (C, ...) each, have moved away from the real ones: their channels' means or deviations are further from
     theirs than at the start, by more than two halves of the real ones are apart. Never with fewer than 8."""
     if len(real) < 8:
         return False
@@ -47,13 +47,13 @@ def strayed(real: Tensor, start: Tensor, now: Tensor) -> bool:
     return any(after > before + by for before, after, by in zip(drift(real, start), drift(real, now), chance, strict=True))
 
 
-def drift(start: Tensor, now: Tensor) -> tuple[float, float]:
-    """How far samples' latents (B, C, ...) have moved from where they started, channel by channel.
+def drift(start: Iterable[Tensor], now: Iterable[Tensor]) -> tuple[float, float]:
+    """How far samples' latents, (C, ...) each, have moved from where they started, channel by channel.
 
     Returns (root mean square shift of the channel means, in deviations; root mean square log ratio of the deviations).
     Near 0 is none; self-play that collapses shows here as a colour cast or a loss of contrast.
     """
-    a, b = (x.transpose(0, 1).flatten(1).double() for x in (start, now))
+    a, b = (torch.cat([x.reshape(len(x), -1) for x in samples], 1).double() for samples in (start, now))
     spread = a.std(1).clamp_min(1e-8)
     shift = (b.mean(1) - a.mean(1)) / spread
     ratio = (b.std(1).clamp_min(1e-8) / spread).log()

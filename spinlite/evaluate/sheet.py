@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 CURRENT = "spinlite current"  # where the sheet's PNG says which part of it the round drew: left, top, right, bottom
 INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
@@ -13,7 +13,7 @@ INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
 
 def sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> None:
     """Rows of pictures, one picture a caption, each row with its label; written as PNG."""
-    cell = max(128, min(256, next(iter(rows.values()))[0].width))
+    cell = max(128, min(256, max(next(iter(rows.values()))[0].size)))
     gap, left = cell // 16, cell
     large, small = ImageFont.load_default(cell // 8), ImageFont.load_default(cell // 10)
     wrapped = [textwrap.fill(caption, 18, max_lines=2, placeholder=" …") for caption in captions]
@@ -29,7 +29,8 @@ def sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Se
         y = top + j * (cell + gap)
         draw.multiline_text((gap, y + cell // 2), textwrap.fill(label, 14), INK, large, anchor="lm")
         for i, picture in enumerate(pictures):
-            image.paste(picture.resize((cell, cell), Image.Resampling.LANCZOS), (left + i * (cell + gap), y))
+            small = ImageOps.pad(picture, (cell, cell), Image.Resampling.LANCZOS, PAPER)  # whole, whatever its shape
+            image.paste(small, (left + i * (cell + gap), y))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     told = PngImagePlugin.PngInfo()

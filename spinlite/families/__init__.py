@@ -40,6 +40,8 @@ class Family(ABC):
     size: tuple[int, int]  # (width, height) of its pictures, px
     step: int  # px that the sides of other pictures are multiples of
     base_hash: str  # of the weights: what was made with them is named by it
+    picture_hash: str  # of those that `encode` depends on
+    caption_hash: str  # of those that `prompt` depends on
     title: str  # for people
     attention: str  # what computes it, and why
     start: Lora = {}  # noqa: RUF012  what a run on it begins with, by full names: {} or what `start_from` read
@@ -52,8 +54,11 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """Pictures of one size -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU."""
+    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Pictures of one size -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU.
+
+        Latents are the means of what the encoder says; with `sampled` a sample of it each, a function of the picture's name.
+        """
 
     @abstractmethod
     def prompt(self, captions: Sequence[str]) -> Cond:

@@ -55,7 +55,7 @@ class Blank(Checkpoint):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
         return _filled(model, dtype)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *parts: str) -> str:
         return fingerprint(self.name)
 
 

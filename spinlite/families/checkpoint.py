@@ -52,8 +52,8 @@ class Checkpoint(ABC):
         """A part with its weights, on the CPU. Raises SpinliteError where it can't be read or is not whole."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """Of the weights."""
+    def fingerprint(self, *parts: str) -> str:
+        """Of the weights, or at least of those of the parts whose names begin so."""
 
 
 def open_checkpoint(base: str) -> Checkpoint:
@@ -168,9 +168,10 @@ class Folder(Checkpoint):
             return guard(self.name, lambda: CLASSES[part].from_pretrained(self._place, subfolder=part))
         return guard(self.name, lambda: pretrained(CLASSES[part], self._place, dtype, part))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *parts: str) -> str:
         folder = Path(self._place)
         files = sorted(folder.glob("*/*.safetensors")) + sorted(folder.glob("*/*.json"))
+        files = [path for path in files if not parts or path.parent.name.startswith(parts)]
         return fingerprint_files(files) if files else fingerprint(self._place)
 
     def _kind(self, unet: Mapping[str, Any]) -> Kind:

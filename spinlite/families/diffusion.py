@@ -25,6 +25,7 @@ from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
 from spinlite.lora import Lora
 from spinlite.lora.apply import put_on
 from spinlite.lora.read import lora_for, text_part
+from spinlite.maths.draws import gaussian
 from spinlite.maths.paths import Path
 from spinlite.quantized import place
 from spinlite.store import fingerprint, fingerprint_files
@@ -77,7 +78,10 @@ class Parts:
         self.latent_shape = (settings["in_channels"], side, side)
         self.size, self.step = frame_of(self.checkpoint)
         self.factor = self.size[0] // side  # pixels a latent
-        made_of = [self.checkpoint.fingerprint(), _vae_fingerprint(self._vae) if self._vae else None, chosen, zero]
+        other = _vae_fingerprint(self._vae) if self._vae else None
+        made_of = [self.checkpoint.fingerprint(), other, chosen, zero]
+        self.picture_hash = fingerprint(other or self.checkpoint.fingerprint("vae"))
+        self.caption_hash = fingerprint(self.checkpoint.fingerprint("text_encoder", "tokenizer"), str(device.dtype))
         self.base_hash = fingerprint(*made_of, *[levers.quantize] * (levers.quantize != "none"))
         self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
 
@@ -117,15 +121,19 @@ class Parts:
         return made(list(captions), return_tensors="pt", **settings).input_ids.to(self.device.device)
 
     @torch.no_grad()
-    def latents(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of one size -> the means of their latents, (B, C, H/f, W/f), fp32, CPU."""
+    def latents(self, images: Sequence[Image], sampled: Sequence[str] | None = None) -> Tensor:
+        """RGB pictures of one size -> the means of their latents, (B, C, H/f, W/f), fp32, CPU; `sampled` by these names."""
         vae = self.part("vae")
         processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalizing looks at the values
         pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
         pixels = pixels.to(self.device.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
         rows = max(1, PIXELS // pixels[0, 0].numel())
-        means = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in pixels.split(rows)])
-        return (means.float() * vae.config.scaling_factor).cpu()
+        found = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
+        means = torch.cat([each.mode() for each in found]).float().cpu()
+        if sampled:
+            noise = torch.stack([gaussian(means[0].shape, "posterior", name) for name in sampled])
+            means += torch.cat([each.std for each in found]).float().cpu() * noise
+        return means * vae.config.scaling_factor
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> list[Image]:
@@ -155,6 +163,7 @@ class Parts:
         self._text = text_part(lora)
         if self._text:
             self.base_hash = fingerprint(self.base_hash, fingerprint_files([path]))
+            self.caption_hash = fingerprint(self.caption_hash, fingerprint_files([path]))
         return lora
 
     @contextlib.contextmanager

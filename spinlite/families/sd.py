@@ -30,13 +30,14 @@ class StableDiffusion(Family):
         self._parts = parts
         self.net, self.path, self.title, self.base_hash = parts.net, parts.path, parts.title, parts.base_hash
         self.latent_shape, self.size, self.step = parts.latent_shape, parts.size, parts.step
-        self.attention = parts.attention
+        self.attention, self.picture_hash, self.caption_hash = parts.attention, parts.picture_hash, parts.caption_hash
 
     def start_from(self, path: FilePath) -> None:
-        self.start, self.base_hash = self._parts.start_from(path), self._parts.base_hash
+        self.start = self._parts.start_from(path)
+        self.base_hash, self.caption_hash = self._parts.base_hash, self._parts.caption_hash
 
-    def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        return {"x0": self._parts.latents([picture.image for picture in pictures])}
+    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return {"x0": self._parts.latents([picture.image for picture in pictures], sampled)}
 
     def prompt(self, captions: Sequence[str]) -> Cond:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,11 @@ class SingleFile(Checkpoint):
             model = guard(self.name, lambda: create_diffusers_clip_model_from_ldm(kind, tensors, **options))
         return whole(self.name, part, model)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *parts: str) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint_files([self._path])
 
     def _tensors(self, part: str) -> dict[str, Tensor]:

@@ -57,6 +57,7 @@ class Toy(Family):
     latent_shape = (2,)
     size = (8, 8)
     step = 8
+    picture_hash = caption_hash = "toy"
 
     def __init__(self, base: str, device: Device) -> None:
         if not base.isdigit():
@@ -73,7 +74,7 @@ class Toy(Family):
         known = shapes(self.net)
         self.start = lora_for(path, {f"lora_unet_{name}": f"unet.{name}" for name in known}, known, self.title)
 
-    def encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         means = [picture.image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
         return {"x0": torch.tensor([[m[0], m[2]] for m in means]) / 127.5 - 1}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
