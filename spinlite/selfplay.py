@@ -1,5 +1,6 @@
 """The rounds: play, learn, snapshot, judge; and the guards around them."""
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

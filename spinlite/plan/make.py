@@ -48,7 +48,7 @@ def make(
     rounds, lora = settings.run.rounds, 4 * sizes.learnt
     played = method.fakes == "played"
     disk = {
-        "encoded": (train + heldout) * (sizes.latent + sizes.cond),
+        "encoded": (train + heldout) * (sizes.latent * (1 + settings.data.flip) + sizes.cond),
         "fakes": rounds * (train * played + 2 * heldout) * sizes.latent,
         "snapshots": (rounds + 1) * lora + lora + sizes.states + lora // 2,
     }
