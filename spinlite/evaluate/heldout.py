@@ -1,7 +1,7 @@
 """Held-out denoising errors: the same records, times and noise in every round, so that differences are paired."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from spinlite.batches import Errors, make_batch
 from spinlite.data import Encoded, Progress, Record, runs
 from spinlite.families import Family
 from spinlite.learn import measure
+
+Latents = Tensor | Sequence[Tensor]  # (B, C, ...), or (C, ...) each where shapes differ
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def grew(before: Tensor, after: Tensor) -> bool:
     return difference.mean().item() > 2 * difference.std().item() / math.sqrt(len(difference))
 
 
-def strayed(real: Sequence[Tensor], start: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+def strayed(real: Latents, start: Latents, now: Latents) -> bool:
     """Whether samples, (C, ...) each, have moved away from the real ones: their channels' means or deviations are further from
     theirs than at the start, by more than two halves of the real ones are apart. Never with fewer than 8."""
     if len(real) < 8:
@@ -47,7 +49,7 @@ def strayed(real: Sequence[Tensor], start: Sequence[Tensor], now: Sequence[Tenso
     return any(after > before + by for before, after, by in zip(drift(real, start), drift(real, now), chance, strict=True))
 
 
-def drift(start: Iterable[Tensor], now: Iterable[Tensor]) -> tuple[float, float]:
+def drift(start: Latents, now: Latents) -> tuple[float, float]:
     """How far samples' latents, (C, ...) each, have moved from where they started, channel by channel.
 
     Returns (root mean square shift of the channel means, in deviations; root mean square log ratio of the deviations).
