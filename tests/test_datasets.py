@@ -13,12 +13,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spinlite import config
+from spinlite import cli, config
 from spinlite.data import Survey, survey
 from spinlite.data import dataset as module
 from spinlite.data.survey import examine
 from spinlite.errors import SpinliteError
 from spinlite.store import fingerprint_bytes
+
+TOY = str(Path(__file__).parent / "toy.toml")
 
 
 def content(i: int, kind: str = "PNG") -> bytes:
@@ -290,3 +292,20 @@ def test_without_pairs_the_pictures_that_were_preferred_are_learnt_from(tmp_path
 def test_a_data_set_without_pairs_is_refused_where_pairs_are_needed(tmp_path: Path, cache: Path):
     with pytest.raises(SpinliteError, match="holds no pairs: its columns are image, caption"):
         look(parquet(tmp_path / "some.parquet", cells(3)), cache, pairs=True)
+
+
+def test_a_run_learns_from_pick_a_pics_pairs_and_is_found_complete_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    place = parquet(tmp_path / "some.parquet", [votes()[i % 2] | pair(i) for i in range(12)])
+    words = ["train", TOY, "--runs", str(tmp_path / "runs"), "--set", f"data.dataset={place}", "--set", "method.name=dpo"]
+    monkeypatch.setattr("sys.argv", ["spinlite", *words, "--set", "learn.updates=2", "--set", "data.heldout=0.4", "--rounds", "1"])
+    for expected in ("12 from column caption", "is complete"):
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr().out
+        assert not left.value.code and expected in said, said
+
+
+def pair(i: int) -> dict[str, Any]:
+    return {"jpg_0": content(100 + 2 * i), "jpg_1": content(101 + 2 * i), "caption": f"p {i}"}
