@@ -81,7 +81,9 @@ def test_json_says_the_same_for_programs(mixed: Path, check: Any):
     assert found["unused"]["without caption, left out"] == ["bare.png"]
     assert [name.partition(":")[0] for name in found["unused"]["that can't be used"]] == ["broken.png", "tiny.png"]
     assert found["unused"]["the same as another picture, left out"] == ["twice.png"]
-    assert list(found["enlarged"]) == [] or all(1 < value <= 1.5 for value in found["enlarged"].values())
+    pictures = [name for names in found["unused"].values() for name in names if ".png" in name]
+    assert 11 + len(pictures) == 15, "every picture is used or named"
+    assert found["enlarged"].keys() == {"thin.png"} and 1 < found["enlarged"]["thin.png"] <= 1.5
 
 
 def test_exit_code_1_where_training_would_stop(mixed: Path, check: Any):

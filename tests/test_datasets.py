@@ -298,8 +298,9 @@ def test_a_run_learns_from_pick_a_pics_pairs_and_is_found_complete_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     place = parquet(tmp_path / "some.parquet", [votes()[i % 2] | pair(i) for i in range(12)])
-    words = ["train", TOY, "--runs", str(tmp_path / "runs"), "--set", f"data.dataset={place}", "--set", "method.name=dpo"]
-    monkeypatch.setattr("sys.argv", ["spinlite", *words, "--set", "learn.updates=2", "--set", "data.heldout=0.4", "--rounds", "1"])
+    settings = (f"data.dataset={place}", "data.heldout=0.4", "method.name=dpo", "learn.updates=2", "run.rounds=1")
+    words = ["spinlite", "train", TOY, "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", [*words, *(word for text in settings for word in ("--set", text))])
     for expected in ("12 from column caption", "is complete"):
         with pytest.raises(SystemExit) as left:
             cli.main()
