@@ -71,8 +71,7 @@ def parameters(drawn: Drawn, prompt: str, asked: Asked, seed: int, stem: str, st
     tag = f"<lora:{stem}:{strength:g}>" if drawn.loras[stem] else ""
     negative = [f"Negative prompt: {_plain(asked.negative)}"] if asked.negative else []
     scheduler, size = solver(drawn.base, asked.play, "cpu"), drawn.base.size
-    kind = type(scheduler).__name__
-    name = NAMES.get(kind, kind.removesuffix("Scheduler"))
+    name = solver_name(drawn.base, asked.play)
     said: dict[str, Any] = {"Steps": asked.play.steps, "Sampler": name}
     if name not in OWN_TIMES:
         said["Schedule type"] = schedule(scheduler.timesteps)
@@ -84,6 +83,12 @@ def parameters(drawn: Drawn, prompt: str, asked: Asked, seed: int, stem: str, st
     said["RNG"] = "CPU"
     words = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in said.items())
     return "\n".join([f"{_plain(prompt)} {tag}".strip(), *negative, words])
+
+
+def solver_name(base: Family, play: Play) -> str:
+    """What A1111 calls a sampler; where it has none of that kind, its class."""
+    kind = type(solver(base, play, "cpu")).__name__
+    return NAMES.get(kind, kind.removesuffix("Scheduler"))
 
 
 def schedule(timesteps: Tensor) -> str:
@@ -140,7 +145,8 @@ def draw(drawn: Drawn, asked: Asked, folder: Path, progress: Callable[[int, int]
             picture.save(folder / f"{stem}-{strength:g}-prompt{i + 1}-seed{seed}.png", pnginfo=told)
     base.free()
     captions = [f"{asked.prompts[i]} · seed {seed}" for i, seed in columns]
-    sheet(folder / "sheet.png", f"{folder.name} · CFG {asked.play.guidance:g}, {asked.play.steps} steps", captions, shown)
+    how = f"{solver_name(drawn.base, asked.play)}, {asked.play.steps} steps, CFG {asked.play.guidance:g}"
+    sheet(folder / "sheet.png", f"{drawn.model['Model']} · {how}", captions, shown)
     return folder / "sheet.png"
 
 
