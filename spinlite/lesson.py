@@ -15,11 +15,11 @@ from spinlite.data import Progress, runs
 from spinlite.device import averaged, learning
 from spinlite.errors import SpinliteError
 from spinlite.game import Game
-from spinlite.guards import PAIRS, Diverged, updates
+from spinlite.guards import LONG, PAIRS, Diverged, updates
 from spinlite.learn import Progressed, asked, learn, measure
 from spinlite.play import fake_key
 from spinlite.run import Rung, optimizer_tree, restore_optimizer, update_of
-from spinlite.store import fingerprint, fingerprint_files
+from spinlite.store import fingerprint, fingerprint_files, read
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
 
@@ -28,10 +28,10 @@ APART = 0.01  # of the opponent's error on real: the squared distance that preci
 
 
 def lesson(game: Game, k: int, fakes: Fakes | None) -> str | None:
-    """Bring the policy to the end of round k, or back to its last sound snapshot where a guard acts; returns why it did.
+    """Bring the policy to the end of round k, or where a guard acts back to how it was before that; returns why it did.
 
     Raises SpinliteError where the policy as its own opponent does not lose what it must, and Diverged where a guard acts and
-    the round has no snapshot within from before.
+    the policy was kept nowhere within the round before.
     """
     state, walks = _resume(game, k), game.walks(k)
     if state.update == 0 and game.method.opponent:
@@ -39,12 +39,12 @@ def lesson(game: Game, k: int, fakes: Fakes | None) -> str | None:
     try:
         _learn(game, k, state, fakes, walks)
     except Diverged as error:
-        clear = error.update - updates(PAIRS, game.settings.learn.batch)
-        sound = [rung for rung in game.run.rungs(k) if update_of(rung) <= clear]
-        if not sound:
+        kept = game.run.sound() | {update_of(rung): game.run.snapshot(rung) for rung in game.run.rungs(k)}
+        back = max((u for u in kept if u <= error.update - updates(PAIRS, game.settings.learn.batch)), default=0)
+        if not back:
             raise
-        game.slots.load("policy", game.ladder(sound[-1]))
-        return undo(game, k, error, update_of(sound[-1]))
+        game.slots.load("policy", read(kept[back])[0])
+        return undo(game, k, error, back)
     if state.update < game.settings.learn.updates:
         game.run.log("won", round=k, update=state.update)
         game.watch.say(f"round {k} ends after {state.update} of {game.settings.learn.updates} updates: all its pairs are won")
@@ -122,6 +122,7 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Wa
     drawn, seed = game.settings.draw, game.settings.run.seed
     batches = Batches(game.family, game.encoded, game.train, fakes, settings, seed, k, drawn, walks)
     batches.known = _ahead(game, k, batches)
+    sound_every = updates(LONG, settings.batch) if game.settings.judge.stop else 0
     saved = time.monotonic()
     with game.watch.phase(game.title(k, "learn"), settings.updates) as progress:
 
@@ -129,9 +130,13 @@ def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Wa
             nonlocal saved
             game.run.log("update", round=k, **found)
             progress(state.update, settings.updates, **found)
-            if settings.snapshot_every and state.update % settings.snapshot_every == 0 and state.update < settings.updates:
+            rung, sound = (bool(every) and state.update % every == 0 for every in (settings.snapshot_every, sound_every))
+            if (rung or sound) and state.update < settings.updates:
                 with averaged(optimizer):
-                    game.keep(f"{k}-{state.update}")
+                    if rung:
+                        game.keep(f"{k}-{state.update}")
+                    if sound:
+                        game.run.keep_sound(state.update, game.slots.state("policy"))
             if time.monotonic() - saved >= SAVE_SECONDS:
                 tensors = {"policy": game.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
                 game.run.save(tensors, round=k, stopped=None, **asdict(state))

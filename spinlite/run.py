@@ -5,6 +5,7 @@ journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
 snapshots/k.safetensors  the ladder, round by round; k-u.safetensors: after update u of round k, where learn.snapshot_every asks
 ahead/                   the opponent's errors of the round under way, where they are measured ahead
+sound/u.safetensors      the policy after update u of the round under way: the last two that a guard may go back to
 samples/round-k.png      fixed prompts x base | previous | current
 export/NAME.safetensors  the LoRA of the best round for other programs; NAME-last.safetensors where the last is another
 """
@@ -105,9 +106,20 @@ class Run:
         """Where the opponent's errors are kept, named by the hash of what made them."""
         return self.folder / "ahead" / f"{made_of}.safetensors"
 
-    def forget_ahead(self) -> None:
-        """A finished round's are of no more use."""
-        shutil.rmtree(self.folder / "ahead", ignore_errors=True)
+    def sound(self) -> dict[int, Path]:
+        """The policies that a guard may go back to, by the updates of the round under way that they had."""
+        return {int(path.stem): path for path in (self.folder / "sound").glob("*.safetensors")}
+
+    def keep_sound(self, update: int, state: Mapping[str, Tensor]) -> None:
+        """Add one, and let go of all but the last two."""
+        write(self.folder / "sound" / f"{update}.safetensors", state)
+        for old in sorted(self.sound())[:-2]:
+            self.sound()[old].unlink()
+
+    def forget_round(self) -> None:
+        """What is of no more use when a round is over."""
+        for place in ("ahead", "sound"):
+            shutil.rmtree(self.folder / place, ignore_errors=True)
 
     @property
     def exported(self) -> Path:

@@ -156,7 +156,7 @@ def _go(game: Game, k: int, stopped: str | None) -> str | None:
     while k <= game.settings.run.rounds and not stopped:
         stopped, k, undone = _round(game, k)
         game.run.save({}, round=k, update=0, stopped=stopped, undone=undone)
-        game.run.forget_ahead()
+        game.run.forget_round()
     return stopped
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_selfplay import Quiet, changed
+from test_selfplay import Quiet, changed, made
 from torch import Tensor
 
-from spinlite import selfplay
+from spinlite import lesson, selfplay
 from spinlite.config import Settings
 from spinlite.evaluate.heldout import heldout_errors, strayed
 from spinlite.families.toy import Toy
@@ -130,7 +130,6 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNDONE: list[tuple[str, dict[str, Any], Broken, str, str]] = [  # what is wrong, how, guard, round, words
-    ("a beta a hundred times too small", {**FREE, "learn__updates": 100}, nothing, "runaway", "the error on fake has grown to"),
     ("a rate a hundred times too large", {"learn__lr": 0.3}, nothing, "runaway", "that on real has not fallen"),
     ("a rate ten times too large, with KTO", {"method__name": "kto", "method__beta": 2.0, "learn__lr": 0.03,
      "learn__updates": 100}, nothing, "margin", "has outgrown the opponent's errors themselves"),
@@ -187,18 +186,39 @@ def test_a_run_in_order_meets_no_guard(sane: Settings, tmp_path: Path, monkeypat
     assert all(0 < event["away_mean"] < 1 for event in outcome.rounds)
 
 
-def test_a_snapshot_within_the_round_from_before_it_went_wrong_is_what_is_left(
+@pytest.mark.parametrize(("every", "kept"), [(0, 32), (5, 35)], ids=["kept every 256 pairs", "a snapshot every 5 updates"])
+def test_a_beta_a_hundred_times_too_small_leaves_the_policy_from_before_fakes_ran_away(
+    every: int, kept: int, sane: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """8 pairs an update: at 43 the guard acts, looks back at 64 pairs, and takes the last policy from before them."""
+    monkeypatch.setattr(lesson, "SAVE_SECONDS", 0.0)
+    settings = changed(sane, **FREE, learn__updates=100, learn__snapshot_every=every)
+    outcome = ended(settings, tmp_path / "r", monkeypatch)
+    [event] = outcome.run.events("guard")
+    run = outcome.run
+    assert (event["guard"], event["round"], event["back"]) == ("runaway", 1, kept) and kept <= event["update"] - PAIRS / 8
+    assert outcome.stopped and f"rolled back to update {kept} of round 1" in outcome.stopped
+    assert run.events("update")[-1]["update"] == kept and run.rungs(1) == [f"1-{u}" for u in range(5, kept + 1, 5) if every]
+    assert outcome.best == 1 and outcome.rounds[0]["policy_real"] < 0.95 * outcome.rounds[0]["base_real"]
+    cut = Quiet(lambda title, done: title.endswith("learn") and done == kept + 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(changed(settings, judge__stop=False), tmp_path / "b" / "r", cut)
+    state, last = read(tmp_path / "b" / "r" / "state.safetensors")[0], read(run.snapshot(1))[0]
+    assert all(torch.equal(last[name], state[f"policy/{name}"]) for name in last)
+    assert not (run.folder / "sound").exists()
+
+
+def test_a_run_that_is_cut_off_before_a_guard_acts_is_undone_alike(
     sane: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    outcome = ended(changed(sane, **FREE, learn__updates=100, learn__snapshot_every=8), tmp_path / "r", monkeypatch)
-    [event] = outcome.run.events("guard")
-    back, run = event["back"], outcome.run
-    assert event["update"] - PAIRS / 8 - 8 < back <= event["update"] - PAIRS / 8 and back % 8 == 0
-    assert outcome.stopped and f"rolled back to update {back} of round 1" in outcome.stopped
-    assert run.rungs(1)[-1] == f"1-{back}" and run.events("update")[-1]["update"] == back
-    last, rung = (read(run.snapshot(each))[0] for each in (1, f"1-{back}"))
-    assert all(torch.equal(last[name], rung[name]) for name in rung)
-    assert outcome.best == 1 and outcome.rounds[0]["policy_real"] < outcome.rounds[0]["base_real"]
+    monkeypatch.setattr(lesson, "SAVE_SECONDS", 0.0)
+    settings = changed(sane, **FREE, learn__updates=100)
+    whole = train(settings, tmp_path / "a" / "r", Quiet())
+    for cut in (20, 40, 43):
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, tmp_path / "b" / "r", Quiet(lambda title, done, cut=cut: title.endswith("learn") and done == cut))
+    again = train(settings, tmp_path / "b" / "r", Quiet())
+    assert again.stopped == whole.stopped and made(tmp_path / "a" / "r") == made(tmp_path / "b" / "r")
 
 
 def test_a_run_that_was_undone_goes_on_more_gently(sane: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
