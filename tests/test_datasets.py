@@ -94,15 +94,25 @@ def test_a_zipped_image_folder_is_laid_down(tmp_path: Path, cache: Path):
     assert captions(look(tmp_path / "set.zip", cache)) == expected(range(4))
 
 
-def test_a_web_dataset_is_read(tmp_path: Path, cache: Path):
-    with tarfile.open(tmp_path / "set.tar", "w") as file:
+def tar(path: Path, **more: bytes) -> Path:
+    """A WebDataset of 4 pictures with captions, and further files of other endings."""
+    with tarfile.open(path, "w") as file:
         for i in range(4):
-            for name, inside in ((f"{i:03}.png", content(i)), (f"{i:03}.txt", f"caption {i}".encode())):
-                info = tarfile.TarInfo(name)
+            for ending, inside in {"png": content(i), "txt": f"caption {i}".encode(), **more}.items():
+                info = tarfile.TarInfo(f"{i:03}.{ending}")
                 info.size = len(inside)
                 file.addfile(info, io.BytesIO(inside))
-    found = look(tmp_path / "set.tar", cache)
+    return path
+
+
+def test_a_web_dataset_is_read(tmp_path: Path, cache: Path):
+    found = look(tar(tmp_path / "set.tar"), cache)
     assert captions(found) == expected(range(4)) and found.origins == {"column txt": 4}
+
+
+def test_pickles_in_a_web_dataset_are_never_opened(tmp_path: Path, cache: Path):
+    place = tar(tmp_path / "set.tar", pth=b"not even one")  # whoever opened it would fail
+    assert captions(look(place, cache, image_column="png")) == expected(range(4))
 
 
 def test_a_saved_data_set_is_read_by_its_split(tmp_path: Path, cache: Path):

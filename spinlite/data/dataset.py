@@ -73,7 +73,9 @@ def _entry(number: int, row: Row, origin: str, shelf: Path, found: Survey, under
 def _open(source: Source) -> tuple[Any, str]:
     """(rows as a stream, what names this version of them)."""
     import datasets  # 2 s, for those who use it
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+    WebDataset.DECODERS.pop("pth", None)  # PyTorch's files are pickles: never opened
     place = Path(str(source.dataset)).expanduser()
     builder: Any
     try:
