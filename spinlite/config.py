@@ -134,7 +134,7 @@ class Memory(Section):
 class Judge(Section):
     draws: int = Field(default=8, ge=1)  # (t, noise) a held-out sample, the same in every round
     prompts: int = Field(default=6, ge=1, le=32)  # rows of the sample sheet
-    stop: bool = True  # end the run, and keep the best snapshot, when the held-out error on real grows
+    stop: bool = True  # guards: end a round that is won, undo one that goes wrong, and end the run with its best snapshot
 
 
 class Run(Section):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TOY, Command
 from PIL import Image
 from test_selfplay import Quiet, changed, made
 from torch import Tensor
@@ -329,3 +330,15 @@ def test_the_journal_tells_what_was_undone(sane: Settings, tmp_path: Path):
     events = [json.loads(line) for line in (outcome.run.folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
     names = [event["event"] for event in events if event.get("round") == 1]
     assert names[0] == "discarded probe" and set(names[1:-1]) == {"discarded update"} and names[-1] == "guard"
+
+
+def test_what_was_undone_is_said_with_the_command_that_goes_on(command: Command, swatches: Path):
+    words = ["train", TOY, "--data", str(swatches), "--set", "learn.lr=0.3", "--rounds", "1"]
+    ended = command(*words)
+    assert ended.code == 0 and not ended.err
+    line = next(line for line in ended.out.splitlines() if line.startswith("stopped by the guard: "))
+    assert "rolled back to the start. The LoRA is that of round 0: no round was better than the start." in line
+    told = next(line for line in ended.out.splitlines() if line.startswith("to go on from there, more gently: "))
+    assert "--rounds 1 --set learn.lr=0.1 " in told and "samples   none: no round was judged" in ended.out
+    again = command(*words, "--set", "learn.lr=0.01")
+    assert again.code == 0 and "round 1/1" in again.out and "stopped" not in again.out
