@@ -93,9 +93,10 @@ class Game:
             return None, heldout
         if self.method.fakes == "shuffled":
             return self._shuffled(k), heldout
-        made: dict[Rung, Fakes] = {}
-        for rung, records in self.rivals(k).items():
-            made[rung] = self.played("opponent", rung, records, title, *self._names(k))
+        rivals, made = self.rivals(k), {}
+        for rung, records in rivals.items():
+            told = f"{title} (snapshot {rung})" if len(rivals) > 1 else title
+            made[rung] = self.played("opponent", rung, records, told, *self._names(k))
         return self._by_rival(k, made), heldout
 
     def played(self, who: Any, snapshot: Rung, records: Sequence[Record], title: str, *names: int | str) -> Fakes:
