@@ -44,7 +44,7 @@ def bare() -> str:
 
 def headline(table: Table) -> str:
     """KID of the headline arms, round by round, against base and SFT."""
-    rows = [["", "seeds", "KID by round", "last round to the base", "last round to SFT", "core-seconds"]]
+    rows = [["", "seeds", "KID, round by round", "last round to the base", "last round to SFT", "core-seconds"]]
     if base := table.estimate("kid", BASE, 0):
         rows.append(["base", "–", number(base, "kid"), "", "", "–"])
     for name in filter(table.last, HEADLINE):
@@ -69,9 +69,12 @@ def measures(table: Table) -> str:
 
 def group_table(table: Table, group: str) -> str:
     """The arms of a group after their last round, beside those they are compared with."""
+    mine = [arm.name for arm in ARMS if arm.group == group]
+    if not any(map(table.last, mine)):
+        return "Not run yet."
     to_base = [f"{MEASURES[measure][0]} to the base" for measure in ("kid", "alignment", "error")]
-    rows = [["", "seeds", "KID by round", *to_base, "core-seconds"]]
-    for name in filter(table.last, [*BESIDE.get(group, ["spin"]), *(arm.name for arm in ARMS if arm.group == group)]):
+    rows = [["", "seeds", "KID, round by round", *to_base, "core-seconds"]]
+    for name in filter(table.last, [*BESIDE.get(group, ["spin"]), *mine]):
         last = table.last(name)
         rows.append([
             NAMED[name].title, seeds(table, name), by_round(table, name),
@@ -89,8 +92,8 @@ def done(table: Table) -> str:
 
 
 def by_round(table: Table, name: str) -> str:
-    """KID after every round."""
-    return " · ".join(number(found, "kid") for k in table.rounds(name) if (found := table.estimate("kid", name, k)))
+    """KID after every round that was measured."""
+    return " · ".join(f"{k}: {number(found, 'kid')}" for k in table.rounds(name) if (found := table.estimate("kid", name, k)))
 
 
 def seeds(table: Table, name: str) -> str:
