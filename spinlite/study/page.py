@@ -22,17 +22,22 @@ HEADLINE = [arm.name for arm in ARMS if arm.group == "headline"]
 
 
 def write_page(page: Path, figures: Path, table: Table) -> None:
-    """Fill the page's tables and draw its figures into a folder; a page that is not there is made of tables alone."""
+    """Fill the page's tables and draw its figures into a folder, a group's own below its table.
+
+    A page that is not there is made of tables alone.
+    """
     text = page.read_text(encoding="utf-8") if page.exists() else bare()
     blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table), "done": done(table)}
     blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
+    draw(table, figures)
+    write_sheet(figures)
     for name, block in blocks.items():
+        if (figures / f"{name}.png").exists():
+            block += f"\n\n![{GROUPS[name]}]({figures.name}/{name}.png)"
         pattern = rf"(<!-- study:{name} -->\n).*?(<!-- /study -->)"
         text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.DOTALL)
     page.parent.mkdir(parents=True, exist_ok=True)
     replace(page, text.encode())
-    draw(table, figures)
-    write_sheet(figures)
 
 
 def bare() -> str:
