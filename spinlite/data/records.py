@@ -84,7 +84,8 @@ def whole_numbers(weights: Sequence[Fraction]) -> list[int]:
     """The smallest whole numbers that stand to each other as these weights do."""
     over = math.lcm(*(w.denominator for w in weights))
     counts = [int(w * over) for w in weights]
-    return [count // math.gcd(*counts) for count in counts]
+    most = math.gcd(*counts)
+    return [count // most for count in counts]
 
 
 @dataclass

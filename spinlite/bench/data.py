@@ -1,0 +1,155 @@
+"""What reading data costs, on a folder made for it: python -m spinlite.bench.data
+
+Times of one machine say little of another: read the ratios, which are of calls in turns in one process.
+"""
+
+import argparse
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import torch
+from PIL import Image
+
+from spinlite import config, device
+from spinlite.config import Data, Model
+from spinlite.data import Encoded, Grid, survey
+from spinlite.data.looks import WORKERS, glance_at, look_at
+from spinlite.families import family
+from spinlite.families.toy import Toy
+from spinlite.plan import cache_folder
+from spinlite.plan.make import card_for, make
+from spinlite.store import Store
+
+LATENT, PROMPT = (4, 64, 64), (77, 768)  # of SD 1.5
+ITEMS, BATCH = 2000, 16  # latents that are read, so many at once
+DECODED = 300  # pictures of 1024x768
+TURNS = 3
+
+
+def folder(place: Path, count: int, size: tuple[int, int]) -> Path:
+    """So many JPEGs with captions, no two the same: what is behind a JPEG's end belongs to no picture."""
+    place.mkdir(parents=True)
+    file = io.BytesIO()
+    Image.effect_noise(size, 60).convert("RGB").save(file, "JPEG", quality=90)
+    for i in range(count):
+        (place / f"{i:06}.jpg").write_bytes(file.getvalue() + i.to_bytes(8, "big"))
+        (place / f"{i:06}.txt").write_text(f"a photograph of the place {i % 1000}", encoding="utf-8")
+    return place
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def decoding(place: Path) -> dict[str, float]:
+    """Pictures a second: headers, all pixels, and all pixels by Pillow alone with as many threads."""
+    paths = sorted(place.glob("*.jpg"))
+
+    def alone() -> None:
+        def load(path: Path) -> None:
+            with Image.open(path) as image:
+                image.convert("RGB")
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(load, paths))
+
+    calls = {"headers": lambda: glance_at(paths), "full": lambda: look_at(paths, "white"), "pillow": alone}
+    took = [{name: seconds(call) for name, call in calls.items()} for _ in range(TURNS)]
+    return {name: len(paths) / min(turn[name] for turn in took) for name in calls}
+
+
+def validating(place: Path, cache: Path) -> dict[str, float]:
+    """Seconds that a folder of this many pictures takes at first, and again when nothing has changed."""
+    model = family(Model(base="0", family="toy"), device.choose(config.Memory()))
+    settings, grid = Data(folder=str(place)), Grid(Toy.size, Toy.step)
+
+    def prepare() -> None:
+        found = survey(settings, cache=cache, grid=grid)
+        Encoded(model, found.train + found.heldout, cache, 64, lambda done, of: None, settings)
+
+    time.sleep(2.5)  # files are trusted by their time stamps once these have settled
+    first, start = seconds(prepare), time.process_time()
+    again = min(seconds(prepare) for _ in range(TURNS))
+    return {"first": first, "again": again, "computed": (time.process_time() - start) / TURNS}
+
+
+def reading(place: Path) -> float:
+    """Latents with their captions that the store gives in a second, in random order."""
+    store = Store(place)
+    with store:
+        for start in range(0, ITEMS, BATCH):
+            keys = [str(i) for i in range(start, start + BATCH)]
+            store.add(keys, {"x0": torch.randn(BATCH, *LATENT), "prompt": torch.randn(BATCH, *PROMPT).half()})
+    order = random.Random(0).sample(range(ITEMS), ITEMS)
+
+    def read(kept: Store) -> None:
+        for start in range(0, ITEMS, BATCH):
+            kept.get([str(i) for i in order[start : start + BATCH]])
+
+    kept = Store(place)
+    return ITEMS / min(seconds(lambda: read(kept)) for _ in range(TURNS))
+
+
+def consumed(preset: str) -> float:
+    """Latents a second that learning takes by a preset's plan, on the card that it is made for."""
+    settings = config.load(preset)
+    plan = make(preset, settings, card_for(settings, None), 90, 10, cache_folder())
+    return 2 * settings.learn.updates * settings.learn.batch / plan.seconds["learn"]
+
+
+def figures(count: int, preset: str) -> Iterator[tuple[str, float]]:
+    """(what, figure) of everything, as it is measured."""
+    with tempfile.TemporaryDirectory() as made:
+        rates = decoding(folder(Path(made) / "large", DECODED, (1024, 768)))
+        yield "headers read, pictures/s", rates["headers"]
+        yield "decoded, pictures/s", rates["full"]
+        yield "decoded, against Pillow alone with as many threads", rates["full"] / rates["pillow"]
+        times = validating(folder(Path(made) / "many", count, (256, 256)), Path(made) / "cache")
+        yield f"{count} pictures at first, s", times["first"]
+        yield f"{count} pictures again, unchanged, s", times["again"]
+        yield "of these computed, not waited for others, s", times["computed"]
+        yield "memory of this process at the most, GB", _peak()
+        rate, need = reading(Path(made) / "store"), consumed(preset)
+        yield "read from the store, latents with captions/s", rate
+        yield f"learned from by {preset}, latents/s (plan)", need
+        yield "read, against learned from", rate / need
+
+
+def _peak() -> float:
+    """GB; where only Windows' psutil knows the peak, `resource` does elsewhere."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m spinlite.bench.data", description="What reading data costs.")
+    parser.add_argument("--pictures", type=int, default=10_000, metavar="N", help="of the folder that is gone through twice")
+    parser.add_argument("--preset", default="sd15-24gb", help="whose speed the store is compared with")
+    parser.add_argument("--json", action="store_true", help="figures for programs")
+    asked = parser.parse_args(arguments)
+    found = {}
+    for what, figure in figures(asked.pictures, asked.preset):
+        found[what] = figure
+        print(f"{figure:12.3g}  {what}", file=sys.stderr if asked.json else sys.stdout, flush=True)
+    if asked.json:
+        print(json.dumps(found, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
