@@ -141,7 +141,7 @@ class Game:
         """`snapshot` none: the base. Snapshot 0 is the base too, or the LoRA that the run began with."""
         lora = snapshot is not None and (snapshot or self.family.start)
         made_by = fingerprint_files([self.run.snapshot(snapshot or 0)]) if lora else "base"
-        made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), names)
+        made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names)
         return Store(self.run.folder.parent / "cache" / "fake" / made_of)
 
     def _shuffled(self, k: int) -> Fakes:

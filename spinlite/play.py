@@ -50,8 +50,8 @@ def play(
 
 
 def fake_key(record: Record) -> str:
-    """What a fake is kept under: its picture and its caption, since both say what was drawn."""
-    return fingerprint(record.key, record.caption)
+    """What a fake is kept under: its picture, its caption and its shape, which say what was drawn."""
+    return fingerprint(record.key, record.caption, *(record.bucket or ()))
 
 
 class Kept:
