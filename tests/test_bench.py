@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spinlite import config
 from spinlite.adapters import Slots
 from spinlite.batches import Batch
+from spinlite.bench import data as bench_data
 from spinlite.bench.meter import Live, metered
 from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import as_json, paste, verdicts
@@ -215,3 +216,13 @@ def test_the_command_shows_the_tables(capsys: pytest.CaptureFixture[str], monkey
     for words in ("toy (points in the plane)", "samples/s", "learn    image", "SPIN, one graph", "the plain way", "paste"):
         assert words in out, words
     assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_of_data_says_every_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name, value in (("ITEMS", 32), ("DECODED", 3), ("TURNS", 1), ("consumed", lambda preset: 10.0)):
+        monkeypatch.setattr(f"spinlite.bench.data.{name}", value)
+    assert bench_data.main(["--pictures", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 10 and all(figure > 0 for figure in found.values())
+    read, learned = found["read from the store, latents with captions/s"], found["learned from by sd15-24gb, latents/s (plan)"]
+    assert found["read, against learned from"] == read / learned

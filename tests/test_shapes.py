@@ -136,6 +136,7 @@ def test_fakes_have_the_shapes_of_their_pictures_and_so_do_their_paths(
         alone = Store(tmp_path / f"alone {r.key}")
         play(made, encoded, [r], settings, 2, alone, NOTHING, "x")
         assert_close(alone.get([fake_key(r)]), fake, rtol=1e-3, atol=1e-4)
+    assert fake_key(replace(records[0], bucket=(80, 48))) != fake_key(records[0]), "another rule of shapes meets no old fakes"
     pictures = decoded(made, [again.get([fake_key(r)])["x0"][0] for r in records], 2)
     assert [picture.size for picture in pictures] == [r.bucket for r in records]
 
