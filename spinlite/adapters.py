@@ -56,6 +56,12 @@ class Slots:
         self._activate("policy")
         self.load("opponent", self.state("policy"))
 
+    @property
+    def targeted(self) -> int:
+        """Bytes of the base's weights that have a LoRA, those in few bits left out."""
+        bases: list[Any] = [layer.get_base_layer() for layer in self._layers.values()]
+        return sum(base.weight.numel() * base.weight.element_size() for base in bases if not isinstance(base, Quantized))
+
     @contextlib.contextmanager
     def use(self, who: Who) -> Iterator[None]:
         """The network is `who` for the length of the block, and what it was afterwards.

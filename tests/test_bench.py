@@ -172,16 +172,16 @@ def figures() -> Figures:
     heard: list[tuple[int, int]] = []
     settings = config.load("demo", ["learn.batch=2", "play.steps=6"])
     found = bench(settings, 1, 60, lambda done, of: heard.append((done, of)))
-    assert heard[-1][0] == heard[-1][1] == 30 and [done for done, _ in heard] == list(range(1, 31))
+    assert heard[-1][0] == heard[-1][1] == 36 and [done for done, _ in heard] == list(range(1, 37))
     return found
 
 
 def test_every_phase_and_way_has_its_figures(figures: Figures):
-    assert [row.name for row in figures.phases] == ["encode", "play", "learn", "judge"]
+    assert [row.name for row in figures.phases] == ["encode", "captions", "play", "learn", "judge", "sheet"]
     for row in figures.phases + figures.ways:
         assert row.seconds and row.seconds > 0 and row.peak and row.peak > 2**20 and row.work and row.work > 0, row
     assert figures.size == figures.real_size == (64, 64) and figures.batch == 2 and figures.limit is None
-    play, learn, ahead = figures.phases[1], figures.phases[2], figures.ways[3]
+    play, learn, ahead = figures.phases[2], figures.phases[3], figures.ways[3]
     assert play.unit == "fake" and learn.unit == "pair" and ahead.name == AHEAD
     assert play.work and ahead.work and play.work == pytest.approx(2 * 6 * ahead.work / 2)  # 6 guided steps; real and fake
 
@@ -193,9 +193,11 @@ def test_the_figures_are_there_for_programs_and_to_paste(figures: Figures):
     assert all(set(way["to_sft"]) == {"time", "peak", "work"} for way in told["ways"])
     assert told["to_plain"][ONE_GRAPH]["peak"] < 1
     line = paste("demo", figures)
-    assert "\n" not in line and "torch " in line and "64x64 px" in line and line.count("MiB") == 4
+    assert "\n" not in line and "torch " in line and "64x64 px" in line and line.count("MiB (planned ") == 6
     said = verdicts(figures)
-    assert len(said) == 4 and all("promised" in words for words in said[:2])
+    assert len(said) == 5 and all("promised" in words for words in said[:3])
+    assert said[2].startswith("planned peaks: ") and said[2].endswith("promised within 8%: held")
+    assert all(row["planned"] for row in told["phases"]) and not told["ways"][-1]["planned"]
 
 
 def test_what_does_not_fit_into_the_time_is_made_smaller_and_said():
@@ -213,7 +215,7 @@ def test_the_command_shows_the_tables(capsys: pytest.CaptureFixture[str], monkey
         main()
     out, err = capsys.readouterr()
     assert ended.value.code == 0 and not err
-    for words in ("toy (points in the plane)", "samples/s", "learn    image", "SPIN, one graph", "the plain way", "paste"):
+    for words in ("toy (points in the plane)", "samples/s", "learn     image", "SPIN, one graph", "the plain way", "paste"):
         assert words in out, words
     assert not list(tmp_path.iterdir())
 

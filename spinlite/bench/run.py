@@ -1,25 +1,34 @@
 """A preset's phases and the ways of learning, run and measured on this device."""
 
+import contextlib
 import copy
-import time
-from collections.abc import Callable
+import gc
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from spinlite.adapters import Slots
 from spinlite.batches import Batch
 from spinlite.bench.turns import Call, Row, turns
-from spinlite.bench.ways import Ways, states, weights
+from spinlite.bench.ways import AHEAD, AT_ONCE, LIVE, ONE_GRAPH, SFT_WAY, Ways, states, weights
 from spinlite.config import Settings
-from spinlite.device import Device, choose
+from spinlite.device import Device, Levers, choose
+from spinlite.errors import SpinliteError
 from spinlite.families import Family, Picture, family
+from spinlite.families.blank import blank
 from spinlite.learn import asked, measure, step
+from spinlite.lora.start import slots_for
 from spinlite.maths.draws import gaussian
+from spinlite.plan import HELDOUT, TRAIN, cache_folder
+from spinlite.plan.card import Card, found
+from spinlite.plan.make import take
+from spinlite.plan.stage import PICTURES, Cut, Stage
 from spinlite.play import sample
 
 SAMPLER_STEPS = 3  # of a fake that are run; time and work are scaled to all of them
@@ -46,81 +55,111 @@ class Figures:
 
 
 def bench(settings: Settings, steps: int, seconds: float, progress: Callable[[int, int], None]) -> Figures:
-    """Run every phase and way `steps` times, after once to warm up and once to meter.
+    """Run every phase and way `steps` times, after once to warm up and once to meter, on random weights.
 
-    On a CUDA card at the preset's own size, batch and memory. Elsewhere the batch, then the pictures, are halved until it all
-    fits into about `seconds`.
+    On a CUDA card at the preset's own size and memory, with the levers of its plan. Elsewhere the batch, then the pictures, are
+    halved until it all fits into about `seconds`. Raises SpinliteError where the network does not fit into memory.
     """
+    settings = settings.model_copy(update={"model": blank(settings.model)})
     where = choose(settings.memory)
     limit = _limit(settings, where.device)
+    on_card = where.device.type == "cuda"
+    if on_card:
+        where, _ = take("bench", settings, where, TRAIN, HELDOUT, cache_folder())
+    levers = where.levers
+    whole = Stage(settings, levers.precision, levers.quantize, None, "bench")
+    if not on_card:
+        _refuse_too_large(settings, whole)
     base = family(settings.model, where)
     rival = copy.deepcopy(base.net).to("cpu") if _room_for_two(base.net) else None
-    slots = Slots(
-        base.net, base.lora_targets[settings.model.targets], settings.model.rank, settings.model.alpha or settings.model.rank,
-        settings.run.seed, settings.model.rslora, settings.model.dora,
-    )  # fmt: skip
-    samples, shape, left_out = _size(base, settings, where, steps, seconds)
+    slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+    samples, shape, left_out = levers.micro_batch or settings.learn.batch, base.latent_shape, []
+    if not on_card:
+        samples, shape, left_out = _size(base, settings, whole, found(where), steps, seconds)
     done = 0
 
     def told() -> None:
         nonlocal done
         done += 1
-        progress(done, (steps + 2) * (10 if rival else 9))
+        progress(done, (steps + 2) * (12 if rival else 11))
 
     def measured(calls: list[Call]) -> list[Row]:
         return turns(calls, steps, where.device, lambda: weights(base.net), told)
 
-    rehearsal = Rehearsal(base, slots, settings, where, samples, shape)
-    phases = measured([rehearsal.encode()])
+    cut = Cut(shape, _pixels(base, shape), PICTURES if on_card else 1)
+    stage = whole if on_card else Stage(settings, levers.precision, levers.quantize, None, "bench", cut)
+    rehearsal = Rehearsal(base, slots, settings, where, samples, cut, stage)
+    phases = [row for call in (rehearsal.encode(), rehearsal.captions()) for row in measured([call])]
     batch = rehearsal.batch()
     base.free()
-    for call in (rehearsal.play(batch), rehearsal.learn(batch), rehearsal.judge(batch)):
+    for call in (rehearsal.play(batch), rehearsal.learn(batch), rehearsal.judge(batch), rehearsal.sheet(batch)):
         phases += measured([call])
     if rival is None:
         left_out.append("the plain way: this computer has no room for a second network")
-    ways = measured(Ways(base, slots, rehearsal.optimizer(), batch, rival).calls())
+    calls = Ways(base, slots, rehearsal.optimizer(), batch, rival).calls()
+    planned = way_bytes(stage, levers, samples)
+    ways = measured([replace(call, planned=planned.get(call.name)) for call in calls])
     return Figures(
-        base.title, str(where), rehearsal.size, base.size, samples, settings.learn.batch, limit, asdict(where.levers), left_out,
+        base.title, str(where), cut.size, base.size, samples, settings.learn.batch, limit, asdict(levers), left_out,
         phases, ways,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The phases of a round on random pictures: latents of `shape`, `samples` of them while learning."""
+    """The phases of a round on random pictures, `samples` of them while learning; `stage` knows what each should take."""
 
     family: Family
     slots: Slots
     settings: Settings
     where: Device
     samples: int
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Of the pictures, in pixels."""
-        if self.shape == self.family.latent_shape:
-            return self.family.size
-        factor = self.family.size[0] // self.family.latent_shape[-1]
-        return self.shape[-1] * factor, self.shape[-2] * factor
+    cut: Cut
+    stage: Stage
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The preset's, at a rate that changes nothing that matters here."""
         return self.where.optimizer(self.settings.learn.optimizer, self.slots.parameters(), 1e-6)
 
     def encode(self) -> Call:
-        """One picture and one caption, to what is learned from. The network is on the device meanwhile, as in a run."""
+        """Pictures to latents. The network is on the device meanwhile, as in a run."""
+        pictures = [self._picture()] * self.cut.pictures
+        planned = self.stage.net + self.stage.encode.peak(1)
+        return self._coding("encode", "image", planned, lambda n: self.family.encode(pictures[:n]))
 
-        def encode() -> None:
-            self.family.encode([self._picture()])
-            self.family.prompt([CAPTION])
+    def captions(self) -> Call:
+        """Captions to conditioning."""
+        words = [CAPTION] * self.cut.pictures
+        planned = self.stage.net + self.stage.captions.peak(1)
+        return self._coding("captions", "caption", planned, lambda n: self.family.prompt(words[:n]))
 
-        return Call("encode", "image", 1, encode)
+    def sheet(self, batch: Batch) -> Call:
+        """Latents to pictures to look at."""
+        latents = batch.real[:1].cpu().expand(self.cut.pictures, *self.cut.latent_shape)
+        return self._coding("sheet", "image", self.stage.drawing(), lambda n: self.family.decode(latents[:n]))
+
+    def _coding(self, name: str, unit: str, planned: int, code: Callable[[int], object]) -> Call:
+        """`code(n)` on so many, with a part that comes for that alone: to load it takes no part in the time."""
+
+        part: list[Tensor] = []
+
+        @contextlib.contextmanager
+        def there() -> Iterator[None]:
+            before = {id(tensor) for tensor in _tensors()}
+            code(1)
+            part[:] = [tensor for tensor in _tensors() if id(tensor) not in before]
+            yield
+            part.clear()
+            self.family.free()
+
+        count = self.cut.pictures
+        return Call(name, unit, count, lambda: code(count), held=lambda: part, planned=planned, around=there)
 
     def batch(self) -> Batch:
         """Random pairs with conditioning, on the device."""
         device = self.where.device
-        real, fake, eps = (gaussian((self.samples, *self.shape), "bench", name).to(device) for name in ("real", "fake", "eps"))
+        shape = (self.samples, *self.cut.latent_shape)
+        real, fake, eps = (gaussian(shape, "bench", name).to(device) for name in ("real", "fake", "eps"))
         t = self.family.path.times((torch.arange(self.samples) + 0.5) / self.samples).to(device)
         cond = self.family.prompt([CAPTION]) | self.family.encode([self._picture()])
         del cond["x0"]
@@ -129,16 +168,18 @@ class Rehearsal:
 
     def play(self, batch: Batch) -> Call:
         """Fakes by the opponent: a few of the solver's steps."""
-        count = min(self.where.levers.play_batch, self.samples)
-        cond = {name: value[:count] for name, value in batch.cond.items()}
+        most = self.where.levers.play_batch
+        count = most if self.where.device.type == "cuda" else min(most, self.samples)
+        cond = {name: value[:1].expand(count, *value.shape[1:]) for name, value in batch.cond.items()}
         short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, self.settings.play.steps)})
-        noise = gaussian((count, *self.shape), "bench", "play")
+        noise = gaussian((count, *self.cut.latent_shape), "bench", "play")
 
         def play() -> None:
             with self.slots.use("opponent"):
                 sample(self.family, noise, cond, cond, short)
 
-        return Call("play", "fake", count, play, scale=self.settings.play.steps / short.steps)
+        scale = self.settings.play.steps / short.steps
+        return Call("play", "fake", count, play, scale=scale, planned=self.stage.playing(count))
 
     def learn(self, batch: Batch) -> Call:
         """An update by the preset's method, levers and optimizer."""
@@ -152,8 +193,10 @@ class Rehearsal:
             step(self.family, self.slots, method, replace(batch, known=known), levers.one_graph)
             optimizer.step()
 
-        unit = "pair" if "policy_fake" in asked(method) else "image"
-        return Call("learn", unit, self.samples, update, held=lambda: states(optimizer))
+        names = asked(method)
+        unit, mine = "pair" if "policy_fake" in names else "image", sum(name.startswith("policy") for name in names)
+        planned = self.stage.learning(mine, len(names) > mine and not ahead, replace(levers, micro_batch=None), self.samples)
+        return Call("learn", unit, self.samples, update, held=lambda: states(optimizer), planned=planned)
 
     def judge(self, batch: Batch) -> Call:
         """The five errors of one draw of held-out pairs."""
@@ -164,28 +207,56 @@ class Rehearsal:
             for name in ("policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"):
                 measure(self.family, self.slots, name, some)
 
-        return Call("judge", "draw", len(some.t), judge)
+        return Call("judge", "draw", len(some.t), judge, planned=self.stage.measuring(len(some.t)))
 
     def _picture(self) -> Picture:
-        return Picture(Image.effect_noise(self.size, 80).convert("RGB"), self.size, (0, 0))
+        size = self.cut.size
+        return Picture(Image.effect_noise(size, 80).convert("RGB"), size, (0, 0))
+
+
+def _tensors() -> list[Tensor]:
+    """All there are."""
+    return [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+
+
+def way_bytes(stage: Stage, levers: Levers, samples: int) -> dict[str, int]:
+    """What each way to learn should take, by its name; the plain way is none of spinlite's."""
+    rows = {SFT_WAY: (1, False, False), ONE_GRAPH: (2, False, True), AT_ONCE: (2, False, False), LIVE: (2, True, True)}
+    found = {
+        name: stage.learning(mine, live, replace(levers, one_graph=one_graph, micro_batch=None), samples)
+        for name, (mine, live, one_graph) in rows.items()
+    }
+    return found | {AHEAD: stage.measuring(samples) + stage.sizes.states}
+
+
+def _pixels(base: Family, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The size of pictures of latents of that shape."""
+    if shape == base.latent_shape:
+        return base.size
+    factor = base.size[0] // base.latent_shape[-1]
+    return shape[-1] * factor, shape[-2] * factor
 
 
 def _size(
-    base: Family, settings: Settings, where: Device, steps: int, seconds: float
+    base: Family, settings: Settings, whole: Stage, card: Card, steps: int, seconds: float
 ) -> tuple[int, tuple[int, ...], list[str]]:
-    """(samples at once, shape of a latent, what differs from the preset): its own on a GPU, what time allows elsewhere."""
-    wanted = min(where.levers.micro_batch or settings.learn.batch, settings.learn.batch)
+    """(samples at once, shape of a latent, what differs from the preset): what a CPU computes in the time, by the plan."""
+    wanted = min(settings.memory.micro_batch or settings.learn.batch, settings.learn.batch)
     samples, shape = wanted, base.latent_shape
-    if where.device.type == "cuda" or len(shape) < 3:
-        return samples, shape, []
-    while _forward(base, shape, samples) * WORK * (steps + 2) > seconds:
+
+    def forward() -> float:
+        share = math.prod(shape) / math.prod(base.latent_shape)
+        return whole.forward.seconds(share * samples, card.operations, card.bytes, card.start)
+
+    while len(shape) == 3 and forward() * WORK * (steps + 2) > seconds:
         if samples > 1:
             samples //= 2
         elif shape[-1] > SMALLEST:
             shape = (*shape[:-2], shape[-2] // 2, shape[-1] // 2)
         else:
             break
-    left_out = []
+    named = settings.memory.vram
+    left_out = [f"the levers that the plan chooses for {named:g} GB: those of a CPU here"] if named else []
     if samples < wanted:
         left_out.append(f"{wanted} samples at once, as the preset has it: {samples} here, for time")
     if shape != base.latent_shape:
@@ -194,17 +265,14 @@ def _size(
     return samples, shape, left_out
 
 
-@torch.no_grad()
-def _forward(base: Family, shape: tuple[int, ...], samples: int) -> float:
-    """Seconds of a forward: the shorter of two."""
-    x, t = gaussian((samples, *shape), "bench", "forward"), base.path.times(torch.full((samples,), 0.5))
-    cond = base.prompt([CAPTION] * samples)
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        base.denoise(x, t, cond)
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _refuse_too_large(settings: Settings, whole: Stage) -> None:
+    """Raises SpinliteError where the computer's memory does not hold the network: there the system ends programs unasked."""
+    needed, free = 1.2 * whole.net, psutil.virtual_memory().available
+    if needed > free:
+        raise SpinliteError(
+            f"{settings.model.base} takes {needed / 2**30:.1f} GB, and this computer has {free / 2**30:.1f} GB free",
+            fix="close other programs, or add --set memory.precision=bf16 (slow on a CPU)",
+        )
 
 
 def _room_for_two(net: nn.Module) -> bool:

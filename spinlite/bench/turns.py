@@ -32,6 +32,7 @@ class Call:
     run: Callable[[], object]
     held: Held = tuple  # tensors that it needs besides the weights
     scale: float = 1.0  # of the time and work of the whole, where a part is run
+    planned: int | None = None  # bytes at the most, by the plan
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
@@ -46,6 +47,7 @@ class Row:
     peak: int | None = None  # bytes
     work: float | None = None  # floating point operations a sample, as torch counts them
     times: list[float] = field(default_factory=list)  # seconds a sample, turn by turn
+    planned: int | None = None  # bytes, by the plan
 
 
 def turns(calls: Sequence[Call], steps: int, device: torch.device, weights: Held, told: Callable[[], None]) -> list[Row]:
@@ -71,8 +73,8 @@ def turns(calls: Sequence[Call], steps: int, device: torch.device, weights: Held
                     times[call.name].append(call.scale * _timed(call.run, device) / call.samples)
             told()
     return [
-        Row(c.name, c.unit, c.samples, statistics.median(times[c.name]), peaks[c.name], work[c.name], times[c.name])
-        if times[c.name] else Row(c.name, c.unit, c.samples)
+        Row(c.name, c.unit, c.samples, statistics.median(times[c.name]), peaks[c.name], work[c.name], times[c.name], c.planned)
+        if times[c.name] else Row(c.name, c.unit, c.samples, planned=c.planned)
         for c in calls
     ]  # fmt: skip
 

@@ -12,7 +12,6 @@ from spinlite.plan.card import GIB, Card
 from spinlite.plan.stage import PICTURES, Stage
 
 PLAY_BATCHES = (16, 8, 4, 2, 1)
-LATENTS = 8  # that a sampler holds for each fake: its state, noise, both halves, predictions and a solver's memory of them
 JUDGED = 64  # held-out pictures that are measured and played at the most
 GAIN = 0.97  # of the time: below that a faster setting is taken, else the plainer one
 
@@ -123,24 +122,16 @@ class Fit:
         return ahead < GAIN * there
 
     def _bytes(self, stage: Stage, levers: Levers) -> dict[str, int]:
-        """Tensors at the most in each phase."""
-        s, settings = stage.sizes, self._settings
-        net, play, micro = s.weights + s.adapters, levers.play_batch, levers.micro_batch or settings.learn.batch
-        rows = play * (2 if settings.play.guidance > 1 else 1)
-        played = net + stage.forward.peak(rows, (s.cond, 0)) + play * LATENTS * s.latent
-        mine = sum(name.startswith("policy") for name in self._names)
-        graph = stage.graph(levers.checkpointing)
-        others = 0 if levers.one_graph else mine - 1
-        step = graph.peak(micro, (others * graph.kept[0], others * graph.kept[1]))
-        if len(self._names) > mine and not levers.cache_opponent:
-            step = max(step, stage.forward.peak(micro))
-        batch = settings.learn.batch * (3 * s.latent + s.cond)
+        """Tensors at the most in each phase. Where the LoRA is merged to play, the weights without it are kept beside."""
+        s, play, names = stage.sizes, levers.play_batch, self._names
+        mine = sum(name.startswith("policy") for name in names)
+        played = stage.playing(play) + s.targets * levers.merge
         pixels = max(0, play - PICTURES) * 3 * s.width * s.height * 4
         return {
-            "encode": net + stage.encode.peak(1) + pixels,
+            "encode": stage.encoding() + pixels,
             "play": played,
-            "learn": net + 4 * s.learnt + s.states + batch + step,
-            "judge": max(played, net + stage.decode.peak(1), net + stage.forward.peak(play)),
+            "learn": stage.learning(mine, len(names) > mine and not levers.cache_opponent, levers, self._settings.learn.batch),
+            "judge": max(played, stage.drawing(), stage.measuring(play)),
         }
 
     def _once(self, stage: Stage, samples: int) -> float:

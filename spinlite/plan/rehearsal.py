@@ -36,7 +36,7 @@ class Cost:
         """Bytes at the most, with what is `under` it throughout."""
         return max(samples * (each + under[0]) + fixed + under[1] for each, fixed in self.peaks)
 
-    def seconds(self, samples: int, operations: float, bytes_: float, start: float) -> float:
+    def seconds(self, samples: float, operations: float, bytes_: float, start: float) -> float:
         """On a device of so many operations and bytes a second: each step takes the longer of the two, and at least `start`."""
         return sum(
             times * max(samples * work / operations, (samples * each + fixed) / bytes_, start)

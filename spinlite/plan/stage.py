@@ -7,7 +7,7 @@ takes more memory or time: activations grow with the pixels, and attention witho
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,16 @@ from spinlite.learn import measure
 from spinlite.plan.rehearsal import META, SAMPLES, Cost, Rehearsal, rehearse
 
 PICTURES = 8  # that are encoded and decoded in a rehearsal: bytes and time are scaled to others
+LATENTS = 8  # that a sampler holds for each fake: its state, noise, both halves, predictions and a solver's memory of them
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Other pictures than the preset's, and how many are encoded and decoded at once."""
+
+    latent_shape: tuple[int, ...]
+    size: tuple[int, int]  # px
+    pictures: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Sizes:
     width: int  # px
     height: int
     weights: int  # of the network
+    targets: int  # those of its layers that have a LoRA
     adapters: int  # both LoRA slots
     learnt: int  # numbers in the policy's LoRA
     states: int  # of the optimizer
@@ -42,11 +53,17 @@ class Sizes:
 
 
 class Stage:
-    """The networks of a preset in a precision. A part is rehearsed when it is first asked for, and kept in a file."""
+    """The networks of a preset in a precision. A part is rehearsed when it is first asked for, and kept in a file.
 
-    def __init__(self, settings: Settings, precision: str, quantize: str, shelf: Path | None, made_of: str) -> None:
+    What a phase takes is in bytes of tensors at the most.
+    """
+
+    def __init__(
+        self, settings: Settings, precision: str, quantize: str, shelf: Path | None, made_of: str, cut: Cut | None = None
+    ) -> None:
         """`made_of` names the code and the settings; without a `shelf` nothing is kept."""
-        self._settings, self._levers = settings, Levers(precision, quantize)
+        self._settings, self._levers, self._cut = settings, Levers(precision, quantize), cut
+        self._pictures = cut.pictures if cut else PICTURES
         self._file = shelf / f"{made_of}.json" if shelf else None
         self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file and self._file.exists() else {}
 
@@ -54,15 +71,53 @@ class Stage:
     def sizes(self) -> Sizes:
         return Sizes(**self._recall("sizes", lambda: asdict(self._sizes())))
 
+    @property
+    def net(self) -> int:
+        """The network with its LoRA slots, which stay."""
+        return self.sizes.weights + self.sizes.adapters
+
+    def encoding(self) -> int:
+        """Pictures, then captions, to what is learned from: the VAE stays until both are done."""
+        vae = sum(self.encode.kept)
+        return self.net + max(self.encode.peak(1), vae + self.captions.peak(1))
+
+    def playing(self, fakes: int) -> int:
+        """So many fakes at once."""
+        rows = fakes * (2 if self._settings.play.guidance > 1 else 1)
+        return self.net + self.forward.peak(rows, (self.sizes.cond, 0)) + fakes * LATENTS * self.sizes.latent
+
+    def measuring(self, samples: int) -> int:
+        """An error of so many samples at once."""
+        return self.net + self.forward.peak(samples)
+
+    def drawing(self) -> int:
+        """Pictures of latents."""
+        return self.net + self.decode.peak(1)
+
+    def learning(self, mine: int, live: bool, levers: Levers, batch: int) -> int:
+        """An update with so many of the policy's errors a sample; `live`: the opponent's are measured in it too."""
+        s, micro = self.sizes, levers.micro_batch or batch
+        graph, others = self.graph(levers.checkpointing), 0 if levers.one_graph else mine - 1
+        step = graph.peak(micro, (others * graph.kept[0], others * graph.kept[1]))
+        step = max(step, self.forward.peak(micro)) if live else step
+        gradients = 4 * s.learnt  # there at the peak where a graph was driven back before
+        step = step + gradients if micro < batch or (levers.one_graph and mine > 1) else max(step, gradients)
+        return self.net + s.states + batch * (3 * s.latent + s.cond) + step
+
     @cached_property
     def encode(self) -> Cost:
-        """PICTURES pictures, then as many captions, with the networks that do it."""
-        return self._cost("encode", lambda: rehearse(self._encode, 1))
+        """Pictures, with the VAE."""
+        return self._cost("encode", lambda: self._coding(lambda base, n: base.encode([self._picture()] * n)))
+
+    @cached_property
+    def captions(self) -> Cost:
+        """As many captions, with the text encoders."""
+        return self._cost("captions", lambda: self._coding(lambda base, n: base.prompt([""] * n)))
 
     @cached_property
     def decode(self) -> Cost:
-        """PICTURES pictures of a sheet, with the VAE."""
-        return self._cost("decode", lambda: rehearse(self._decode, 1))
+        """Pictures of a sheet, with the VAE."""
+        return self._cost("decode", lambda: self._coding(lambda base, n: base.decode(torch.empty((n, *base.latent_shape)))))
 
     @cached_property
     def forward(self) -> Cost:
@@ -76,11 +131,13 @@ class Stage:
 
     @cached_property
     def _made(self) -> tuple[Family, Slots, int, int]:
-        """The family, the slots, and their bytes."""
+        """The family, the slots, and the bytes of each."""
         model = self._settings.model
         with torch.device(META), Rehearsal(1) as mode:
             base = family(blank(model), Device(META, "plan", self._levers))
             weights = mode.now[1]
+            if self._cut:
+                base.latent_shape, base.size = self._cut.latent_shape, self._cut.size
             slots = Slots(
                 base.net, base.lora_targets[model.targets], model.rank, model.alpha or model.rank, 0, model.rslora, model.dora
             )
@@ -105,22 +162,21 @@ class Stage:
         numbers = [p.numel() for p in slots.parameters()]
         states = sum(_state_bytes(self._settings.learn.optimizer, n) for n in numbers)
         cond = sum(value.numel() * value.element_size() for value in self._cond.values()) // SAMPLES
-        return Sizes(*base.size, weights, adapters, sum(numbers), states, 4 * math.prod(base.latent_shape), cond)
+        latent = 4 * math.prod(base.latent_shape)
+        return Sizes(*base.size, weights, slots.targeted, adapters, sum(numbers), states, latent, cond)
 
-    def _encode(self) -> None:
+    def _coding(self, call: Callable[[Family, int], object]) -> Cost:
+        """Of a part that comes for `call(family, n)` alone, which is loaded elsewhere first."""
         base = self._made[0]
+
+        def load() -> None:
+            call(base, 1)
+
         with torch.device(META):
-            base.encode([self._picture()] * PICTURES)
-            base.prompt([""] * PICTURES)
+            part = sum(rehearse(load, 1).kept)
+            found = rehearse(lambda: call(base, self._pictures), 1)
         base.free()
-
-    def _decode(self) -> None:
-        base = self._made[0]
-        with torch.device(META):
-            try:
-                base.decode(torch.empty((PICTURES, *base.latent_shape)))
-            finally:
-                base.free()
+        return replace(found, peaks=[(each, part + fixed) for each, fixed in found.peaks], kept=(0, part + sum(found.kept)))
 
     def _error(self, name: str) -> torch.Tensor:
         base, slots, _, _ = self._made

@@ -1,0 +1,142 @@
+"""What only a CUDA card can show: the plan against the allocator, the promised ratios, every preset in its card's memory.
+
+`python -m pytest -m gpu` runs it there. The same checks run on the CPU at a small size, so that they stay right.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spinlite import config
+from spinlite.adapters import Slots
+from spinlite.batches import Batch
+from spinlite.bench.run import Figures, bench
+from spinlite.bench.screen import APART, TARGETS
+from spinlite.bench.turns import ratio
+from spinlite.bench.ways import ONE_GRAPH, SFT_WAY
+from spinlite.device import Device, Levers
+from spinlite.families import family
+from spinlite.learn import step
+from spinlite.methods import SPIN
+
+CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here")]
+NAMES = [name for name in config.presets() if name.endswith("gb")]
+LEVERS = ["checkpointing=true", "one_graph=true", "cache_opponent=true", "channels_last=true", 'precision="fp16"',
+          'quantize="int8"', 'quantize="nf4"', 'attention="sdpa"']  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def whole_card() -> Iterator[None]:
+    """A measurement holds a larger card to the memory that its preset names."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+@cache
+def measured(name: str, *pins: str) -> Figures:
+    return bench(config.load(name, pins), 2, 1, lambda done, of: None)
+
+
+def plan_is_right(found: Figures) -> None:
+    rows = [row for row in found.phases + found.ways if row.planned and row.peak]
+    assert len(rows) >= len(found.phases)
+    for row in rows:
+        assert row.planned == pytest.approx(row.peak, rel=APART), row.name
+
+
+def learning_is_as_cheap_as_promised(found: Figures, targets: Any = TARGETS) -> None:
+    ways = {row.name: row for row in found.ways}
+    for name, most_time, most_peak in targets:
+        against = ratio(ways[name], ways[SFT_WAY])
+        assert against and against[0] <= most_time, name
+        assert most_peak is None or against[1] <= most_peak, name
+
+
+def runs_in_the_cards_memory(found: Figures, vram: float) -> None:
+    assert found.limit == vram
+    for row in found.phases:
+        assert row.seconds and row.peak and row.peak < vram * 2**30, f"{row.name} does not fit"
+
+
+SMALL = ("learn.batch=2", "play.steps=6", 'learn.optimizer="adamw"')
+
+
+PINS = [(), ("memory.checkpointing=true", "memory.one_graph=true"), ('memory.quantize="int8"',)]
+
+
+@pytest.mark.parametrize("pins", PINS, ids=str)
+def test_on_a_cpu_the_plan_is_what_is_measured(pins: tuple[str, ...]):
+    """And the other checks of a card do their work on its figures."""
+    found = measured("demo", *SMALL, *pins)
+    plan_is_right(found)
+    learning_is_as_cheap_as_promised(found, [(ONE_GRAPH, 100, 1.3)])
+    with pytest.raises(AssertionError):
+        learning_is_as_cheap_as_promised(found, [(ONE_GRAPH, 100, 0.9)])
+    with pytest.raises(AssertionError):
+        plan_is_right(replace(found, phases=[replace(row, planned=row.peak * 2) for row in found.phases if row.peak]))
+    runs_in_the_cards_memory(replace(found, limit=1.0), 1.0)
+    with pytest.raises(AssertionError, match="encode does not fit"):
+        runs_in_the_cards_memory(replace(found, limit=1e-3), 1e-3)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=CARD) for name in NAMES])
+def test_a_preset_runs_in_its_cards_memory_and_takes_what_was_planned(name: str):
+    found = measured(name)
+    runs_in_the_cards_memory(found, config.load(name).memory.vram or 0)
+    plan_is_right(found)
+
+
+@pytest.mark.parametrize("lever", [pytest.param(lever, marks=CARD) for lever in LEVERS])
+@pytest.mark.parametrize("name", ["sd15-24gb", "sdxl-24gb"])
+def test_the_plan_is_right_for_each_lever(name: str, lever: str):
+    plan_is_right(measured(name, f"memory.{lever}"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=CARD) for name in ("sd15-24gb", "sdxl-24gb")])
+def test_learning_from_a_pair_costs_what_is_promised(name: str):
+    learning_is_as_cheap_as_promised(measured(name))
+
+
+def slopes(base: Path, where: str, **levers: Any) -> Tensor:
+    """The gradient of a step on a small network, all of it in a row."""
+    found = family(config.Model(base=str(base)), Device(torch.device(where), "a test", Levers(**levers)))
+    slots = Slots(found.net, found.lora_targets["all"], rank=4, alpha=4.0, seed=1)
+    torch.manual_seed(5)
+    for who in ("policy", "opponent"):
+        slots.load(who, {k: torch.randn_like(v) * 0.02 if "lora_B" in k else v for k, v in slots.state(who).items()})
+    real, fake, eps = (torch.randn(2, *found.latent_shape).to(where) for _ in range(3))
+    cond = {name: value.to(where) for name, value in found.prompt(["a cat", "two dogs"]).items()}
+    batch = Batch(real, fake, eps, torch.tensor([50, 900]).to(where), cond)
+    step(found, slots, SPIN(beta=30.0), batch, levers.get("one_graph", False))
+    return torch.cat([p.grad.flatten().double().cpu() for p in slots.parameters() if p.grad is not None])
+
+
+ON: list[tuple[dict[str, Any], float]] = [
+    ({}, 0.01), ({"precision": "bf16"}, 0.1), ({"precision": "fp16"}, 0.02), ({"checkpointing": True}, 0.01),
+    ({"one_graph": True}, 0.01), ({"channels_last": True}, 0.01), ({"quantize": "int8"}, 0.01), ({"quantize": "nf4"}, 0.01),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=CARD)])
+@pytest.mark.parametrize(("levers", "most"), ON, ids=str)
+def test_a_lever_leaves_the_gradient_as_it_is(levers: dict[str, Any], most: float, where: str, tiny_bases: Path):
+    """On the card too, where the reference is a CPU's without levers; of the same base, where that is quantised."""
+    with_ = slopes(tiny_bases / "sd15", where, **levers)
+    without = slopes(tiny_bases / "sd15", "cpu", quantize=levers.get("quantize", "none"))
+    assert without.norm() > 0 and (with_ - without).norm() < most * without.norm()
+
+
+@pytest.mark.parametrize("precision", [pytest.param(name, marks=CARD) for name in ("fp16", "bf16")])
+def test_xformers_leaves_the_gradient_as_it_is(precision: str, tiny_bases: Path):
+    pytest.importorskip("xformers")
+    with_ = slopes(tiny_bases / "sd15", "cuda", precision=precision, attention="xformers")
+    without = slopes(tiny_bases / "sd15", "cuda", precision=precision, attention="sdpa")
+    assert (with_ - without).norm() < 0.1 * without.norm()
