@@ -34,7 +34,7 @@ def train(
     runs: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
     set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
 ) -> None:
-    """Train a LoRA by self-play, or go on with a run that was interrupted."""
+    """Train a LoRA by self-play. A run that was interrupted goes on."""
     name = name or Path(preset).stem
     if name != Path(name).name or name.lower() in ("cache", "..", "."):
         raise SpinliteError(f"{name!r} can't be a run's name", fix="give a plain --name, such as my-style")
@@ -88,7 +88,7 @@ def doctor(
     runs: Annotated[Path, typer.Option(help="where runs are to be kept")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="facts and findings for programs")] = False,
 ) -> None:
-    """Check whether training can run on this computer, and say what mends what can't. Exit code 1 if it can't."""
+    """Check whether training can run on this computer. Says what mends what can't; exit code 1 if it can't."""
     from spinlite.console import Console
     from spinlite.doctor import screen
     from spinlite.doctor.diagnosis import diagnose
@@ -115,7 +115,7 @@ def bench(
     set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="the figures for programs")] = False,
 ) -> None:
-    """Measure what a preset costs here: time and memory of each phase, self-play against plain fine-tuning. No download."""
+    """Measure what a preset costs here. Time and memory of each phase, self-play against plain fine-tuning; no download."""
     from spinlite.console import Console
 
     console = Console()

@@ -22,7 +22,7 @@ def check(
     runs: Annotated[Path, typer.Option(help="where runs are kept, with what is known of pictures")] = Path("runs"),
     set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
 ) -> None:
-    """Show what spinlite understands of pictures and captions, and what it will not use. Exit code 1 if training would stop."""
+    """Show what is made of pictures and captions. Also what will not be used, and why; exit code 1 if training would stop."""
     from spinlite.console import Console
 
     console = Console()

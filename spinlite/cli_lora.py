@@ -27,7 +27,7 @@ def export(
     sidecars: Annotated[bool, typer.Option("--sidecars", help="a .json and a preview .png beside the file")] = False,
     output: Output = None,
 ) -> None:
-    """Write a run's LoRA as a file for other programs, and check that it does what was trained."""
+    """Write a run's LoRA for other programs. The file is checked: it does what was trained."""
     from spinlite.console import Console
 
     console = Console()
@@ -62,7 +62,7 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="CFG scale; default: the run's")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")] = None,
 ) -> None:
-    """Draw with a LoRA: a sheet of rounds, strengths and seeds, and single pictures that a WebUI can repeat."""
+    """Draw with a LoRA. A sheet of rounds, strengths and seeds, and single pictures that a WebUI can repeat."""
     from spinlite.console import Console
 
     console = Console()
@@ -84,7 +84,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA or a checkpoint, .safetensors")],
     json: Annotated[bool, typer.Option("--json", help="everything for programs")] = False,
 ) -> None:
-    """Say what a LoRA or checkpoint file is: base, layout, rank, norms, header, and which programs load it."""
+    """Say what a LoRA or checkpoint file is. Base, layout, rank, norms, header, and which programs load it."""
     from spinlite.console import Console
 
     console = Console()
@@ -105,7 +105,7 @@ def resize(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="default: FILE-rRANK beside it")] = None,
     json: Annotated[bool, typer.Option("--json", help="the error of every module, for programs")] = False,
 ) -> None:
-    """Lower a LoRA's rank by singular value decomposition, in the layout that it has, and say what that loses."""
+    """Lower a LoRA's rank. By singular value decomposition, in the layout that it has; says what that loses."""
     from spinlite.console import Console
 
     console = Console()
@@ -136,7 +136,7 @@ def merge(
         Literal["fp16", "bf16", "fp32"] | None, typer.Option(help="default: each tensor's own; fp16 for a folder")
     ] = None,
 ) -> None:
-    """Write a whole model with a LoRA in its weights, as one file in the original layout, and check it."""
+    """Write a whole model with a LoRA in it. One file in the original layout, checked."""
     from spinlite.console import Console
 
     console = Console()

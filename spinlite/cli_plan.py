@@ -21,7 +21,7 @@ def plan(
     set_: Set = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="the plan for programs")] = False,
 ) -> None:
-    """Say what a run will need and how it will be fitted into memory, before anything is downloaded. No GPU is needed."""
+    """Say what a run will need, before any download. Memory, time, disk, and how it is fitted in; no GPU is needed."""
     from spinlite import plan_screen
     from spinlite.console import Console
 
