@@ -48,7 +48,8 @@ def warnings(found: Survey, settings: Settings) -> list[str]:
     if found.orphans:
         lines.append(f"{len(found.orphans)} captions without a picture, ignored: {data.listing(found.orphans)}")
     if found.unusable:
-        lines.append(f"{len(found.unusable)} files can't be used: {data.listing(found.unusable)}")
+        count = len(found.unusable)
+        lines.append(f"{count} file{'s' * (count > 1)} can't be used: {data.listing(found.unusable)}")
     if settings.play.sampler in FEW_STEP or settings.play.steps < FEW:
         said = f"fakes of {settings.play.steps} steps by {settings.play.sampler} are not the opponent's own"
         lines.append(f"{said}: {NOT_ITS}")

@@ -103,7 +103,7 @@ def test_what_is_left_out_is_said_before_the_training(command: Command, swatches
     assert ended.code == 0 and not ended.err
     for line in (
         "1 pictures without caption, left out: p0.png", "1 captions without a picture, ignored: alone.txt",
-        "1 files can't be used: p2.png: empty file", "1 with several frames, of which the first is used: p1.gif",
+        "1 file can't be used: p2.png: empty file", "1 with several frames, of which the first is used: p1.gif",
     ):  # fmt: skip
         assert line in ended.out and ended.out.index(line) < ended.out.index("round 1")
 
