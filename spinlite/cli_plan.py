@@ -1,7 +1,6 @@
 """Commands around presets and plans. Nothing here imports torch before a command needs it."""
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +25,7 @@ def plan(
     from spinlite.console import Console
 
     console = Console()
-    train, heldout, pictures = _pictures(data)
+    train, heldout, pictures = _pictures(preset, data, set_)
     found = planned(preset, vram, data, set_, train, heldout, console if not json else None)
     if json:
         typer.echo(plan_screen.as_json(found))
@@ -68,19 +67,19 @@ def _room() -> list[Any]:
     return [cards, os.environ.get("CUDA_VISIBLE_DEVICES"), psutil.virtual_memory().available // 2**31]
 
 
-def _pictures(data: str | None) -> tuple[int, int, str]:
-    """(to learn from, held out, in words), by the captions in the folder; 100 where none is named."""
-    from spinlite.errors import SpinliteError
-    from spinlite.preset import PACKAGE
-
+def _pictures(preset: str, data: str | None, set_: list[str]) -> tuple[int, int, str]:
+    """(to learn from, held out, in words), by what a run would find in the folder; 100 where none is named."""
     if data is None:
         return plans.TRAIN, plans.HELDOUT, "100 pictures (--data FOLDER counts yours)"
-    folder = PACKAGE / "demo" / "fluent" if data == "demo" else Path(data)
-    if not folder.is_dir():
-        raise SpinliteError(f"there is no folder {folder}", fix="check the path after --data")
-    count = sum(1 for path in folder.rglob("*.txt"))
-    held = max(1, count // 10)
-    return count - held, held, f"{count} captioned pictures"
+    from spinlite import config
+    from spinlite.data.survey import examine
+
+    settings = config.load(preset, set_, data__folder=data)
+    found = examine(settings.data, settings.build_method().fakes == "given", headers=True)
+    if found.stop:
+        raise found.stop
+    train, heldout = len(found.train), len(found.heldout)
+    return train, heldout, f"{train} captioned pictures to learn from, and {heldout} held out"
 
 
 @listing.callback()

@@ -1,6 +1,7 @@
 """The plan: what is rehearsed without data is what really is taken, every preset fits its card, and pins hold."""
 
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -222,6 +223,19 @@ def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Co
     free = [*free[:2], free[2] + 1]
     with pytest.raises(pytest.fail.Exception, match="made again"):
         command("plan", TOY)
+
+
+def test_a_plan_counts_the_pictures_that_a_run_would_take(command: Command, swatches: Path):
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in swatches.glob("*.txt")}
+    for name in texts:
+        (swatches / f"{name}.txt").unlink()
+    code, _, err = command("plan", TOY, "--data", str(swatches))
+    assert code == 1 and "0 can be used with a caption" in err
+    rows = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts.items()]
+    (swatches / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    code, out, _ = command("plan", TOY, "--data", str(swatches))
+    counts = re.search(r"(\d+) captioned pictures to learn from, and (\d+) held out", " ".join(out.split()))
+    assert code == 0 and counts and int(counts[1]) + int(counts[2]) == 40
 
 
 def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: Path, command: Command):
