@@ -274,7 +274,7 @@ def test_of_500_mangled_files_every_one_is_used_or_named(tmp_path: Path):
         (tmp_path / f"good{i}.txt").write_text(f"good {i}")
     found = look(tmp_path, max_unusable=1.0)
     used = {r.path.name for r in found.train + found.heldout}
-    lists = [found.unusable, found.uncaptioned, found.orphans, *found.noted.values()]
+    lists = [found.unusable, found.uncaptioned, found.orphans, *found.noted.values(), *found.unused.values()]
     told = " ".join(name for names in lists for name in names)
     for path in tmp_path.iterdir():
         if path.suffix.lower() in (".txt", ".caption", ".json"):
