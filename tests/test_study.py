@@ -175,7 +175,7 @@ def test_two_small_cells_are_run_measured_and_shown_once(tmp_path: Path, monkeyp
     assert found[REALS]["measures"]["alignment"]["value"] > 5 + found[BASE]["measures"]["alignment"]["value"]
     assert found["sft"]["measures"] != found[BASE]["measures"] != found["spin"]["measures"]
     assert found["sft"]["updates"] == 2 * found["spin"]["updates"] and found["spin"]["seconds"]["played"] == 1
-    for name in ("rounds", "arms", "regimes"):
+    for name in ("rounds", "arms"):
         with Image.open(out / f"{name}.png") as image:
             assert image.width > 500
         assert (out / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -27,13 +27,13 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
     A page that is not there is made of tables alone.
     """
     text = page.read_text(encoding="utf-8") if page.exists() else bare()
-    blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table), "done": done(table)}
+    blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table), "done": done(table), "regimes": ""}
     blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
     draw(table, figures)
     write_sheet(figures)
     for name, block in blocks.items():
         if (figures / f"{name}.png").exists():
-            block += f"\n\n![{GROUPS[name]}]({figures.name}/{name}.png)"
+            block += f"\n\n![{GROUPS.get(name, 'SFT and SPIN by regime')}]({figures.name}/{name}.png)"
         pattern = rf"(<!-- study:{name} -->\n).*?(<!-- /study -->)"
         text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.DOTALL)
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ def beta(table: Table) -> Any:
 def regimes(table: Table) -> Any:
     """SFT and SPIN side by side where pictures, work and start differ: KID to what each started from."""
     known = [row for row in REGIMES if table.last(row[1]) and table.last(row[2])]
-    if not known:
+    if len(known) < 2:
         return None
     figure, (axis,) = _figure(7, 1.1 + 0.55 * len(known), 1, 1)
     for i, (_, *names) in enumerate(known):
