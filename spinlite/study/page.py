@@ -27,7 +27,8 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
     A page that is not there is made of tables alone.
     """
     text = page.read_text(encoding="utf-8") if page.exists() else bare()
-    blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table), "done": done(table), "regimes": ""}
+    blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table)}
+    blocks |= {"done": done(table), "regimes": ""}
     blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
     draw(table, figures)
     write_sheet(figures)
