@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
@@ -166,22 +166,7 @@ def learn(
     def attempt(levers: Levers) -> tuple[Tensor, Errors, dict[str, float]]:
         optimizer.zero_grad(set_to_none=True)
         family.set_checkpointing(levers.checkpointing)
-        now, shapes = state.method(method, settings.aim), batches.at(state.update)
-        beta = getattr(now, "beta", 1.0) if settings.aim else 1.0
-        loss, found = torch.zeros(()), []
-        for batch in shapes:  # the mean over an update's samples is that of its shapes' means, each weighed by its share
-            share = len(batch.t) / settings.batch
-            part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
-            loss, found = loss + part.cpu(), [*found, errors]
-        errors = {name: torch.cat([each[name] for each in found]) for name in found[0]}
-        weights = [batch.weight for batch in shapes if batch.weight is not None]
-        weight = torch.cat(weights) if weights else None
-        if settings.aim:
-            state.see(errors, weight)
-        told = {"beta": beta} if settings.aim else {}
-        if "opponent_fake" in errors:
-            told["pull"] = pull(now, errors, weight)
-        return loss * beta, errors, told
+        return _update(family, slots, method, batches.at(state.update), levers, settings, state)
 
     while state.update < settings.updates and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:
@@ -202,3 +187,25 @@ def learn(
         after({"update": state.update, "loss": loss.item(), "grad_norm": norm, **measured})
         if guarded and (problem := alarm(state.recent, settings.batch, method.fakes == "played")):
             raise Diverged(*problem, state.update)
+
+
+def _update(
+    family: Family, slots: Slots, method: Method, shapes: Sequence[Batch], levers: Levers, settings: Learn, state: Progressed
+) -> tuple[Tensor, Errors, dict[str, float]]:
+    """Add the gradient of an update's samples, those of one shape after the other; returns (loss, errors, further figures)."""
+    now = state.method(method, settings.aim)
+    beta = getattr(now, "beta", 1.0) if settings.aim else 1.0
+    loss, found = torch.zeros(()), []
+    for batch in shapes:  # the mean over an update's samples is that of its shapes' means, each weighed by its share
+        share = len(batch.t) / settings.batch
+        part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
+        loss, found = loss + part.cpu(), [*found, errors]
+    errors = {name: torch.cat([each[name] for each in found]) for name in found[0]}
+    weights = [batch.weight for batch in shapes if batch.weight is not None]
+    weight = torch.cat(weights) if weights else None
+    if settings.aim:
+        state.see(errors, weight)
+    told = {"beta": beta} if settings.aim else {}
+    if "opponent_fake" in errors:
+        told["pull"] = pull(now, errors, weight)
+    return loss * beta, errors, told

@@ -18,12 +18,11 @@ from spinlite.game import Game
 from spinlite.guards import LONG, PAIRS, Diverged, updates
 from spinlite.learn import Progressed, asked, learn, measure
 from spinlite.play import fake_key
-from spinlite.run import Rung, optimizer_tree, restore_optimizer, update_of
+from spinlite.run import Rung, update_of
 from spinlite.store import fingerprint, fingerprint_files, read
+from spinlite.trees import optimizer_tree, restore_optimizer
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
-
-
 APART = 0.01  # of the opponent's error on real: the squared distance that precision and batches may put between its predictions
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 from torch import Tensor
 
 from spinlite import config
 from spinlite.config import Memory, Settings
 from spinlite.errors import SpinliteError
 from spinlite.store import read, replace, write
+from spinlite.trees import flatten, unflatten
 
 LEVERS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
 Rung = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
@@ -237,56 +237,6 @@ def _load(kept: Path) -> Settings:
             f"{kept}, which says how this run was made: {error.problem}",
             fix=f"mend it there ({error.fix}; what this version does not know can be removed), or give another --name",
         ) from None
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A tree of dicts -> (tensors, JSON values), both by their place "a/b/c"."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for key, value in tree.items():
-        place = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            below = flatten(value, place + "/")
-            tensors |= below[0]
-            plain |= below[1]
-        elif isinstance(value, Tensor):
-            tensors[place] = value
-        else:
-            plain[place] = value
-    return tensors, plain
-
-
-def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for place, value in [*tensors.items(), *plain.items()]:
-        *parents, last = place.split("/")
-        here = tree
-        for parent in parents:
-            here = here.setdefault(parent, {})
-        here[last] = value
-    return tree
-
-
-def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state as a tree, with the numbers of its groups: Prodigy's and schedule-free's states are there too."""
-    found = optimizer.state_dict()
-    return {
-        "state": {str(i): dict(state) for i, state in found["state"].items()},
-        "groups": {
-            str(i): {name: value for name, value in group.items() if isinstance(value, int | float)}
-            for i, group in enumerate(found["param_groups"])
-        },
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tree` gave."""
-    groups = [
-        group | tree.get("groups", {}).get(str(i), {}) for i, group in enumerate(optimizer.state_dict()["param_groups"])
-    ]
-    state = {int(i): values for i, values in tree.get("state", {}).items()}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "quantized": (2, {"torch", "bitsandbytes"}),
     "adapters": (2, {"torch", "peft", "safetensors"}),
     "store": (2, {"torch", "safetensors"}),
+    "trees": (2, {"torch"}),
     "lora": (2, {"torch", "peft", "safetensors", "PIL"}),
     "families": (2, {"torch", "accelerate", "diffusers", "transformers", "safetensors", "PIL"}),
     "pictures": (3, {"PIL"}),

@@ -12,8 +12,9 @@ from torch import nn
 from spinlite import config, device, lesson
 from spinlite.config import Settings
 from spinlite.errors import SpinliteError
-from spinlite.run import Run, optimizer_tree, restore_optimizer
+from spinlite.run import Run
 from spinlite.selfplay import train
+from spinlite.trees import optimizer_tree, restore_optimizer
 
 KINDS = ["adamw8bit", "adamw", "schedulefree", "prodigy"]
 CPU = device.Device(torch.device("cpu"), "a test")
