@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOY, Command
-from PIL import Image
-from test_selfplay import Quiet, changed, made
+from test_selfplay import Quiet, changed, made, paired
 from torch import Tensor
 
 from spinlite import lesson, selfplay
@@ -250,13 +249,7 @@ def test_without_the_guards_a_run_goes_on_regardless(sane: Settings, tmp_path: P
 
 def test_a_round_whose_pairs_are_all_won_ends_and_the_next_begins(toy: Settings, swatches: Path, tmp_path: Path):
     """Given pairs that differ in everything: told apart soon, and nothing is left to learn from them."""
-    pairs = tmp_path / "pairs"
-    for side in ("win", "lose"):
-        (pairs / side).mkdir(parents=True)
-    for path in swatches.glob("*.png"):
-        path.rename(pairs / "win" / path.name)
-        path.with_suffix(".txt").rename(pairs / "win" / f"{path.stem}.txt")
-        Image.new("RGB", (16, 16), (255, 255, 255)).save(pairs / "lose" / path.name)
+    pairs = paired(swatches, (255, 255, 255))
     settings = changed(toy, method__name="dpo", data__folder=str(pairs), method__beta=500.0, learn__updates=120)
     watch = Quiet()
     outcome = train(settings, tmp_path / "r", watch)

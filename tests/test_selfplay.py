@@ -223,14 +223,20 @@ def test_methods_choose_their_opponent_from_the_ladder(toy: Settings, tmp_path: 
     assert all(0 <= rival < k for k, rival in enumerate(drawn, 1)) and drawn != [0, 1, 2, 3, 4]
 
 
-def test_dpo_learns_from_given_pairs(toy: Settings, swatches: Path, tmp_path: Path):
-    pairs = tmp_path / "pairs"
+def paired(swatches: Path, colour: tuple[int, int, int]) -> Path:
+    """The swatches as a folder of pairs, each preferred to a picture of one colour."""
+    pairs = swatches.parent / "pairs"
     for side in ("win", "lose"):
         (pairs / side).mkdir(parents=True)
     for path in swatches.glob("*.png"):
         path.rename(pairs / "win" / path.name)
         path.with_suffix(".txt").rename(pairs / "win" / f"{path.stem}.txt")
-        Image.new("RGB", (16, 16), (10, 0, 10)).save(pairs / "lose" / path.name)
+        Image.new("RGB", (16, 16), colour).save(pairs / "lose" / path.name)
+    return pairs
+
+
+def test_dpo_learns_from_given_pairs(toy: Settings, swatches: Path, tmp_path: Path):
+    pairs = paired(swatches, (10, 0, 10))
     settings = changed(toy, method__name="dpo", data__folder=str(pairs), method__beta=5.0, run__rounds=1, learn__updates=60)
     settings = changed(settings, judge__stop=False)  # these are won by spoiling fakes, as the guards would say
     watch = Quiet()
