@@ -1,5 +1,5 @@
 """`python -m spinlite`."""
 
-from spinlite.cli import main
+from spinlite.cli.app import main
 
 main()

@@ -5,29 +5,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spinlite import data, device
-from spinlite.config import Settings
-from spinlite.data import Encoded, Grid, Record, Survey, listing, strangers
-from spinlite.device import Device, Levers
+from spinlite.config.settings import Settings
+from spinlite.data.buckets import Grid
+from spinlite.data.encoded import Encoded
+from spinlite.data.records import Record, Survey, listing, strangers
+from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.export import Wanted, export
-from spinlite.facts import Watch, facts, fitted, reason, spoken, warnings
-from spinlite.fallback import Fallback, said
-from spinlite.families import Family, family, frame
-from spinlite.game import Game
-from spinlite.guards import Diverged
-from spinlite.judge import judge
-from spinlite.learn import asked
-from spinlite.lesson import lesson, undo
+from spinlite.export.export import Wanted, export
+from spinlite.families.family import Family
+from spinlite.families.load import family, frame
 from spinlite.lora.metadata import tag_counts
 from spinlite.lora.start import slots_for, told
-from spinlite.plan import Plan, cache_folder
+from spinlite.memory import device
+from spinlite.memory.device import Device, Levers
+from spinlite.memory.oom import Fallback, said
+from spinlite.memory.spill import wary
 from spinlite.plan.make import take
+from spinlite.plan.plan import Plan, cache_folder
 from spinlite.plan.timing import expected_seconds
-from spinlite.play import solver
-from spinlite.run import Run
-from spinlite.spill import wary
-from spinlite.store import fingerprint, fingerprint_files
+from spinlite.progress import Watch
+from spinlite.runs.run import Run
+from spinlite.runs.store import fingerprint, fingerprint_files
+from spinlite.summary import facts, fitted, reason, spoken, warnings
+from spinlite.training.guards import Diverged
+from spinlite.training.judge import judge
+from spinlite.training.learn import lesson, undo
+from spinlite.training.play import solver
+from spinlite.training.session import Game
+from spinlite.training.step import asked
 
 JUDGED = 64  # held-out records that are measured and played at the most
 
@@ -68,7 +73,7 @@ def _rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | Non
 
     def look() -> Survey:
         with watch.phase("check pictures", 1) as progress:
-            return data.survey(settings.data, method.fakes == "given", cache, progress, grid)
+            return survey(settings.data, method.fakes == "given", cache, progress, grid)
 
     found = look()
     where, plan = _planned(run, len(found.train), len(found.heldout), watch)

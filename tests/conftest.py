@@ -14,11 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from spinlite import config
-from spinlite.cli import main
-from spinlite.config import Settings
-
-TOY = str(Path(__file__).parent / "toy.toml")
+from spinlite.cli.app import main
+from spinlite.config.settings import Settings, load_settings
+from tests.toy import TOY
 
 
 class Ended(NamedTuple):
@@ -80,20 +78,20 @@ def swatches(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def toy(swatches: Path) -> Settings:
-    return config.load(TOY, data__folder=str(swatches))
+    return load_settings(TOY, data__folder=str(swatches))
 
 
 @pytest.fixture
 def small(swatches: Path) -> Settings:
     """The toy with a loss that does not make much of rounding: for comparing runs that compute the same in other ways."""
     learning = ["learn.updates=4", "learn.optimizer=adamw", "learn.caption_dropout=0.5"]
-    return config.load(TOY, [*learning, "method.beta=5.0", "judge.stop=false"], data__folder=str(swatches))
+    return load_settings(TOY, [*learning, "method.beta=5.0", "judge.stop=false"], data__folder=str(swatches))
 
 
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small random bases: sd15, sd21 and sdxl in diffusers' layout, and each as one file in the original."""
-    import tiny  # with diffusers, which most tests do without
+    from tests.families import tiny  # with diffusers, which most tests do without
 
     root = tmp_path_factory.mktemp("bases")
     for kind in ("sd15", "sd21", "sdxl"):

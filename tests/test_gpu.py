@@ -13,20 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from spinlite import config
-from spinlite.adapters import Slots
-from spinlite.batches import Batch
 from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import APART, TARGETS
 from spinlite.bench.turns import ratio
 from spinlite.bench.ways import ONE_GRAPH, SFT_WAY
-from spinlite.device import Device, Levers
-from spinlite.families import family
-from spinlite.learn import step
-from spinlite.methods import SPIN
+from spinlite.config.presets import presets
+from spinlite.config.settings import Model, load_settings
+from spinlite.families.load import family
+from spinlite.lora.adapters import Slots
+from spinlite.memory.device import Device, Levers
+from spinlite.methods.spin import SPIN
+from spinlite.training.batches import Batch
+from spinlite.training.step import step
 
 CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here")]
-NAMES = [name for name in config.presets() if name.endswith("gb")]
+NAMES = [name for name in presets() if name.endswith("gb")]
 LEVERS = ["checkpointing=true", "one_graph=true", "cache_opponent=true", "channels_last=true", 'precision="fp16"',
           'quantize="int8"', 'quantize="nf4"', 'attention="sdpa"']  # fmt: skip
 
@@ -42,7 +43,7 @@ def whole_card() -> Iterator[None]:
 
 @cache
 def measured(name: str, *pins: str) -> Figures:
-    return bench(config.load(name, pins), 3 if torch.cuda.is_available() else 1, 1, lambda done, of: None)
+    return bench(load_settings(name, pins), 3 if torch.cuda.is_available() else 1, 1, lambda done, of: None)
 
 
 def plan_is_right(found: Figures) -> None:
@@ -90,7 +91,7 @@ def test_on_a_cpu_the_plan_is_what_is_measured(pins: tuple[str, ...]):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=CARD) for name in NAMES])
 def test_a_preset_runs_in_its_cards_memory_and_takes_what_was_planned(name: str):
     found = measured(name)
-    runs_in_the_cards_memory(found, config.load(name).memory.vram or 0)
+    runs_in_the_cards_memory(found, load_settings(name).memory.vram or 0)
     plan_is_right(found)
 
 
@@ -107,7 +108,7 @@ def test_learning_from_a_pair_costs_what_is_promised(name: str):
 
 def slopes(base: Path, where: str, **levers: Any) -> Tensor:
     """The gradient of a step on a small network, all of it in a row."""
-    found = family(config.Model(base=str(base)), Device(torch.device(where), "a test", Levers(**levers)))
+    found = family(Model(base=str(base)), Device(torch.device(where), "a test", Levers(**levers)))
     slots = Slots(found.net, found.lora_targets["all"], rank=4, alpha=4.0, seed=1)
     torch.manual_seed(5)
     for who in ("policy", "opponent"):

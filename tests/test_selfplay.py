@@ -1,10 +1,8 @@
 """The whole pipeline, on points in the plane."""
 
 import contextlib
-import json
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from spinlite import config, device, lesson, selfplay
-from spinlite.config import Settings
+from spinlite import selfplay
+from spinlite.config.settings import Settings, load_settings
 from spinlite.errors import SpinliteError
-from spinlite.export import Wanted, choose, export
-from spinlite.families import family
-from spinlite.game import Game
-from spinlite.run import Run
+from spinlite.export.export import Wanted, choose, export
+from spinlite.families.load import family
+from spinlite.memory import device
+from spinlite.runs.run import Run
+from spinlite.runs.store import read
 from spinlite.selfplay import Outcome, train
-from spinlite.store import read
-
-
-class Quiet:
-    """A watch that remembers, and can pull the plug."""
-
-    def __init__(self, interrupt: Callable[[str, int], bool] = lambda title, done: False) -> None:
-        self.said: list[str] = []
-        self.phases: list[str] = []
-        self.interrupt = interrupt
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def facts(self, facts: dict[str, str]) -> None:
-        self.said += [f"{name}: {fact}" for name, fact in facts.items()]
-
-    @contextlib.contextmanager
-    def phase(self, title: str, total: int):
-        self.phases.append(title)
-
-        def progress(done: int, of: int, **found: float) -> None:
-            if self.interrupt(title, done):
-                raise KeyboardInterrupt
-
-        yield progress
-
-    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
-        self.said.append(f"judged {round_}")
-
-
-def changed(settings: Settings, **values: Any) -> Settings:
-    tree = settings.model_dump(exclude_none=True)
-    for place, value in values.items():
-        section, key = place.split("__")
-        if place == "method__name":
-            tree["method"] = {}
-        tree[section][key] = value
-    return config.validate(tree)
-
-
-def made(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, without times."""
-    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
-    for event in events:
-        event.pop("time")
-    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*folder.glob("snapshots/*"), *folder.glob("samples/*")]}
-    exported = {k: v.tolist() for k, v in read(folder / "export" / f"{folder.name}.safetensors")[0].items()}
-    return {"events": events, "export": exported, **files}
+from spinlite.training import learn as learn_module
+from spinlite.training import probe as probe_module
+from spinlite.training.session import Game
+from tests.toy import Quiet, changed, made, paired
 
 
 def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
@@ -79,7 +33,7 @@ def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
         "settings.toml", "journal.jsonl", "state.safetensors", "export/r.safetensors",
         "samples/round-1.png", "samples/round-2.png", *(f"snapshots/{k}.safetensors" for k in range(3)),
     }  # fmt: skip
-    assert config.load(str(folder / "settings.toml")) == toy
+    assert load_settings(str(folder / "settings.toml")) == toy
     with Image.open(folder / "samples" / "round-2.png") as sheet:
         assert sheet.width > sheet.height > 400
     events = outcome.run.events("judge")
@@ -106,7 +60,7 @@ def test_snapshot_0_is_the_base_and_later_ones_are_not(toy: Settings, tmp_path: 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: str, toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lesson, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(learn_module, "SAVE_SECONDS", 0.0)
     settings = changed(toy, method__name=method.partition(",")[0], memory__cache_opponent="ahead" in method)
     if "each" in method:
         settings = changed(settings, method__reference="each", learn__snapshot_every=8)
@@ -185,12 +139,12 @@ def test_other_pictures_are_refused(toy: Settings, swatches: Path, tmp_path: Pat
 def test_the_probe_stops_a_policy_that_is_not_its_opponent(
     toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = lesson.measure
+    whole = probe_module.measure
 
     def broken(family, slots, name, batch):
         return whole(family, slots, name, batch) * (1.01 if name == "opponent_real" else 1.0)
 
-    monkeypatch.setattr(lesson, "measure", broken)
+    monkeypatch.setattr(probe_module, "measure", broken)
     with pytest.raises(SpinliteError, match=r"must be log 2 = 0\.6931"):
         train(toy, tmp_path / "r", Quiet())
 
@@ -221,18 +175,6 @@ def test_methods_choose_their_opponent_from_the_ladder(toy: Settings, tmp_path: 
     assert opponents(train(based, tmp_path / "base", Quiet())) == [0] * 5
     drawn = opponents(train(changed(more, method__name="seppo"), tmp_path / "random", Quiet()))
     assert all(0 <= rival < k for k, rival in enumerate(drawn, 1)) and drawn != [0, 1, 2, 3, 4]
-
-
-def paired(swatches: Path, colour: tuple[int, int, int]) -> Path:
-    """The swatches as a folder of pairs, each preferred to a picture of one colour."""
-    pairs = swatches.parent / "pairs"
-    for side in ("win", "lose"):
-        (pairs / side).mkdir(parents=True)
-    for path in swatches.glob("*.png"):
-        path.rename(pairs / "win" / path.name)
-        path.with_suffix(".txt").rename(pairs / "win" / f"{path.stem}.txt")
-        Image.new("RGB", (16, 16), colour).save(pairs / "lose" / path.name)
-    return pairs
 
 
 def test_dpo_learns_from_given_pairs(toy: Settings, swatches: Path, tmp_path: Path):

@@ -18,14 +18,16 @@ import psutil
 import torch
 from PIL import Image
 
-from spinlite import config, device
-from spinlite.config import Data
-from spinlite.data import Encoded, Grid, survey
+from spinlite.config.settings import Data, Memory, load_settings
+from spinlite.data.buckets import Grid
+from spinlite.data.encoded import Encoded
 from spinlite.data.looks import WORKERS, glance_at, look_at
+from spinlite.data.survey import survey
 from spinlite.families.toy import Toy
-from spinlite.plan import cache_folder
+from spinlite.memory import device
 from spinlite.plan.make import card_for, make
-from spinlite.store import Store
+from spinlite.plan.plan import cache_folder
+from spinlite.runs.store import Store
 
 LATENT, PROMPT = (4, 64, 64), (77, 768)  # of SD 1.5
 ITEMS, BATCH = 2000, 16  # latents that are read, so many at once
@@ -69,7 +71,7 @@ def decoding(place: Path) -> dict[str, float]:
 
 def validating(place: Path, cache: Path) -> dict[str, float]:
     """Seconds that a folder of this many pictures takes at first, and again when nothing has changed."""
-    model = Toy("0", device.choose(config.Memory()))  # whose encoder costs nothing
+    model = Toy("0", device.choose(Memory()))  # whose encoder costs nothing
     settings, grid = Data(folder=str(place)), Grid(Toy.size, Toy.step)
 
     def prepare() -> None:
@@ -101,7 +103,7 @@ def reading(place: Path) -> float:
 
 def consumed(preset: str) -> float:
     """Latents a second that learning takes by a preset's plan, on the card that it is made for."""
-    settings = config.load(preset)
+    settings = load_settings(preset)
     plan = make(preset, settings, card_for(settings, None), 90, 10, cache_folder())
     return 2 * settings.learn.updates * settings.learn.batch / plan.seconds["learn"]
 

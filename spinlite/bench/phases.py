@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from spinlite.adapters import Slots
-from spinlite.batches import Batch
 from spinlite.bench.turns import Call
 from spinlite.bench.ways import states
-from spinlite.config import Settings
-from spinlite.device import Device
-from spinlite.families import Family, Picture
-from spinlite.learn import asked, measure, step
+from spinlite.config.settings import Settings
+from spinlite.families.family import Family, Picture
+from spinlite.lora.adapters import Slots
 from spinlite.maths.draws import gaussian
+from spinlite.memory.device import Device
 from spinlite.plan.stage import Cut, Stage
-from spinlite.play import sample
+from spinlite.training.batches import Batch
+from spinlite.training.play import sample
+from spinlite.training.step import asked, measure, step
 
 SAMPLER_STEPS = 3  # of a fake that are run; time and work are scaled to all of them
 CAPTION = "a photograph of a lighthouse in a storm"

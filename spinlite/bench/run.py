@@ -13,15 +13,16 @@ from torch import nn
 from spinlite.bench.phases import Rehearsal
 from spinlite.bench.turns import Call, Row, turns
 from spinlite.bench.ways import AHEAD, AT_ONCE, LIVE, ONE_GRAPH, SFT_WAY, Ways, weights
-from spinlite.config import Settings
-from spinlite.device import Levers, choose
+from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.families import Family, family
 from spinlite.families.blank import blank
+from spinlite.families.family import Family
+from spinlite.families.load import family
 from spinlite.lora.start import slots_for
-from spinlite.plan import HELDOUT, TRAIN, cache_folder
+from spinlite.memory.device import Levers, choose
 from spinlite.plan.card import Card, found
 from spinlite.plan.make import take
+from spinlite.plan.plan import HELDOUT, TRAIN, cache_folder
 from spinlite.plan.stage import PICTURES, Cut, Stage
 
 WORK = 50  # forwards: about what one turn of everything costs

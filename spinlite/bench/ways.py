@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from spinlite.adapters import Slots
-from spinlite.batches import Batch
 from spinlite.bench.turns import Call
-from spinlite.families import Family
-from spinlite.learn import measure, step
+from spinlite.families.family import Family
+from spinlite.lora.adapters import Slots
 from spinlite.maths.losses import error
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
+from spinlite.training.batches import Batch
+from spinlite.training.step import measure, step
 
 SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN = (
     "SFT", "SPIN, one graph", "SPIN, at once", "opponent ahead", "SPIN, live", "the plain way"

@@ -1,1 +1,4 @@
-"""What spinlite understands of a data source, before anything is trained: `findings` sees, `screen` and `page` show."""
+"""What spinlite understands of a folder or data set, before anything is trained.
+
+The door is `findings.findings`.
+"""

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spinlite.config import Data
+from spinlite.config.settings import Data
 from spinlite.data.buckets import Grid, Size, kept, scale
 from spinlite.data.looks import Progress
 from spinlite.data.records import Record, Survey
-from spinlite.data.sources import where
+from spinlite.data.sources import describe_sources
 from spinlite.data.survey import examine
 
 MUCH = 0.1  # share of a picture that is cut away, from which on that is counted
@@ -77,7 +77,7 @@ def findings(
     enlarged = {found.names[r.path]: scale(found.looks[r.path].size, r.bucket or grid.native) for r in pictures}
     cut = {found.names[r.path]: 1 - kept(found.looks[r.path].size, r.bucket or grid.native) for r in pictures}
     return Findings(
-        place=where(settings),
+        place=describe_sources(settings),
         model=model,
         full=full,
         pictures=found.listed,

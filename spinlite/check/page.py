@@ -10,10 +10,10 @@ from jinja2 import Environment, FileSystemLoader
 
 from spinlite.check.findings import Findings
 from spinlite.check.screen import bars, facts
+from spinlite.data.pictures import decode, quiet, read_bytes
 from spinlite.data.records import Survey, shown
 from spinlite.errors import SpinliteError
-from spinlite.pictures import decode, quiet, read_bytes
-from spinlite.store import replace
+from spinlite.runs.store import replace
 
 SIDE = 160  # px of a thumbnail
 NAMED = 24  # pictures with the same problem that are shown

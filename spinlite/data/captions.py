@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from spinlite.config import Source
+from spinlite.config.settings import Source
 from spinlite.errors import SpinliteError
 
 BESIDE = (".txt", ".caption", ".json")  # where several are there, the first is used

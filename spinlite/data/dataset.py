@@ -11,13 +11,13 @@ from typing import Any
 
 import fsspec
 
-from spinlite.config import Source
+from spinlite.config.settings import Source
 from spinlite.data.captions import FIELDS, in_json
 from spinlite.data.looks import Progress
+from spinlite.data.pictures import ending_of
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
-from spinlite.pictures import ending_of
-from spinlite.store import fingerprint, fingerprint_bytes, replace
+from spinlite.runs.store import fingerprint, fingerprint_bytes, replace
 
 MODULES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}  # of a single file
 TEXTS = (*FIELDS, "txt", "json")  # columns of captions, by name: the first that is there (the last two are WebDataset's)

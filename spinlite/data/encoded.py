@@ -8,17 +8,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from spinlite.config import Data
+from spinlite.config.settings import Data
 from spinlite.data.buckets import Size, centring
 from spinlite.data.looks import in_order
+from spinlite.data.pictures import decode, fit, mirrored, quiet, read_bytes
 from spinlite.data.records import Record, listing
 from spinlite.errors import SpinliteError
-from spinlite.families import Cond, Family, Picture
-from spinlite.pictures import decode, fit, mirrored, quiet, read_bytes
-from spinlite.store import Store, fingerprint, fingerprint_bytes
+from spinlite.families.family import Cond, Family, Picture
+from spinlite.progress import Progress
+from spinlite.runs.store import Store, fingerprint, fingerprint_bytes
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]  # (done, of)
 
 
 @dataclass(frozen=True, slots=True)

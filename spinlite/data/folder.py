@@ -7,11 +7,11 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from spinlite.config import Source
+from spinlite.config.settings import Source
 from spinlite.data.captions import BESIDE, TABLES, beside, table
+from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
-from spinlite.pictures import ENDINGS
 
 REPEATS = re.compile(r"(\d{1,4})_(.+)")  # kohya's folders: how often, and of what
 GLANCE = 20_000  # files of subfolders that are looked at to say what is not used

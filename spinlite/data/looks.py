@@ -14,9 +14,9 @@ from typing import TypeVar
 import PIL
 
 from spinlite.data.alike import likeness
+from spinlite.data.pictures import decode, peek, quiet, read_bytes
 from spinlite.errors import SpinliteError
-from spinlite.pictures import decode, peek, quiet, read_bytes
-from spinlite.store import fingerprint, fingerprint_bytes, fingerprint_files, replace
+from spinlite.runs.store import fingerprint, fingerprint_bytes, fingerprint_files, replace
 
 WORKERS = min(8, os.cpu_count() or 1)
 SETTLED = 2.0  # s since a file's last change, before its time stamp tells it from the next change (FAT counts by 2 s)

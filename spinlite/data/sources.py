@@ -4,7 +4,8 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from spinlite.config import PACKAGE, Data, Source
+from spinlite.config.presets import PACKAGE
+from spinlite.config.settings import Data, Source
 from spinlite.data.dataset import list_dataset
 from spinlite.data.folder import list_folder, list_pairs
 from spinlite.data.looks import Progress
@@ -41,7 +42,7 @@ def sources_of(settings: Data) -> list[Source]:
     return [*([settings] if settings.folder is not None or settings.dataset is not None else []), *settings.sources]
 
 
-def where(settings: Data) -> str:
+def describe_sources(settings: Data) -> str:
     """The sources, for people."""
     return " and ".join(map(_place, sources_of(settings)))
 

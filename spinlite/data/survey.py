@@ -5,15 +5,15 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from spinlite.config import Data
+from spinlite.config.settings import Data
 from spinlite.data.alike import alike
 from spinlite.data.buckets import Grid
 from spinlite.data.looks import Memo, Progress, glance_at, look_at
 from spinlite.data.records import Entry, Record, Survey, listing, whole_numbers
-from spinlite.data.sources import NO_CAPTION, entries, sources_of, where
+from spinlite.data.sources import NO_CAPTION, describe_sources, entries, sources_of
 from spinlite.data.split import split
 from spinlite.errors import SpinliteError
-from spinlite.store import fingerprint
+from spinlite.runs.store import fingerprint
 
 CACHE = Path("runs") / "cache"  # where no other is given
 
@@ -55,7 +55,7 @@ def examine(
     if headers:
         found.looks = glance_at(paths, progress)
     else:
-        place = fingerprint(where(settings))
+        place = fingerprint(describe_sources(settings))
         memo = Memo(cache / "looks" / f"{place}.json", settings.background) if cache else None
         found.looks = look_at(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
@@ -70,7 +70,7 @@ def examine(
 
 def _stop(settings: Data, count: int, records: Sequence[Record], found: Survey) -> SpinliteError | None:
     """Why a run would not start with this, if it would not."""
-    place = where(settings)
+    place = describe_sources(settings)
     if found.uncaptioned and any(source.uncaptioned == "error" for source in sources_of(settings)):
         return SpinliteError(
             f"{len(found.uncaptioned)} pictures in {place} have no caption: {listing(found.uncaptioned)}",

@@ -1,1 +1,4 @@
-"""Whether training can run on this computer: `probes` finds facts, `diagnosis` judges them, `screen` shows the judgement."""
+"""What this computer can train with, and what fixes the rest.
+
+The door is `diagnosis.diagnose`.
+"""

@@ -133,14 +133,14 @@ def step() -> str:
     """One SPIN step of the demo's own model with a LoRA: the loss must be log 2, and the policy must get a gradient."""
     import torch
 
-    from spinlite.adapters import Slots
-    from spinlite.batches import Batch
-    from spinlite.config import Model
-    from spinlite.device import choose
-    from spinlite.families import family
-    from spinlite.learn import step as learn
+    from spinlite.config.settings import Model
+    from spinlite.families.load import family
+    from spinlite.lora.adapters import Slots
     from spinlite.maths.draws import gaussian
+    from spinlite.memory.device import choose
     from spinlite.methods.spin import SPIN
+    from spinlite.training.batches import Batch
+    from spinlite.training.step import step as learn
 
     where = choose()
     model = family(Model(base="demo"), where)

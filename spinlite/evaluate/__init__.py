@@ -1,1 +1,4 @@
-"""What a round is judged by: held-out errors, fixed-seed samples, and outside measures."""
+"""Outside measures of samples: networks that no run trains with.
+
+The door is `kid.evaluate`.
+"""

@@ -26,16 +26,19 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from spinlite import config, device
-from spinlite.config import PACKAGE, Data
-from spinlite.data import Encoded, Record, chunks, survey
+from spinlite.config.presets import PACKAGE
+from spinlite.config.settings import Data, load_settings
+from spinlite.data.encoded import Encoded, chunks
+from spinlite.data.pictures import open_picture
+from spinlite.data.records import Record
+from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.families import family
+from spinlite.families.load import family
 from spinlite.lora.start import slots_for
 from spinlite.maths.draws import generator, order
-from spinlite.pictures import open_picture
-from spinlite.play import fake_key, play
-from spinlite.store import Store, fingerprint, fingerprint_files, read
+from spinlite.memory import device
+from spinlite.runs.store import Store, fingerprint, fingerprint_files, read
+from spinlite.training.play import fake_key, play
 
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256
 SIDE = 128  # px; the network was trained at 224, and 64 px pictures hold no more than this
@@ -177,7 +180,7 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
     ladder = {int(path.stem): path for path in (folder / "snapshots").glob("*.safetensors") if path.stem.isdigit()}
     if 0 not in ladder:
         raise SpinliteError(f"{folder} holds no snapshots of a run", fix="name a run of `spinlite train`, such as runs/demo")
-    settings, kept = config.load(str(folder / "settings.toml")), folder.parent / "cache"
+    settings, kept = load_settings(str(folder / "settings.toml")), folder.parent / "cache"
     where = device.choose(settings.memory)
     base, batch = family(settings.model, where), where.levers.play_batch
     with phase(f"{folder.name} · encode captions", len(records)) as progress:

@@ -9,10 +9,10 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from spinlite.config import Model
-from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind, open_checkpoint
+from spinlite.config.settings import Model
+from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind
 from spinlite.families.single_file import CONFIGS, FOLDERS, padded
-from spinlite.store import fingerprint
+from spinlite.runs.store import fingerprint
 
 BLANK = "blank:"
 KNOWN: dict[str, Kind] = {  # hub ids whose size is known before they are here
@@ -29,15 +29,15 @@ class Blank(Checkpoint):
     Normal weights of deviation 1 / sqrt(inputs), norms of 1, biases of 0. Inside `with torch.device("meta")` they take none.
     """
 
-    def __init__(self, base: str) -> None:
-        self.name = BLANK + base
-        self._of: Checkpoint | None = None
-        if base in KINDS:
+    def __init__(self, base: str, shapes: Checkpoint | None = None) -> None:
+        """`base` is a kind, or the name of the checkpoint with the `shapes`."""
+        self.name, self._of = BLANK + base, shapes
+        if shapes:
+            self.kind, self.predictions, self.zero_snr = shapes.kind, shapes.predictions, shapes.zero_snr
+        else:
+            assert base in KINDS
             self.kind = base
             self.predictions, self.zero_snr = {}, None
-        else:
-            self._of = open_checkpoint(base)
-            self.kind, self.predictions, self.zero_snr = self._of.kind, self._of.predictions, self._of.zero_snr
         if self.kind == "sd2" and not self.predictions:
             self.predictions = {self.name: "v"}
 

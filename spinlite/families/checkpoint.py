@@ -12,9 +12,8 @@ from diffusers import AutoencoderKL, ConfigMixin, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from spinlite.config import PACKAGE
 from spinlite.errors import SpinliteError
-from spinlite.store import fingerprint, fingerprint_files
+from spinlite.runs.store import fingerprint, fingerprint_files
 
 Kind = Literal["sd1", "sd2", "sdxl"]
 Said = Mapping[str, Literal["eps", "v"]]  # where it is said -> what the network predicts
@@ -54,22 +53,6 @@ class Checkpoint(ABC):
     @abstractmethod
     def fingerprint(self, *parts: str) -> str:
         """Of the weights, or at least of those of the parts whose names begin so."""
-
-
-def open_checkpoint(base: str) -> Checkpoint:
-    """A base model by its path or hub id; "demo" is the one in the package. Raises SpinliteError where it can't be used.
-
-    "blank:" and a kind ("sd1", "sd2", "sdxl") or a base that is here: the same networks with random weights.
-    """
-    from spinlite.families.blank import BLANK, Blank
-    from spinlite.families.single_file import SingleFile
-
-    if base.startswith(BLANK):
-        return Blank(base.removeprefix(BLANK))
-    if base == "demo":
-        return Folder(base, str(PACKAGE / "demo" / "base"))
-    place = locate(base, "model.base")
-    return SingleFile(Path(place)) if place.lower().endswith(".safetensors") else Folder(base, place)
 
 
 def locate(name: str, setting: str) -> str:

@@ -16,19 +16,20 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XF
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from spinlite.device import Device, probe_compiler
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, guard, locate, open_checkpoint, pretrained, whole
+from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, guard, locate, pretrained, whole
 from spinlite.families.names import shapes, spellings
+from spinlite.families.open import open_checkpoint
 from spinlite.families.schedule import noise_scheduler, sampler, settle
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
-from spinlite.lora import Lora
 from spinlite.lora.apply import put_on
 from spinlite.lora.read import lora_for, text_part
+from spinlite.lora.tensors import Lora
 from spinlite.maths.draws import gaussian
 from spinlite.maths.paths import Path
-from spinlite.quantized import place
-from spinlite.store import fingerprint, fingerprint_files
+from spinlite.memory.device import Device, probe_compiler
+from spinlite.memory.quantized import place
+from spinlite.runs.store import fingerprint, fingerprint_files
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()

@@ -9,10 +9,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.device import Device
-from spinlite.families import Cond, Family, Picture
 from spinlite.families.diffusion import TARGETS, Parts
+from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.names import kohya_name
+from spinlite.memory.device import Device
 
 
 class StableDiffusion(Family):

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import CLASSES, KINDS, OTHER, PREDICTIONS, Checkpoint, Kind, guard, whole
 from spinlite.families.clip import tokenizer
-from spinlite.store import fingerprint_files
+from spinlite.runs.store import fingerprint_files
 
 CONFIGS = Path(__file__).parent / "configs"
 FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}

@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spinlite.device import Device
 from spinlite.errors import SpinliteError
-from spinlite.families import Cond, Family, Picture
+from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.names import shapes
-from spinlite.lora import Pair
 from spinlite.lora.apply import applied
 from spinlite.lora.read import lora_for
+from spinlite.lora.tensors import Pair
 from spinlite.maths.paths import Path
-from spinlite.quantized import place
-from spinlite.store import fingerprint, read
+from spinlite.memory.device import Device
+from spinlite.memory.quantized import place
+from spinlite.runs.store import fingerprint, read
 
 WIDTH = 16  # of a caption's conditioning
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from spinlite.errors import SpinliteError
-from spinlite.lora import Lora, Pair
+from spinlite.lora.tensors import Lora, Pair
 
 PART = "unet"  # what a network that denoises is called in a module's full name
 

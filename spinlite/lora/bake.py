@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from spinlite.adapters import delta, modules
-from spinlite.lora import Pair
+from spinlite.lora.adapters import delta, modules
 from spinlite.lora.svd import nearest, total
+from spinlite.lora.tensors import Pair
 
 KEPT = 0.02  # relative error of a module's change that is worth a lower rank
 WIDEST = 8  # x the rank that was trained: above, files grow large for little

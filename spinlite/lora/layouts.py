@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spinlite.lora import Lora, Pair
+from spinlite.lora.tensors import Lora, Pair
 
 Layout = Literal["kohya", "diffusers"]
 ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_proj)")

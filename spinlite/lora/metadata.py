@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from spinlite import __version__
-from spinlite.lora import Lora
+from spinlite.lora.tensors import Lora
 
 THUMBNAIL = 256  # px a side
 TAGS = 2**16  # bytes of the list of tags: ComfyUI reads no header above 1 MiB, and the largest network's keys take 0.45

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
-from spinlite.lora import Lora, Pair
+from spinlite.lora.tensors import Lora, Pair
 
 ENDS = {  # how keys end -> what they hold; the first that fits counts
     ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid", ".alpha": "alpha",

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from spinlite.lora import Lora, Pair, norm, ranks
 from spinlite.lora.layouts import diffusers, kohya
 from spinlite.lora.metadata import hashes, network
 from spinlite.lora.read import LoraFile, open_lora
 from spinlite.lora.svd import resized, total
-from spinlite.store import replace
+from spinlite.lora.tensors import Lora, Pair, norm, ranks
+from spinlite.runs.store import replace
 
 
 @dataclass(frozen=True)

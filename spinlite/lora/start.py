@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from spinlite.adapters import Slots
-from spinlite.config import Model
+from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
-from spinlite.lora import Lora, ranks
+from spinlite.lora.adapters import Slots
+from spinlite.lora.tensors import Lora, ranks
 
 
 def slots_for(net: nn.Module, targets: Sequence[str], model: Model, seed: int, start: Lora) -> Slots:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinlite.lora import Pair, norm
+from spinlite.lora.tensors import Pair, norm
 
 ITERATIONS = 4  # of the randomised decomposition (Halko et al. 2011, arXiv 0909.4061, alg. 4.4), with as many spare columns:
 SPARE = 16

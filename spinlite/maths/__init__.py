@@ -1,1 +1,4 @@
-"""Pure functions of tensors: no device, no random state of their own, no I/O."""
+"""Formulas: tensors in, tensors out, no device, no files and no chance of its own.
+
+The door is `paths.Path`: how a clean sample is noised and what the network predicts.
+"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from spinlite.device import Device
+from spinlite.memory.device import Device
 
 GIB = 2**30
 DESKTOP = 0.05  # of a named card's memory that is left to the desktop and the driver

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spinlite.config import Settings
-from spinlite.device import Levers, pinned
+from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.learn import asked
+from spinlite.memory.device import Levers, pinned
 from spinlite.plan.card import GIB, Card
 from spinlite.plan.stage import PICTURES, Stage
+from spinlite.training.step import asked
 
 PLAY_BATCHES = (16, 8, 4, 2, 1)
 JUDGED = 64  # held-out pictures that are measured and played at the most

@@ -4,12 +4,12 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-from spinlite.config import Settings
-from spinlite.device import Device, Levers, choose
+from spinlite.config.settings import Settings
 from spinlite.families.blank import blank
-from spinlite.plan import Plan, made_of
+from spinlite.memory.device import Device, Levers, choose
 from spinlite.plan.card import CONTEXT, FRAGMENTS, GIB, PYTHON, Card, found, typical
 from spinlite.plan.fit import Fit, Tried
+from spinlite.plan.plan import Plan, made_of
 from spinlite.plan.stage import Stage
 
 

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from spinlite.adapters import Slots
-from spinlite.batches import Batch
-from spinlite.config import Settings
-from spinlite.device import Device, Levers
-from spinlite.families import Cond, Family, Picture, family
+from spinlite.config.settings import Settings
 from spinlite.families.blank import blank
-from spinlite.learn import measure
+from spinlite.families.family import Cond, Family, Picture
+from spinlite.families.load import family
+from spinlite.lora.adapters import Slots
+from spinlite.memory.device import Device, Levers
 from spinlite.plan.rehearsal import META, SAMPLES, Cost, Rehearsal, rehearse
+from spinlite.training.batches import Batch
+from spinlite.training.step import measure
 
 PICTURES = 8  # that are encoded and decoded in a rehearsal: bytes and time are scaled to others
 LATENTS = 8  # that a sampler holds for each fake: its state, noise, both halves, predictions and a solver's memory of them

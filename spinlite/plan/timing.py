@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import torch
 
-from spinlite.adapters import Slots
-from spinlite.batches import Batch
-from spinlite.config import Settings
-from spinlite.device import Levers
-from spinlite.families import Family
-from spinlite.learn import step
+from spinlite.config.settings import Settings
+from spinlite.families.family import Family
+from spinlite.lora.adapters import Slots
 from spinlite.maths.draws import gaussian
-from spinlite.methods import Method
+from spinlite.memory.device import Levers
+from spinlite.methods.registry import Method
+from spinlite.training.batches import Batch
+from spinlite.training.step import step
 
 
 def expected_seconds(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from spinlite.config import PACKAGE
-from spinlite.console import Console
+from spinlite.cli.console import Console
+from spinlite.config.presets import PACKAGE
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.kid import read_reals
 from spinlite.study.arms import ARMS, FULL, GROUPS, SMALL, Cell, cells

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spinlite import config
-from spinlite.config import Settings
+from spinlite.config.settings import Settings, validate_settings
 from spinlite.errors import SpinliteError
-from spinlite.learn import asked
-from spinlite.store import fingerprint
+from spinlite.runs.store import fingerprint
+from spinlite.training.step import asked
 
 SPIN = {"name": "spin", "beta": 5000.0, "anchor": 0.0}
 SEPPO = {"name": "seppo", "beta": 5000.0, "anchor": 0.0}
@@ -157,7 +156,7 @@ class Cell:
     @property
     def policy_errors(self) -> int:
         """How many errors of the policy a pair has: 1 for SFT, 2 for all others."""
-        method = config.validate({"method": dict(self.arm.method)}).build_method()
+        method = validate_settings({"method": dict(self.arm.method)}).build_method()
         return sum(name.startswith("policy") for name in asked(method))
 
     @property
@@ -181,7 +180,7 @@ class Cell:
             tree[section] |= values
         if init_lora:
             tree["model"]["init_lora"] = init_lora
-        return config.validate(tree)
+        return validate_settings(tree)
 
     @property
     def made_of(self) -> str:

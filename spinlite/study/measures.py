@@ -12,21 +12,25 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite import device
-from spinlite.adapters import Slots
-from spinlite.config import PACKAGE, Play, Settings
-from spinlite.data import Encoded, Progress, Record, chunks
-from spinlite.evaluate.heldout import heldout_errors
+from spinlite.config.presets import PACKAGE
+from spinlite.config.settings import Play, Settings
+from spinlite.data.encoded import Encoded, chunks
+from spinlite.data.pictures import open_picture
+from spinlite.data.records import Record
 from spinlite.evaluate.kid import contrasts, features, off_diagonal, read_reals, resampled
-from spinlite.families import Family, family
+from spinlite.families.family import Family
+from spinlite.families.load import family
+from spinlite.lora.adapters import Slots
 from spinlite.lora.start import slots_for
 from spinlite.maths.draws import generator
-from spinlite.pictures import open_picture
-from spinlite.play import fake_key, play
-from spinlite.store import Store, fingerprint, fingerprint_files, read
+from spinlite.memory import device
+from spinlite.progress import Progress
+from spinlite.runs.store import Store, fingerprint, fingerprint_files, read
 from spinlite.study.arms import Scale
 from spinlite.study.samples import SHOWN
 from spinlite.study.towers import Towers
+from spinlite.training.heldout import heldout_errors
+from spinlite.training.play import fake_key, play
 
 RESAMPLES = 200
 NEIGHBOURS = 5  # of a real picture, whose ball a sample has to fall into to cover it

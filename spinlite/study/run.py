@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spinlite import __version__
-from spinlite.config import PACKAGE
-from spinlite.facts import Watch
-from spinlite.pictures import open_picture
+from spinlite.config.presets import PACKAGE
+from spinlite.data.pictures import open_picture
+from spinlite.progress import Watch
 from spinlite.selfplay import train
 from spinlite.study.arms import Cell
 from spinlite.study.measures import Yardstick

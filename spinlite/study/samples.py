@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from spinlite.evaluate.sheet import sheet
 from spinlite.study.arms import ARMS, NAMED
 from spinlite.study.results import BASE, REALS
+from spinlite.training.sheet import sheet
 
 SIDE = 64  # px
 SHOWN = 8  # captions

@@ -25,7 +25,7 @@ from spinlite.demo import materials as emoji
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.kid import features
 from spinlite.maths.draws import generator
-from spinlite.store import read, write
+from spinlite.runs.store import read, write
 
 PICTURE, CAPTION, HIDDEN, OUT = 1280, 384, 256, 128
 STEPS, BATCH, RATE = 1500, 256, 1e-3

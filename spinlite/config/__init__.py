@@ -1,0 +1,4 @@
+"""Presets and settings: TOML in, frozen and validated settings out.
+
+The door is `settings.load_settings`.
+"""

@@ -1,0 +1,22 @@
+"""A base model that has not been loaded yet, by its path or hub id."""
+
+from pathlib import Path
+
+from spinlite.config.presets import PACKAGE
+from spinlite.families.blank import BLANK, Blank
+from spinlite.families.checkpoint import KINDS, Checkpoint, Folder, locate
+from spinlite.families.single_file import SingleFile
+
+
+def open_checkpoint(base: str) -> Checkpoint:
+    """A base model by its path or hub id; "demo" is the one in the package. Raises SpinliteError where it can't be used.
+
+    "blank:" and a kind ("sd1", "sd2", "sdxl") or a base that is here: the same networks with random weights.
+    """
+    if base.startswith(BLANK):
+        shape = base.removeprefix(BLANK)
+        return Blank(shape, None if shape in KINDS else open_checkpoint(shape))
+    if base == "demo":
+        return Folder(base, str(PACKAGE / "demo" / "base"))
+    place = locate(base, "model.base")
+    return SingleFile(Path(place)) if place.lower().endswith(".safetensors") else Folder(base, place)

@@ -1,0 +1,204 @@
+"""LoRA slots on one frozen base: the policy that learns and the opponent that does not; and snapshots of them."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from peft.functional import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spinlite.errors import SpinliteError
+from spinlite.memory.quantized import Quantized
+
+Who = Literal["policy", "opponent", "base"]
+PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")  # the last with DoRA only
+
+
+class Slots:
+    """Two LoRA adapters, "policy" and "opponent", on one network; "base" is the network without either.
+
+    Outside of `use` the policy is active. The LoRA weights are fp32; everything else is frozen. What they compute is in the
+    base's precision: in fp32 each LoRA would keep an fp32 copy of its input for the way back, half as much again as a
+    block's other activations. Both slots start as the same all-zero LoRA (B = 0, A from the seed). The scale is alpha / rank,
+    with `rslora` alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732). With `dora` each output's magnitude learns too
+    (Liu et al. 2024, arXiv 2402.09353), all of it in fp32.
+    """
+
+    def __init__(
+        self, net: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int, rslora: bool = False,
+        dora: bool = False,
+    ) -> None:  # fmt: skip
+        net.requires_grad_(False)
+        self._dtype = next(net.parameters()).dtype
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=list(targets), use_rslora=rslora, use_dora=dora  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second slot is meant
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, net, "policy")
+            inject_adapter_in_model(config, net, "opponent")
+        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
+        self._layers = {name: m for name, m in net.named_modules() if isinstance(m, BaseTunerLayer)}
+        for layer in self._layers.values():
+            for part in PARTS:
+                getattr(layer, part).float()
+            if not dora and self._dtype != torch.float32:  # DoRA's norms would be rounded
+                for module in [module for part in PARTS[:2] for module in getattr(layer, part).values()]:
+                    parametrize.register_parametrization(module, "weight", _As(self._dtype), unsafe=True)
+        self._active: Who = "base"
+        self._activate("policy")
+        self.load("opponent", self.state("policy"))
+
+    @property
+    def targeted(self) -> int:
+        """Bytes of the base's weights that have a LoRA, those in few bits left out."""
+        bases: list[Any] = [layer.get_base_layer() for layer in self._layers.values()]
+        return sum(base.weight.numel() * base.weight.element_size() for base in bases if not isinstance(base, Quantized))
+
+    @contextlib.contextmanager
+    def use(self, who: Who) -> Iterator[None]:
+        """The network is `who` for the length of the block, and what it was afterwards.
+
+        A backward pass through gradient checkpoints computes again with what is active *then*: keep it in the block
+        of the policy.
+        """
+        before = self._active
+        self._activate(who)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    @contextlib.contextmanager
+    def merged(self, who: Who) -> Iterator[None]:
+        """The network is `who` for the length of the block, its LoRA added to the base's weights: without gradient, and
+        without the LoRA's own work. Afterwards they are what they were, bit for bit.
+
+        In fp32 only. Half precision keeps a weight's own rounding steps: a change below half a step vanishes. Where the
+        change is 1/1000 of the weight, bf16 loses 79 % of it and fp16 21 % (root mean squares). There it is left live.
+        """
+        if who == "base":
+            with self.use("base"):
+                yield
+            return
+        bases: dict[str, Any] = {name: layer.get_base_layer() for name, layer in self._layers.items()}
+        if self._dtype != torch.float32 or any(isinstance(base, Quantized) for base in bases.values()):
+            raise ValueError("a LoRA can be merged into fp32 weights alone")
+        state = {name: p.detach() for name, p in self._parameters(who).items()}
+        kept = {name: base.weight.detach().clone() for name, base in bases.items()}
+        try:
+            for name, base in bases.items():
+                base.weight.data += delta(state, name, self.scale, kept[name])
+            with self.use("base"):
+                yield
+        finally:
+            for name, base in bases.items():
+                base.weight.data.copy_(kept[name])
+
+    def backward(self, error: Tensor, slope: Tensor | None, numbers: int, again: Callable[[], Tensor]) -> None:
+        """Add the gradient of sum(slope * error) to the policy's. error, slope: (B,); `again()` measures an error that has no
+        graph; a sample has so many `numbers`.
+
+        An error is a mean, so the gradient at a prediction is about slope / numbers: too small for fp16, where 6e-8 is the
+        least. There the slopes are scaled, by a power of two, to gradients of about 1, and where that is too much for
+        one deeper in the network, to less.
+        """
+        graph = error if error.requires_grad else again()
+        if self._dtype != torch.float16 or slope is None or not slope.any():
+            graph.backward(slope)
+            return
+        parameters = self.parameters()
+        scale = 2.0 ** math.floor(math.log2(numbers / slope.abs().max().item()))
+        found = torch.autograd.grad(graph, parameters, slope * scale)
+        for _ in range(2):
+            if all(g.isfinite().all() for g in found):
+                break
+            scale /= 2**8
+            found = torch.autograd.grad(again(), parameters, slope * scale)
+        for p, g in zip(parameters, found, strict=True):
+            p.grad = g / scale if p.grad is None else p.grad + g / scale
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns: the policy's weights, in a fixed order."""
+        return list(self._parameters("policy").values())
+
+    def state(self, who: Literal["policy", "opponent"]) -> dict[str, Tensor]:
+        """A copy of a slot, fp32, CPU: `module.lora_A.weight` (rank, in, ...), `module.lora_B.weight` (out, rank, ...), and
+        with DoRA `module.lora_magnitude_vector.weight` (out,) or (1, out, 1, 1)."""
+        return {name: p.detach().cpu().clone() for name, p in self._parameters(who).items()}
+
+    def load(self, who: Literal["policy", "opponent"], state: dict[str, Tensor]) -> None:
+        """Put a snapshot into a slot. Raises SpinliteError where it does not fit this network."""
+        mine = self._parameters(who)
+        wrong = [name for name in mine.keys() | state.keys()
+                 if name not in mine or name not in state or mine[name].shape != state[name].shape]  # fmt: skip
+        if wrong:
+            raise SpinliteError(
+                f"the snapshot does not fit this model's LoRA ({len(wrong)} weights differ, e.g. {sorted(wrong)[0]})",
+                fix="use it with the base model, rank and targets it was made with",
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
+
+    def _parameters(self, who: str) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{part}.weight": _weight(getattr(layer, part)[who])
+            for name, layer in self._layers.items()
+            for part in PARTS
+            if who in getattr(layer, part)
+        }
+
+    def _activate(self, who: Who) -> None:
+        if who == self._active:
+            return
+        for layer in self._layers.values():
+            layer.enable_adapters(who != "base")
+            if who != "base":
+                layer.set_adapter(who, inference_mode=who == "opponent")
+        self._active = who
+
+
+class _As(nn.Module):
+    """A weight as it is computed with."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype)
+
+
+def _weight(module: Any) -> nn.Parameter:
+    """What is learnt, in fp32."""
+    return module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
+
+
+def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor | None = None) -> Tensor:
+    """The change of one module's weight in fp32, in its shape: (out, in) or (out, in, k, k).
+
+    scale * B A; with DoRA m V / |V| - W, where V = W + scale * B A, the norm is each output's and `weight` is the base's W.
+    """
+    down, up = state[f"{module}.lora_A.weight"].float(), state[f"{module}.lora_B.weight"].float()
+    change = scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+    magnitude = state.get(f"{module}.lora_magnitude_vector.weight")
+    if magnitude is None:
+        return change
+    if weight is None:
+        raise ValueError(f"{module} has a magnitude: its change depends on the base's weight")
+    moved = weight.float() + change
+    shape = (-1, *[1] * (moved.ndim - 1))
+    return magnitude.float().view(shape) * moved / moved.flatten(1).norm(dim=1).view(shape) - weight.float()
+
+
+def modules(state: dict[str, Tensor]) -> list[str]:
+    """The modules that a LoRA state holds, in its order."""
+    return [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]

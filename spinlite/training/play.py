@@ -1,0 +1,138 @@
+"""The opponent's samples, as latents: no VAE, and every one a function of its own seed."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spinlite.config.settings import Play
+from spinlite.data.encoded import Encoded, runs
+from spinlite.data.records import Record
+from spinlite.errors import SpinliteError
+from spinlite.families.family import Cond, Family
+from spinlite.maths.draws import gaussian, generator, order
+from spinlite.progress import Progress
+from spinlite.runs.store import Store, fingerprint
+from spinlite.training.guards import Diverged
+
+# See(step, t, x_t, with caption, without): t (B,), the rest (B, ...); predictions as the network gave them
+See = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+
+
+def play(
+    family: Family, encoded: Encoded, records: Sequence[Record], settings: Play, batch: int, store: Store,
+    progress: Progress, *names: int | str,
+) -> None:  # fmt: skip
+    """One fake for each record's caption, in its picture's shape, in the store under `fake_key`; what is there is passed over.
+
+    The noise of a fake is a function of `names` and the record's key. `batch` of them are made at once.
+
+    Batches are the same runs of `records` however often it was interrupted, so that a resumed round has the same bits.
+    The network plays as whoever is active. With `settings.points` each item also holds that many points of its path:
+    "x_t", "own" and "own_empty" (the network's predictions with and without caption), each (points, ...), and "t" (points,).
+    """
+    done = 0
+    with store:
+        for chunk in ([records[i] for i in run] for run in runs([r.bucket for r in records], batch)):
+            if any(fake_key(r) not in store for r in chunk):
+                shape = encoded.real(chunk).shape[1:]
+                noise = torch.stack([gaussian(shape, "play", *names, r.key) for r in chunk])
+                chance = [generator("sampler", *names, r.key) for r in chunk]
+                path = Kept(settings, len(solver(family, settings, "cpu").timesteps), [(*names, r.key) for r in chunk])
+                fakes = sample(
+                    family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
+                    path.see if settings.points else None,
+                )  # fmt: skip
+                if not fakes.isfinite().all():
+                    raise Diverged("numbers", "samples are not numbers")
+                store.add([fake_key(r) for r in chunk], {"x0": fakes, **path.tensors()})
+            progress(done := done + len(chunk), len(records))
+
+
+def fake_key(record: Record) -> str:
+    """What a fake is kept under: its picture, its caption and its shape, which say what was drawn."""
+    return fingerprint(record.key, record.caption, *(record.bucket or ()))
+
+
+class Kept:
+    """Points of the sampling paths of a batch, each sample's own steps, as a function of its names."""
+
+    def __init__(self, settings: Play, steps: int, names: Sequence[tuple[int | str, ...]]) -> None:
+        if settings.points > steps:
+            raise SpinliteError(
+                f"play.points = {settings.points}, but a path has {steps} steps", fix="lower play.points, or raise play.steps"
+            )
+        self._wanted = [order(steps, "points", *each)[: settings.points] for each in names]
+        self._rows: list[dict[int, dict[str, Tensor]]] = [{} for _ in names]
+
+    def see(self, step: int, t: Tensor, x_t: Tensor, own: Tensor, own_empty: Tensor) -> None:
+        """Keep what is wanted of this step. The state is kept in the predictions' precision, the network's own."""
+        for row, wanted in enumerate(self._wanted):
+            if step in wanted:
+                point = {"x_t": x_t[row].to(own.dtype), "t": t[row], "own": own[row], "own_empty": own_empty[row]}
+                self._rows[row][step] = {name: value.cpu() for name, value in point.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Each (B, points, ...), in each sample's own order."""
+        if not self._wanted[0]:
+            return {}
+        return {
+            name: torch.stack([
+                torch.stack([kept[step][name] for step in wanted])
+                for kept, wanted in zip(self._rows, self._wanted, strict=True)
+            ])
+            for name in ("x_t", "t", "own", "own_empty")
+        }  # fmt: skip
+
+
+def solver(family: Family, settings: Play, device: torch.device | str) -> Any:
+    """The diffusers scheduler of these settings, its steps set. Raises SpinliteError where they don't go together."""
+    scheduler = family.sampler(settings.sampler)
+    if settings.eta and "eta" not in _takes(scheduler):
+        raise SpinliteError(f"sampler {settings.sampler!r} has no eta", fix='set play.eta = 0, or play.sampler = "ddim"')
+    scheduler.set_timesteps(settings.steps, device=device)
+    return scheduler
+
+
+@torch.no_grad()
+def sample(
+    family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play, chance: Sequence[torch.Generator] = (),
+    see: See | None = None,
+) -> Tensor:  # fmt: skip
+    """Latents (B, ...) on the CPU, in fp32, from unit noise (B, ...), with classifier-free guidance where it is > 1.
+
+    Guidance (Ho & Salimans 2022, arXiv 2207.12598): prediction = empty + guidance (cond - empty); both halves are one batch.
+    It acts at times between `guidance_low` and `guidance_high` (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+    `chance` gives a stochastic sampler its noise, a generator for each sample. `see` is shown every step.
+    """
+    device = next(family.net.parameters()).device
+    scheduler = solver(family, settings, device)
+    options: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
+    if chance and "generator" in _takes(scheduler):
+        options["generator"] = list(chance)
+    both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond}
+    captioned = {name: value.to(device) for name, value in cond.items()}
+    x = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+    whole = scheduler.config.num_train_timesteps
+    for i, timestep in enumerate(scheduler.timesteps):
+        x_t = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
+        guided = settings.guidance > 1 and settings.guidance_low <= timestep.item() / whole <= settings.guidance_high
+        twice = guided or see is not None
+        rows = torch.cat([x_t, x_t]) if twice else x_t
+        t = (timestep / family.path.timestep_scale).expand(len(rows))
+        prediction = family.denoise(rows, t, both if twice else captioned)
+        without, with_caption = prediction.chunk(2) if twice else (prediction, prediction)
+        if see:
+            see(i, t[: len(x)], x_t, with_caption, without)
+        prediction = with_caption.float()
+        if guided:
+            prediction = without.float() + settings.guidance * (prediction - without.float())
+        x = scheduler.step(prediction, timestep, x, **options).prev_sample
+    return x.float().cpu()
+
+
+def _takes(scheduler: Any) -> Any:
+    """The names of what a scheduler's step can be told."""
+    return inspect.signature(scheduler.step).parameters

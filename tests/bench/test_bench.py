@@ -1,0 +1,232 @@
+"""spinlite bench: what it meters is what is there, what it compares computes the same, and what it prints is complete."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spinlite.bench import data as bench_data
+from spinlite.bench.meter import Live, metered
+from spinlite.bench.run import Figures, bench
+from spinlite.bench.screen import as_json, paste, verdicts
+from spinlite.bench.turns import ATTENTION, Call, Row, ratio, together, turns
+from spinlite.bench.ways import AHEAD, AT_ONCE, LIVE, ONE_GRAPH, PLAIN, SFT_WAY, Ways, plain_step, states, weights
+from spinlite.cli.app import main
+from spinlite.config.settings import Memory, Model, load_settings
+from spinlite.families.family import Family
+from spinlite.families.load import family
+from spinlite.lora.adapters import Slots
+from spinlite.maths.draws import gaussian
+from spinlite.memory.device import choose
+from spinlite.methods.spin import SPIN
+from spinlite.training.batches import Batch
+from spinlite.training.step import step
+from tests.toy import TOY
+
+CPU = torch.device("cpu")
+MB = 4 * 2**20  # of 1024 x 1024 floats
+
+
+# The meter
+
+
+def test_the_meter_counts_what_a_graph_keeps_and_lets_go_of_what_is_dropped():
+    layers = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(10))).requires_grad_(False)
+    x = torch.randn(1024, 1024, requires_grad=True)
+    with Live(layers.parameters()) as live:
+        assert live.now == 10 * MB
+        y = x
+        for layer in layers:
+            y = torch.tanh(layer(y))  # keeps its own output, not what it is made of
+        assert live.now == 21 * MB and live.peak == 22 * MB
+        y.sum().backward()
+        assert x.grad is not None
+        del y
+        assert live.now == 12 * MB  # the weights, x and its slope
+
+
+def test_a_view_or_a_change_in_place_takes_no_memory():
+    with Live() as live:
+        x = torch.zeros(1024, 1024)
+        x.view(-1)[:10].add_(1)
+        x += 1
+        assert live.now == live.peak == MB
+        with torch.no_grad():
+            torch.cat([x, x])
+        assert live.now == MB and live.peak == 3 * MB
+
+
+def test_every_block_is_metered_from_its_own_start():
+    held = [torch.zeros(1024, 1024)]
+    peaks = []
+    for size in (3, 1):
+        with metered(CPU, held) as peak:
+            torch.zeros(size, 1024, 1024)
+        peaks.append(peak.bytes)
+    assert peaks == [4 * MB, 2 * MB]
+
+
+def test_a_cpus_attention_is_counted_as_work():
+    q = torch.randn(1, 4, 64, 32, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        out = nn.functional.scaled_dot_product_attention(q, q, q)
+        forward = counter.get_total_flops()
+        out.sum().backward()
+    assert forward == 2 * (2 * 4 * 64 * 64 * 32)  # two products of (64, 32) by (32, 64) in each of 4 heads
+    assert counter.get_total_flops() == forward + 5 * forward // 2
+
+
+# Turns
+
+
+def test_calls_take_turns_and_one_that_does_not_fit_has_no_figures():
+    heard: list[str] = []
+
+    def too_large() -> None:
+        heard.append("too large")
+        raise torch.OutOfMemoryError
+
+    calls = [Call("a", "pair", 4, lambda: heard.append("a")), Call("b", "pair", 2, too_large),
+             Call("c", "pair", 2, lambda: heard.append("c"), scale=3)]  # fmt: skip
+    told: list[None] = []
+    rows = turns(calls, 3, CPU, tuple, lambda: told.append(None))
+    assert heard == ["a", "too large", "c", *["a", "c"] * 4] and len(told) == 15
+    assert [len(row.times) for row in rows] == [3, 0, 3] and rows[1] == Row("b", "pair", 2)
+    assert rows[2].seconds == sorted(rows[2].times)[1]
+
+
+def test_a_ratio_is_of_what_stood_side_by_side():
+    """A computer that is ten times slower in one turn does not change it."""
+    slow, fast = Row("a", "pair", 1, 2.0, 30, 6.0, [2.0, 20.0, 2.2]), Row("b", "image", 1, 1.0, 20, 2.0, [1.0, 10.0, 1.0])
+    assert ratio(slow, fast) == (2.0, 1.5, 3.0) and ratio(slow, Row("b", "image", 1)) is None
+    both = together("c", slow, fast)
+    assert both.times == [3.0, 30.0, 3.2] and both.peak == 30 and both.work == 8.0 and both.seconds == 3.2
+
+
+# The ways
+
+
+@pytest.fixture(scope="module")
+def learner() -> tuple[Family, Slots, Batch, nn.Module]:
+    """The demo's model with a small LoRA that has learned something, pairs, and its network without LoRA."""
+    model = family(Model(base="demo"), choose(Memory(precision="fp32")))
+    rival = copy.deepcopy(model.net)
+    slots = Slots(model.net, model.lora_targets["linear"], 4, 4, seed=0)
+    with torch.no_grad():
+        for i, p in enumerate(slots.parameters()):
+            p.add_(gaussian(tuple(p.shape), "bench", i).to(p.device), alpha=1e-3)
+    real, fake, eps = (gaussian((2, *model.latent_shape), "test", name) for name in ("real", "fake", "eps"))
+    batch = Batch(real, fake, eps, model.path.times(torch.tensor([0.3, 0.7])), model.prompt(["a cat", "a dog"]))
+    return model, slots, batch, rival
+
+
+def gradient(slots: Slots, call: Any) -> list[torch.Tensor]:
+    for p in slots.parameters():
+        p.grad = None
+    call()
+    return [p.grad.clone() for p in slots.parameters() if p.grad is not None]
+
+
+def test_the_plain_way_is_a_fair_yardstick_since_it_computes_the_same(learner: tuple[Family, Slots, Batch, nn.Module]):
+    """A second network as the opponent, real and fake at once: the same loss and gradient as spinlite's step."""
+    model, slots, batch, rival = learner
+    other = copy.copy(model)
+    other.net = rival
+    losses: list[torch.Tensor] = []
+    plain = gradient(slots, lambda: losses.append(plain_step(model, other, SPIN(), batch)))
+    ours = gradient(slots, lambda: losses.append(step(model, slots, SPIN(), batch, one_graph=True)[0]))
+    assert len(plain) == len(ours) == len(slots.parameters())
+    assert abs(losses[0].item() - losses[1].item()) < 1e-3 and abs(losses[0].item() - math.log(2)) > 1e-2
+    for a, b in zip(plain, ours, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+def test_one_graph_takes_the_memory_of_plain_training_and_two_networks_take_more(
+    learner: tuple[Family, Slots, Batch, nn.Module],
+):
+    model, slots, batch, rival = learner
+    optimizer = torch.optim.AdamW(slots.parameters(), lr=0.0)
+    ways = Ways(model, slots, optimizer, batch, rival)
+    rows = {row.name: row for row in turns(ways.calls(), 1, CPU, lambda: weights(model.net), lambda: None)}
+    against = {name: ratio(row, rows[SFT_WAY]) for name, row in rows.items()}
+    assert list(rows) == [SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN]
+    peaks, work = ({name: found[i] for name, found in against.items() if found} for i in (1, 2))
+    assert peaks[ONE_GRAPH] < 1.05 and peaks[LIVE] < 1.05 and peaks[AHEAD] < 1
+    assert 1.3 < peaks[AT_ONCE] < 2 and peaks[PLAIN] > peaks[AT_ONCE]
+    assert work[SFT_WAY] == 1 and work[AT_ONCE] == pytest.approx(2, abs=0.02) and 2.3 < work[ONE_GRAPH] < 2.6
+    assert work[LIVE] == pytest.approx(work[ONE_GRAPH] + work[AHEAD], abs=0.02)
+    assert len(states(optimizer)) >= 2 * len(slots.parameters())
+    assert next(rival.parameters()).device == CPU
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def figures() -> Figures:
+    heard: list[tuple[int, int]] = []
+    settings = load_settings("demo", ["learn.batch=2", "play.steps=6"])
+    found = bench(settings, 1, 60, lambda done, of: heard.append((done, of)))
+    assert heard[-1][0] == heard[-1][1] == 36 and [done for done, _ in heard] == list(range(1, 37))
+    return found
+
+
+def test_every_phase_and_way_has_its_figures(figures: Figures):
+    assert [row.name for row in figures.phases] == ["encode", "captions", "play", "learn", "judge", "sheet"]
+    for row in figures.phases + figures.ways:
+        assert row.seconds and row.seconds > 0 and row.peak and row.peak > 2**20 and row.work and row.work > 0, row
+    assert figures.size == figures.real_size == (64, 64) and figures.batch == 2 and figures.limit is None
+    play, learn, ahead = figures.phases[2], figures.phases[3], figures.ways[3]
+    assert play.unit == "fake" and learn.unit == "pair" and ahead.name == AHEAD
+    assert play.work and ahead.work and play.work == pytest.approx(2 * 6 * ahead.work / 2)  # 6 guided steps; real and fake
+
+
+def test_the_figures_are_there_for_programs_and_to_paste(figures: Figures):
+    told = json.loads(as_json("demo", figures))
+    assert told["preset"] == "demo" and told["versions"]["torch"] == torch.__version__
+    assert {way["name"] for way in told["ways"]} == {SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN}
+    assert all(set(way["to_sft"]) == {"time", "peak", "work"} for way in told["ways"])
+    assert told["to_plain"][ONE_GRAPH]["peak"] < 1
+    line = paste("demo", figures)
+    assert "\n" not in line and "torch " in line and "64x64 px" in line and line.count("MiB (planned ") == 6
+    said = verdicts(figures)
+    assert len(said) == 5 and all("promised" in words for words in said[:3])
+    assert said[2].startswith("planned peaks: ") and said[2].endswith("promised within 8%: held")
+    assert all(row["planned"] for row in told["phases"]) and not told["ways"][-1]["planned"]
+
+
+def test_what_does_not_fit_into_the_time_is_made_smaller_and_said():
+    found = bench(load_settings("demo", ["learn.batch=4"]), 1, 0.001, lambda done, of: None)
+    assert found.samples == 1 and found.size == (32, 32) and found.real_size == (64, 64)
+    assert [words.partition(",")[0] for words in found.left_out] == ["4 samples at once", "pictures of 64x64 px"]
+
+
+def test_the_command_shows_the_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """On the toy family: points in the plane have no size, and a flow path."""
+    monkeypatch.chdir(tmp_path)
+    toy = TOY
+    monkeypatch.setattr("sys.argv", ["spinlite", "bench", toy, "--steps", "1", "--set", "method.name=sft"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and not err
+    for words in ("toy (points in the plane)", "samples/s", "SPIN, one graph", "the plain way", "paste"):
+        assert words in out, words
+    assert ["learn", "image"] in [line.split()[:2] for line in out.splitlines()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_of_data_says_every_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name, value in (("ITEMS", 32), ("DECODED", 3), ("TURNS", 1), ("consumed", lambda preset: 10.0)):
+        monkeypatch.setattr(f"spinlite.bench.data.{name}", value)
+    assert bench_data.main(["--pictures", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 10 and all(figure > 0 for figure in found.values())
+    read, learned = found["read from the store, latents with captions/s"], found["learned from by sd15-24gb, latents/s (plan)"]
+    assert found["read, against learned from"] == read / learned

@@ -1,0 +1,236 @@
+"""What `inspect` says of files: base, layout, and what each program was seen to load of them."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console as Screen
+from torch import Tensor
+
+from spinlite.cli import inspect_screen
+from spinlite.errors import SpinliteError
+from spinlite.export.inspect import LoraReport, ModelReport, inspect
+from spinlite.families.names import kohya_name, original_name
+from spinlite.families.programs import PROGRAMS
+from spinlite.lora.layouts import diffusers, kohya
+from spinlite.lora.tensors import Pair, norm
+from tests.export.test_write import KINDS, LISTS, real_shapes
+from tests.families import tiny
+
+Lora = dict[str, Pair]
+Tensors = dict[str, Tensor]
+ALL = [*PROGRAMS]
+
+
+def lora_of(kind: str, scopes: set[str], rank: int = 2) -> Lora:
+    """The modules of a published model in those scopes, the smallest that has their shapes."""
+    torch.manual_seed(0)
+    rows = [line.split("\t") for line in (LISTS / f"lora-{kind}.tsv").read_text(encoding="utf-8").splitlines()]
+    shapes = real_shapes(kind)
+    found = {}
+    for name, shape in ((name, shapes[name]) for scope, name, _ in rows if scope in scopes):
+        found[name] = Pair(torch.randn(rank, *shape[1:]), torch.randn(shape[0], rank, *[1] * (len(shape) - 2)))
+    return found
+
+
+def shown(report: Any) -> str:
+    """The screen, its tables' lines unwrapped."""
+    screen = Screen(width=300, file=io.StringIO(), highlight=False, soft_wrap=True)
+    inspect_screen.show(screen, report)
+    return re.sub(" +", " ", screen.file.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def written(layout: str, kind: str, lora: Lora) -> tuple[Tensors, dict[str, str]]:
+    """A LoRA as somebody writes it, alpha twice the rank where there is one."""
+    said = {"ss_base_model_version": {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}[kind]}
+    of: Any = KINDS[kind]
+
+    def key(name: str) -> str:
+        unet = name.startswith("unet.")
+        if unet and layout in ("kohya blocks", "kohya te1"):
+            return kohya_name(name, "sd1")
+        if unet and layout == "kohya original":
+            return "lora_unet_" + original_name(name.removeprefix("unet."), kind == "sdxl").replace(".", "_")
+        plain = kohya_name(name, of)
+        return plain.replace("lora_te_", "lora_te1_") if layout == "kohya te1" else plain
+
+    if layout.startswith("kohya"):
+        return kohya(lora, key, torch.float16)[0], said
+    tensors = diffusers(lora, torch.float16)
+    match layout:
+        case "peft":
+            return {f"base_model.model.{k.removeprefix('unet.')}": v for k, v in tensors.items()}, {}
+        case "saved with alpha":  # as diffusers does since transformers 5.6
+            ranks = {f"{part}.{word}": 2 * (word == "lora_alpha") + 2 for part in ("unet", "text_encoder", "text_encoder_2")
+                     for word in ("r", "lora_alpha")}  # fmt: skip
+            flat = {k.replace("text_encoder.text_model.", "text_encoder."): v for k, v in tensors.items()}
+            flat = {k.replace("text_encoder_2.text_model.", "text_encoder_2."): v for k, v in flat.items()}
+            return flat, {"lora_adapter_metadata": json.dumps(ranks)}
+    return tensors, {"format": "pt"}
+
+
+# (layout, scopes, modules): how many act as they should, by program, where not all do; None: the file is refused. As it was
+# seen with the programs' own key-mapping code.
+SD15: list[tuple[str, str, int, dict[str, int | None]]] = [
+    ("kohya blocks", "lin te", 264, {}),
+    ("kohya blocks", "lin conv te", 350, {}),
+    ("kohya blocks", "lin conv top", 282, {"sd-scripts": 278}),
+    ("kohya te1", "lin te", 264, {"SD.Next": 192, "InvokeAI": 192, "sd-scripts": 192}),
+    ("kohya original", "lin te", 264, {"InvokeAI": 72, "sd-scripts": 72, "diffusers": None}),
+    ("kohya original", "lin conv te", 350, {"SD.Next": 349, "InvokeAI": 72, "sd-scripts": 72, "diffusers": None}),
+    ("kohya original", "lin conv top", 282, {"SD.Next": 281, "InvokeAI": 0, "sd-scripts": 0, "diffusers": 4}),
+    ("diffusers", "lin te", 264, {"A1111 1.10": 0, "ComfyUI, SwarmUI": 136, "reForge": 136, "Forge": None, "SD.Next": 0,
+                                  "InvokeAI": None, "sd-scripts": 0}),
+    ("diffusers", "lin conv top", 282, {"A1111 1.10": 0, "ComfyUI, SwarmUI": 154, "reForge": 154, "Forge": None, "SD.Next": 0,
+                                        "InvokeAI": None, "sd-scripts": 0}),
+    ("saved with alpha", "lin te", 264, {"A1111 1.10": 0, "ComfyUI, SwarmUI": 0, "reForge": 0, "Forge": None, "SD.Next": 0,
+                                         "InvokeAI": None, "sd-scripts": 0}),
+    ("peft", "lin", 192, {name: None if name in ("Forge", "InvokeAI") else 0 for name in ALL}),
+]  # fmt: skip
+SDXL: list[tuple[str, str, int, dict[str, int | None]]] = [
+    ("kohya original", "lin te", 986, {}),
+    ("kohya original", "lin conv te", 1052, {}),
+    ("kohya original", "lin conv top", 794, {"sd-scripts": 788}),
+    ("kohya blocks", "lin te", 986, {}),
+    ("kohya blocks", "lin conv te", 1052, {"A1111 1.10": 1051}),
+    ("kohya blocks", "lin conv top", 794, {"A1111 1.10": 791, "sd-scripts": 788, "diffusers": 792}),
+    ("diffusers", "lin te", 986, {"A1111 1.10": 0, "ComfyUI, SwarmUI": 426, "Forge": None, "SD.Next": 0, "InvokeAI": None,
+                                  "sd-scripts": 0, "reForge": None}),
+    ("saved with alpha", "lin te", 986, {"A1111 1.10": 0, "ComfyUI, SwarmUI": 0, "reForge": 0, "Forge": None, "SD.Next": 0,
+                                         "InvokeAI": None, "sd-scripts": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"), [("sd15", case) for case in SD15] + [("sdxl", case) for case in SDXL],
+    ids=lambda x: x if isinstance(x, str) else f"{x[0]}, {x[1]}",
+)  # fmt: skip
+def test_each_program_is_said_to_load_what_it_was_seen_to_load(kind: str, case: Any, tmp_path: Path):
+    layout, scopes, count, fewer = case
+    lora = lora_of(kind, set(scopes.split()), 1 if kind == "sdxl" else 2)
+    tensors, metadata = written(layout, kind, lora)
+    found = inspect(tiny.save(tmp_path / "x.safetensors", tensors, metadata))
+    assert isinstance(found, LoraReport) and found.base == {"sd15": "SD 1.x", "sdxl": "SDXL"}[kind] and not found.notes
+    assert sum(found.modules.values()) == len(lora) == count == found.programs[0].of
+    said = {v.program: v for v in found.programs}
+    assert said.pop("spinlite --init-lora").right == count
+    assert {name: v.right for name, v in said.items()} == {name: fewer.get(name, count) or 0 for name in ALL}
+    for name, v in said.items():
+        assert bool(v.why) == (v.right < count)
+        if name in fewer and fewer[name] is None:
+            assert v.why.startswith(("refuses", "does not recognise", "not shown")), v
+
+
+def test_what_is_said_of_a_lora(tmp_path: Path):
+    lora = lora_of("sd15", {"lin"})
+    lora = {name: pair.times(0.0 if "up_blocks.3" in name else 1.0) for name, pair in lora.items()}
+    tensors, metadata = written("kohya", "sd15", lora)
+    metadata |= {"modelspec.prediction_type": "v", "sshs_model_hash": "0" * 64}
+    found = inspect(tiny.save(tmp_path / "x.safetensors", tensors, metadata))
+    assert isinstance(found, LoraReport)
+    assert (found.what, found.layout, found.rank, found.precision) == ("LoRA", "kohya, diffusers' block names", "2", "fp16")
+    assert found.alpha.endswith("(every module)") and found.prediction == "v"
+    assert len(found.notes) == 1 and "not that of its data" in found.notes[0]
+    blocks = {block.name: block for block in found.blocks}
+    assert list(blocks) == ["down 0", "down 1", "down 2", "mid", "up 1", "up 2", "up 3"]
+    whole = sum(norm(pair) ** 2 for name, pair in lora.items() if "mid_block" in name) ** 0.5
+    assert blocks["mid"].norm == pytest.approx(whole, rel=1e-3) and blocks["up 3"].norm == 0
+    assert json.loads(inspect_screen.as_json(found))["blocks"][3]["modules"] == blocks["mid"].modules
+
+
+NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+PAIR = {f"{NAME}.lora_down.weight": torch.ones(4, 1280), f"{NAME}.lora_up.weight": torch.ones(1280, 4)}
+KINDS_OF: dict[str, tuple[Mapping[str, Tensor], str, str]] = {
+    "dora": (PAIR | {f"{NAME}.dora_scale": torch.ones(1280, 1)}, "DoRA", "SD 1.x"),
+    "loha": ({f"{NAME}.hada_w1_a": torch.ones(2, 2)}, "LoHa", "SD 1.x"),
+    "lokr": ({f"{NAME}.lokr_w1": torch.ones(2, 2), f"{NAME}.alpha": torch.ones(())}, "LoKr", "SD 1.x"),
+    "oft": ({f"{NAME}.oft_blocks": torch.ones(2, 2, 2)}, "OFT", "SD 1.x"),
+    "flux": ({f"lora_unet_double_blocks_0_img_attn_proj.lora_{end}.weight": torch.ones(2, 2) for end in ("down", "up")},
+             "LoRA", "FLUX or a relative of it"),
+    "sd2": ({f"{NAME.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": torch.ones(4, 1024),
+             f"{NAME.replace('attn1_to_q', 'attn2_to_k')}.lora_up.weight": torch.ones(1280, 4)}, "LoRA", "SD 2.x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS_OF)
+def test_other_kinds_are_named_for_what_they_are(name: str, tmp_path: Path):
+    tensors, what, base = KINDS_OF[name]
+    found = inspect(tiny.save(tmp_path / "x.safetensors", dict(tensors)))
+    assert isinstance(found, LoraReport) and found.what == what and found.base == base
+    if what == "DoRA":
+        said = {v.program: v for v in found.programs}
+        assert said["SD.Next"].right == 1 and said["ComfyUI, SwarmUI"].right == 0 and "magnitudes" in said["diffusers"].why
+        assert "is a DoRA" in said["spinlite --init-lora"].why
+    elif what != "LoRA":
+        assert not found.programs and not found.notes and f"read a {what} is not known" in shown(found)
+
+
+STRANGE: dict[str, tuple[Mapping[str, Tensor], dict[str, str], str]] = {
+    "mixed alphas": (PAIR | {f"{NAME}.alpha": torch.tensor(1.0)} | {
+        f"{NAME[:-1]}{leaf}.{end}": value for leaf in "kv" for end, value in
+        {"lora_down.weight": torch.ones(4, 1280), "lora_up.weight": torch.ones(1280, 4), "alpha": torch.tensor(2.0)}.items()
+    }, {}, "diffusers 2 of 3 1 lost: alphas differ"),
+    "foreign keys": (PAIR | {"bundle_emb.x": torch.ones(1)}, {}, "diffusers nothing refuses the file: keys of something else"),
+    "half": ({f"{NAME}.lora_down.weight": torch.ones(4, 1280)}, {}, "! holds half of the module"),
+    "two alphas": (PAIR | {f"{NAME}.alpha": torch.tensor(1.0)}, {"lora_adapter_metadata": "{}"}, "alphas both as tensors"),
+    "no cross-attention": (PAIR, {}, "InvokeAI nothing does not recognise the file"),
+    "other sizes": ({k: v[:, :8] if "down" in k else v for k, v in PAIR.items()}, {}, "! 1 modules of other sizes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_is_strange_is_said(name: str, tmp_path: Path):
+    tensors, metadata, words = STRANGE[name]
+    found = inspect(tiny.save(tmp_path / "x.safetensors", dict(tensors), metadata))
+    assert words in shown(found), shown(found)
+
+
+def test_a_header_that_lies_or_swears_breaks_nothing(tmp_path: Path):
+    """Anybody wrote it: markup, JSON of another shape, text without end."""
+    metadata = {
+        "modelspec.title": "[red]x[/] [/bold]", "ss_tag_frequency": "[1, 2]", "ss_training_comment": "a" * 10_000,
+        "spinlite.strength": "[]", "modelspec.description": "line\nline", "ss_num_train_images": "", 
+        "lora_adapter_metadata": "[", "ss_base_model_version": "sdxl_base_v1-0", "modelspec.thumbnail": "data:" + "x" * 2**20,
+    }  # fmt: skip
+    found = inspect(tiny.save(tmp_path / "[x].safetensors", dict(PAIR), metadata))
+    said = shown(found)
+    assert "[x].safetensors LoRA for SDXL" in said and "title [red]x[/] [/bold]" in said and "says line line" in said
+    assert "! its header takes 1.0 MiB" in said and len(said) < 4000
+    assert json.loads(inspect_screen.as_json(found))["metadata"]["modelspec.thumbnail"] == f"{5 + 2**20} characters"
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_known_by_its_parts(tiny_bases: Path, tmp_path: Path):
+    for kind, title in (("sd15", "SD 1.x"), ("sd21", "SD 2.x"), ("sdxl", "SDXL")):
+        path = tiny_bases / f"{kind}.safetensors"
+        found = inspect(path)
+        assert isinstance(found, ModelReport) and found.what == f"{title} checkpoint, original layout"
+        names = {"UNet", "VAE", "text encoder"} | ({"text encoder 2"} if kind == "sdxl" else set())
+        assert {part.name for part in found.parts} == names and {part.precision for part in found.parts} == {"fp32"}
+        assert found.prediction == "not said" and found.hash == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert "--set model.base=" in shown(found)
+    marked = tiny.original(tiny_bases / "sdxl") | {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
+    found = inspect(tiny.save(tmp_path / "v.safetensors", marked))
+    assert isinstance(found, ModelReport) and found.prediction == "v (by its key v_pred)" and found.zero_snr
+    pruned = {k: v for k, v in marked.items() if not k.startswith("conditioner.")}
+    found = inspect(tiny.save(tmp_path / "p.safetensors", pruned))
+    assert isinstance(found, ModelReport) and "holds no text encoder" in found.what and "not as a base" in found.use
+    found = inspect(tiny.save(tmp_path / "f.safetensors", {"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}))
+    assert isinstance(found, ModelReport) and "FLUX" in found.what
+
+
+def test_what_can_not_be_inspected_is_named(tmp_path: Path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x10")
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    for name, words in {"x.safetensors": "is not a whole safetensors file", "x.pt": "is a pickle", "y.safetensors": "no file",
+                        ".": "no file"}.items():  # fmt: skip
+        with pytest.raises(SpinliteError, match=words):
+            inspect(tmp_path / name)

@@ -1,0 +1,89 @@
+"""LoRA on linear layers and convolutions: rank-stabilised scale, DoRA, snapshots."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from spinlite.config.settings import Settings, load_settings
+from spinlite.errors import SpinliteError
+from spinlite.lora.adapters import Slots, delta, modules
+from spinlite.lora.bake import KEPT, baked
+from spinlite.runs.store import read
+from spinlite.selfplay import train
+from tests.toy import TOY, Quiet
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).mean((2, 3)))
+
+
+def moved(dora: bool, rslora: bool = False) -> tuple[Net, Slots]:
+    net = Net()
+    slots = Slots(net, ["conv", "linear"], rank=4, alpha=8.0, seed=1, rslora=rslora, dora=dora)
+    slots.load("policy", {k: v + 0.3 * torch.randn_like(v) for k, v in slots.state("policy").items()})
+    return net, slots
+
+
+X = torch.randn(2, 3, 6, 6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_slot_does_what_the_base_with_its_change_does(dora: bool, rslora: bool):
+    net, slots = moved(dora, rslora)
+    assert slots.scale == (4.0 if rslora else 2.0)
+    state, merged = slots.state("policy"), Net()
+    assert sorted(modules(state)) == ["conv", "linear"]
+    for module in modules(state):
+        layer = getattr(merged, module)
+        layer.weight.data += delta(state, module, slots.scale, layer.weight.data)
+    assert_close(net(X), merged(X))
+    with slots.use("base"):
+        assert_close(net(X), Net()(X))
+    with slots.use("opponent"):
+        assert_close(net(X), Net()(X))  # it has not moved
+
+
+def test_dora_learns_magnitudes_and_a_snapshot_holds_them():
+    net, slots = moved(dora=True)
+    names = [name for name in slots.state("policy") if "magnitude" in name]
+    assert len(names) == 2 and len(slots.parameters()) == 6
+    net(X).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in slots.parameters())
+    slots.load("opponent", slots.state("policy"))
+    with slots.use("opponent"):
+        other = net(X)
+    assert torch.equal(other, net(X))
+    with pytest.raises(SpinliteError, match="does not fit"):
+        slots.load("policy", {k: v for k, v in slots.state("policy").items() if "magnitude" not in k})
+
+
+def test_a_dora_becomes_a_plain_lora_and_its_error_is_what_is_said():
+    _, slots = moved(dora=True)
+    state = slots.state("policy")
+    lora, off = baked(state, slots.scale, Net())
+    whole = {m: delta(state, m, slots.scale, getattr(Net(), m).weight.detach()) for m in modules(state)}
+    left = torch.cat([(lora[f"unet.{m}"].change - change).flatten() for m, change in whole.items()])
+    assert off == pytest.approx((left.norm() / torch.cat([c.flatten() for c in whole.values()]).norm()).item(), abs=1e-5)
+    assert off < KEPT and all(pair.rank > 4 or pair.rank == min(pair.down.flatten(1).shape) for pair in lora.values())
+    with pytest.raises(ValueError, match="magnitude"):
+        delta(state, "linear", slots.scale)
+
+
+def test_a_run_with_dora_exports_a_plain_lora(toy: Settings, tmp_path: Path):
+    settings = load_settings(TOY, data__folder=toy.data.folder, model__dora=True, run__rounds=1, judge__stop=False)
+    watch = Quiet()
+    outcome = train(settings, tmp_path / "runs" / "r", watch)
+    assert any("magnitude" in name for name in read(outcome.run.snapshot(1))[0])
+    assert all("lora_" in name for name in read(outcome.run.exported)[0])
+    assert any("DoRA as a plain LoRA" in line for line in watch.said)
+    assert train(settings, tmp_path / "runs" / "r", Quiet()).already

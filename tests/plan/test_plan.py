@@ -1,0 +1,330 @@
+"""The plan: what is rehearsed without data is what really is taken, every preset fits its card, and pins hold."""
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spinlite.bench.meter import Live
+from spinlite.cli.app import main
+from spinlite.cli.plan import _room
+from spinlite.config.presets import presets
+from spinlite.config.settings import Learn, Memory, Model, Settings, load_settings, validate_settings
+from spinlite.errors import SpinliteError
+from spinlite.families.load import family
+from spinlite.lora.adapters import Slots
+from spinlite.memory.device import Device, Levers
+from spinlite.methods.spin import SPIN
+from spinlite.plan import peaks
+from spinlite.plan.card import DESKTOP, GIB, PYTHON, Card
+from spinlite.plan.fit import Fit
+from spinlite.plan.make import make
+from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan
+from spinlite.plan.rehearsal import META, rehearse
+from spinlite.plan.stage import Stage
+from spinlite.runs.run import Run
+from spinlite.selfplay import train
+from spinlite.training.step import Batch, step
+from tests.toy import TOY, Quiet
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plans")
+
+
+def card(gb: float, kind: str = "cuda") -> Card:
+    return Card("a card", kind, gb * GIB, "fp32", 1e13, 3e11, 1e-5, False)
+
+
+def tiny(tiny_bases: Path, **sections: Any) -> Settings:
+    return Settings(model=Model(base=str(tiny_bases / "sd15"), rank=4), **sections)
+
+
+@pytest.fixture(scope="session")
+def fit(shelf: Path) -> Callable[[Settings, float], Fit]:
+    """Combinations for settings of `tiny` on a card of so many GB; their networks are rehearsed once."""
+
+    def stage(settings: Settings) -> Callable[[str, str], Stage]:
+        return lambda precision, quantize: Stage(settings, precision, quantize, shelf, f"tiny {precision} {quantize}")
+
+    return lambda settings, gb: Fit(settings, card(gb), stage(settings), 90, 10)
+
+
+Fitted = Callable[[Settings, float], Fit]
+
+
+def test_a_storage_counts_once_from_its_making_to_its_last_holder():
+    def call() -> Tensor:
+        x = torch.empty(61, 1000, device=META)  # 4000 bytes a sample
+        y = x * 2  # both are there: 8000
+        del x
+        return (y.view(61, 10, 100).transpose(1, 2) + torch.empty(1000, device=META).view(100, 10)).sum((1, 2))
+
+    cost = rehearse(call)
+    assert cost.peaks == [(8000, 4000)] and cost.kept == (4, 0)
+    assert cost.peak(3) == 3 * 8000 + 4000 and cost.peak(3, (10, 1)) == 3 * 8010 + 4001
+
+
+def test_work_is_what_torchs_counter_counts():
+    layer = nn.Linear(30, 50, device=META)
+    cost = rehearse(lambda: layer(torch.empty(61, 30, device=META)))
+    assert cost.operations() == 2 * 30 * 50
+    assert cost.seconds(7, 1e9, 1e30, 0) == pytest.approx(7 * 2 * 30 * 50 / 1e9)
+    assert cost.seconds(7, 1e30, 1e30, 0.5) >= 0.5
+
+
+@pytest.mark.parametrize("one_graph", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_rehearsed_peak_of_a_step_is_the_real_one(tiny_bases: Path, checkpointing: bool, one_graph: bool, shelf: Path):
+    settings = tiny(tiny_bases)
+    stage = Stage(settings, "fp32", "none", shelf, "tiny fp32 none")
+    graph = stage.graph(checkpointing)
+    foreseen = max(graph.peak(3, (0, 0) if one_graph else graph.kept), stage.forward.peak(3))
+
+    base = family(settings.model, Device(torch.device("cpu"), "test", Levers(checkpointing=checkpointing)))
+    slots = Slots(base.net, base.lora_targets["linear"], 4, 4, 0)
+    latents = torch.randn(6, *base.latent_shape)
+    cond = {name: value.expand(6, *value.shape[1:]).clone() for name, value in base.prompt(["a cat"]).items()}
+    base.free()
+    batch = Batch(latents, latents + 1, torch.randn_like(latents), base.path.times(torch.rand(6)), cond)
+    for parameter in slots.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    held: list[Tensor] = [*base.net.parameters(), *base.net.buffers(), *cond.values(), batch.t, batch.eps, latents]
+    assert batch.fake is not None
+    held += [batch.fake, *(p.grad for p in slots.parameters() if p.grad is not None)]
+    with Live(held) as live:
+        before = live.now
+        step(base, slots, SPIN(), batch, one_graph, 3)
+    assert live.peak - before == pytest.approx(foreseen, rel=0.03)
+
+
+def test_each_way_to_save_memory_saves_it_and_takes_longer(tiny_bases: Path, fit: Fitted):
+    found = fit(tiny(tiny_bases), 8)
+    plain = found.row(Levers())
+    for saved in (found.row(Levers(checkpointing=True)), found.row(Levers(one_graph=True))):
+        assert saved.memory["learn"] < plain.memory["learn"] and saved.time > plain.time
+    peaks = [found.row(Levers(micro_batch=n)).memory["learn"] for n in (1, 2, 4, 8)]
+    assert peaks == sorted(peaks) and len(set(peaks)) == 4
+    assert found.row(Levers(play_batch=4)).memory["play"] < plain.memory["play"]
+
+
+def test_the_fastest_that_fits_is_chosen(tiny_bases: Path, fit: Fitted):
+    settings = tiny(tiny_bases, learn=Learn(batch=256))
+    chosen, tried = fit(settings, 1000).choose()
+    assert chosen.levers.micro_batch is None and not chosen.levers.checkpointing
+    assert chosen.time == min(row.time for row in tried)
+    narrow = fit(settings, fit(settings, 1000).row(Levers(micro_batch=100)).peak / GIB)
+    tight, rows = narrow.choose()
+    assert len(rows) == 4 and tight.peak <= narrow._card.memory < chosen.peak
+    assert tight.time == pytest.approx(min(row.time for row in rows if row.peak <= narrow._card.memory), rel=0.04)
+
+
+def test_pins_are_kept(tiny_bases: Path, fit: Fitted):
+    pins = Memory(checkpointing=True, one_graph=False, micro_batch=2, play_batch=3, cache_opponent=True)
+    chosen, tried = fit(tiny(tiny_bases, memory=pins), 8).choose()
+    assert len(tried) == 1
+    for name, value in pins.model_dump(exclude_none=True).items():
+        assert getattr(chosen.levers, name) == value
+
+
+def test_where_nothing_fits_it_is_said_what_would_be_needed(tiny_bases: Path, fit: Fitted):
+    with pytest.raises(SpinliteError, match=r"a card has 0.1 GB for this run, and the least .* needs \d+\.\d GB") as error:
+        fit(tiny(tiny_bases, memory=Memory(play_batch=16, quantize="none")), 0.1).choose()
+    assert "remove memory.quantize, memory.play_batch" in error.value.fix
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_fits_the_card_it_names_and_takes_what_is_told_of_it(name: str, shelf: Path):
+    settings = load_settings(name)
+    assert settings.memory.vram or settings.model.base == "demo"
+    plan = make(name, settings, peaks.card(settings), TRAIN, HELDOUT, shelf)
+    told = json.loads(PEAKS.read_text(encoding="utf-8"))
+    assert plan.peak == pytest.approx(told[name], rel=0.01), "python -m spinlite.plan.peaks writes them anew"
+    assert told.keys() == presets().keys()
+    assert plan.peak <= plan.limit < (settings.memory.vram or 17) * GIB
+    chosen = [row for row in plan.tried if row["chosen"]]
+    assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
+    assert name.startswith(("demo", "paper")) or name.endswith(f"-{settings.memory.vram:g}gb")
+    assert (plan.levers["quantize"] == "int8") == (name == "sdxl-8gb")
+    assert set(plan.memory) == {"encode", "play", "learn", "judge"}
+    assert (plan.seconds["play"] > 0) == (settings.method["name"] != "sft") and plan.seconds["learn"] > 0
+    assert all(plan.disk.values()) and plan.ram > PYTHON
+
+
+def test_what_was_rehearsed_is_read_again(tiny_bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = tiny(tiny_bases)
+    first: Plan = make("x", settings, card(8), 90, 10, tmp_path)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("rehearsed again")
+
+    monkeypatch.setattr("spinlite.plan.stage.family", never)
+    assert make("x", settings, card(8), 90, 10, tmp_path) == first
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"rank": 5})})
+    with pytest.raises(AssertionError, match="again"):
+        make("x", other, card(8), 90, 10, tmp_path)
+    assert json.loads(next(tmp_path.glob("*.json")).read_text())["sizes"]
+
+
+Command = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """`spinlite WORDS` with a cache of its own -> (exit code, output, errors)."""
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+
+    def run(*words: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spinlite", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return run
+
+
+def written(folder: Path, base: Path, memory: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(f'[model]\nbase = "{base.as_posix()}"\nrank = 4\n[memory]\n{memory}\n', encoding="utf-8")
+    return str(path)
+
+
+def test_a_plan_is_printed_kept_and_shown_again(
+    tiny_bases: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    preset = written(tmp_path, tiny_bases / "sd15", "vram = 8.0")
+    code, out, _ = command("plan", preset)
+    assert code == 0 and "8 GB card: 7.6 GB for this run" in out
+    assert "→ graphs at once, all at once: encode" in out and "time 1.00x" in out and "100 pictures" in out
+    monkeypatch.setattr("spinlite.plan.make.make", None)  # a second time nothing is made
+    code, out, _ = command("plan", preset, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["levers"]["play_batch"] == 16 and found["peak"] == max(found["memory"].values())
+
+
+def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Command, monkeypatch: pytest.MonkeyPatch):
+    free = _room()
+    assert 0 < free[2] < 10_000, "memory in steps of 2 GiB"
+    monkeypatch.setattr("spinlite.cli.plan._room", lambda: free)
+    assert "for this run" in command("plan", TOY)[1]
+    monkeypatch.setattr("spinlite.plan.make.make", lambda *_: pytest.fail("made again"))
+    assert "for this run" in command("plan", TOY)[1]
+    free = [*free[:2], free[2] + 1]
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        command("plan", TOY)
+
+
+def test_a_plan_counts_the_pictures_that_a_run_would_take(command: Command, swatches: Path):
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in swatches.glob("*.txt")}
+    for name in texts:
+        (swatches / f"{name}.txt").unlink()
+    code, _, err = command("plan", TOY, "--data", str(swatches))
+    assert code == 1 and "0 can be used with a caption" in err
+    rows = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts.items()]
+    (swatches / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    code, out, _ = command("plan", TOY, "--data", str(swatches))
+    counts = re.search(r"(\d+) captioned pictures to learn from, and (\d+) held out", " ".join(out.split()))
+    assert code == 0 and counts and int(counts[1]) + int(counts[2]) == 40
+
+
+def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: Path, command: Command):
+    preset = written(tmp_path, tiny_bases / "sd15", 'vram = 0.5\nquantize = "none"')
+    code, _, err = command("plan", preset)
+    assert code == 1 and "the least that was found needs" in err and "fix:   remove memory.quantize" in err
+
+
+def test_presets_are_listed_and_shown_with_every_default(command: Command):
+    code, out, _ = command("presets")
+    assert code == 0 and all(name in out for name in presets())
+    planned = json.loads(PEAKS.read_text(encoding="utf-8"))["sdxl-12gb"] / GIB
+    row = next(line for line in out.splitlines() if line.startswith("sdxl-12gb"))
+    assert row.split() == ["sdxl-12gb", "stable-diffusion-xl-base-1.0", "12", "GB", f"{planned:.1f}", "GB", "spin"]
+    code, out, _ = command("presets", "show", "sdxl-16gb")
+    assert code == 0 and validate_settings(tomllib.loads(out)) == load_settings("sdxl-16gb")
+
+
+# The run that takes its levers from a plan
+
+
+def on(settings: Settings, **memory: Any) -> Settings:
+    return settings.model_copy(update={"memory": Memory(**memory)})
+
+
+def least(settings: Settings) -> float:
+    """GB of a named card on which these settings just fit."""
+    return (make("r", settings, card(1000, "cpu"), 36, 4, None).peak + 1) / GIB / (1 - DESKTOP)
+
+
+@pytest.fixture
+def cached(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spinlite.selfplay.cache_folder", lambda: shelf)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_run_takes_the_levers_of_its_plan_and_says_why(small: Settings, tmp_path: Path):
+    watch, pins = Quiet(), {"one_graph": False, "checkpointing": False, "play_batch": 1}
+    outcome = train(on(small, vram=least(on(small, micro_batch=4, **pins)), **pins), tmp_path / "r", watch)
+    assert outcome.run.events("begin")[0]["levers"]["micro_batch"] == 4 and not outcome.run.events("levers")
+    said = next(line for line in watch.said if line.startswith("memory:"))
+    assert "learn 4 of 8 at once: 0.6 of 0.6 GB at the most (" in said
+    assert watch.phases.index("plan, on the network without data") < watch.phases.index("encode pictures and captions")
+
+
+@pytest.mark.usefixtures("cached")
+def test_without_a_card_or_a_size_there_is_no_plan(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spinlite.selfplay.take", lambda *_: pytest.fail("planned"))
+    assert len(train(small, tmp_path / "r", Quiet()).rounds) == 2
+
+
+@pytest.mark.usefixtures("cached")
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("spinlite.selfplay.family", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(SpinliteError, match=r"has 0\.1 GB for this run, and the least that was found needs") as error:
+        train(on(small, vram=0.1, quantize="none"), tmp_path / "r", Quiet())
+    assert "remove memory.quantize" in error.value.fix and not (tmp_path / "r").exists()
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_base_is_quantised(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a card that has no room for the base in full, then on one that has."""
+    counted = Fit._bytes
+
+    def large(fit: Fit, stage: Stage, levers: Levers) -> dict[str, int]:
+        return {name: size + GIB * (levers.quantize == "none") for name, size in counted(fit, stage, levers).items()}
+
+    monkeypatch.setattr(Fit, "_bytes", large)
+
+    def run(rounds: int, **memory: Any) -> tuple[Run, str]:
+        watch = Quiet()
+        more = small.model_copy(update={"run": small.run.model_copy(update={"rounds": rounds})})
+        outcome = train(on(more, **memory), tmp_path / "r", watch)
+        assert len(outcome.rounds) == rounds and outcome.run.exported.exists()
+        return outcome.run, next(line for line in watch.said if line.startswith("memory:"))
+
+    pins = {"checkpointing": True, "play_batch": 2}
+    began, said = run(1, vram=1.0, **pins)
+    assert began.events("begin")[0]["levers"]["quantize"] == "int8" and "base in 8 bits" in said
+    assert "; the base in full would need 1." in said
+    again, said = run(2, vram=1.0, **pins)
+    assert not again.events("levers") and "ways that fit" not in said
+    for rounds in (3, 4):
+        changed = run(rounds, vram=8.0, play_batch=3)[0].events("levers")
+        assert [(event["levers"]["quantize"], event["levers"]["play_batch"]) for event in changed] == [("int8", 3)]
+    with pytest.raises(SpinliteError, match="the least that was found needs") as error:
+        run(5, vram=0.1)
+    assert error.value.fix.startswith("close what else uses this memory")

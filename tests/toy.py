@@ -1,0 +1,74 @@
+"""Small runs on the toy family: its preset, a watch that remembers, and what tests compare of a run's folder."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from spinlite.config.settings import Settings, validate_settings
+from spinlite.runs.store import read
+
+TOY = str(Path(__file__).with_name("toy.toml"))
+
+
+class Quiet:
+    """A watch that remembers, and can pull the plug."""
+
+    def __init__(self, interrupt: Callable[[str, int], bool] = lambda title, done: False) -> None:
+        self.said: list[str] = []
+        self.phases: list[str] = []
+        self.interrupt = interrupt
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def facts(self, facts: dict[str, str]) -> None:
+        self.said += [f"{name}: {fact}" for name, fact in facts.items()]
+
+    @contextlib.contextmanager
+    def phase(self, title: str, total: int):
+        self.phases.append(title)
+
+        def progress(done: int, of: int, **found: float) -> None:
+            if self.interrupt(title, done):
+                raise KeyboardInterrupt
+
+        yield progress
+
+    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
+        self.said.append(f"judged {round_}")
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    tree = settings.model_dump(exclude_none=True)
+    for place, value in values.items():
+        section, key = place.split("__")
+        if place == "method__name":
+            tree["method"] = {}
+        tree[section][key] = value
+    return validate_settings(tree)
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, without times."""
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    for event in events:
+        event.pop("time")
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*folder.glob("snapshots/*"), *folder.glob("samples/*")]}
+    exported = {k: v.tolist() for k, v in read(folder / "export" / f"{folder.name}.safetensors")[0].items()}
+    return {"events": events, "export": exported, **files}
+
+
+def paired(swatches: Path, colour: tuple[int, int, int]) -> Path:
+    """The swatches as a folder of pairs, each preferred to a picture of one colour."""
+    pairs = swatches.parent / "pairs"
+    for side in ("win", "lose"):
+        (pairs / side).mkdir(parents=True)
+    for path in swatches.glob("*.png"):
+        path.rename(pairs / "win" / path.name)
+        path.with_suffix(".txt").rename(pairs / "win" / f"{path.stem}.txt")
+        Image.new("RGB", (16, 16), colour).save(pairs / "lose" / path.name)
+    return pairs

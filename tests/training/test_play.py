@@ -1,0 +1,106 @@
+"""Sampling: what each setting does to the walk, and that a fake is a function of its own names alone."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from spinlite import summary
+from spinlite.config.settings import Play, Settings
+from spinlite.data.records import Survey
+from spinlite.errors import SpinliteError
+from spinlite.families.sd import StableDiffusion
+from spinlite.maths.draws import gaussian, generator
+from spinlite.maths.transitions import transition
+from spinlite.memory.device import Device
+from spinlite.training.play import Kept, sample, solver
+
+CAPTIONS = ["a red square", "a blue circle", "a green tree"]
+
+
+@pytest.fixture(scope="module")
+def family() -> StableDiffusion:
+    return StableDiffusion("demo", Device(torch.device("cpu"), "a test"))
+
+
+def fakes(family: StableDiffusion, settings: Play, which: range = range(3), **options) -> Tensor:
+    noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in which])
+    captions = [CAPTIONS[i] for i in which]
+    chance = [generator("chance", i) for i in which]
+    return sample(family, noise, family.prompt(captions), family.prompt([""] * len(which)), settings, chance, **options)
+
+
+@pytest.mark.parametrize("settings", [
+    Play(sampler="ddim", steps=4, eta=1.0), Play(sampler="euler-a", steps=4), Play(sampler="ddpm", steps=4),
+    Play(sampler="tcd", steps=4, eta=0.3), Play(sampler="unipc", steps=4),
+], ids=lambda s: f"{s.sampler}")  # fmt: skip
+def test_a_fake_does_not_depend_on_the_batch_it_is_made_in(family: StableDiffusion, settings: Play):
+    together = fakes(family, settings)
+    assert_close(together, torch.cat([fakes(family, settings, range(i, i + 1)) for i in range(3)]), atol=2e-3, rtol=1e-3)
+    if settings.sampler != "unipc":
+        noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(3)])
+        other = [generator("other", i) for i in range(3)]
+        assert not torch.allclose(
+            together, sample(family, noise, family.prompt(CAPTIONS), family.prompt([""] * 3), settings, other), atol=1e-2
+        )
+
+
+def test_guidance_acts_inside_its_interval_alone(family: StableDiffusion, monkeypatch: pytest.MonkeyPatch):
+    rows: list[tuple[int, int]] = []
+    whole = family.denoise
+    monkeypatch.setattr(family, "denoise", lambda x, t, c: (rows.append((int(t[0]), len(x))), whole(x, t, c))[1])
+    got = fakes(family, Play(steps=5, guidance=4.0, guidance_low=0.3, guidance_high=0.7))
+    assert len(rows) == 5 and {count for t, count in rows if 300 <= t <= 700} == {6}
+    assert {count for t, count in rows if not 300 <= t <= 700} == {3}
+    assert torch.equal(fakes(family, Play(steps=5, guidance=4.0, guidance_low=1.0)), fakes(family, Play(steps=5, guidance=1.0)))
+    assert not torch.allclose(got, fakes(family, Play(steps=5, guidance=4.0)), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "euler"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_is_kept_of_a_path_is_what_the_network_said_there(family: StableDiffusion, name: str, guidance: float):
+    """Each point again through the network, with its caption and without; the fake itself is what it is without keeping."""
+    settings = Play(sampler=name, steps=6, guidance=guidance, points=3)
+    kept = Kept(settings, 6, [("a", i) for i in range(3)])
+    assert torch.equal(fakes(family, settings, see=kept.see), fakes(family, settings)) or guidance == 1
+    found = kept.tensors()
+    assert found["x_t"].shape == found["own"].shape == (3, 3, *family.latent_shape) and found["t"].shape == (3, 3)
+    for row, caption in enumerate(CAPTIONS):
+        assert len(set(found["t"][row].tolist())) == 3
+        for text, key in ((caption, "own"), ("", "own_empty")):
+            with torch.no_grad():
+                again = family.denoise(found["x_t"][row], found["t"][row], family.prompt([text] * 3))
+            assert_close(again, found[key][row], atol=1e-4, rtol=1e-4)
+
+
+def test_a_kept_path_walks_by_its_transitions(family: StableDiffusion):
+    """DDIM without guidance: from each kept point its own prediction leads to the next one, as maths.transitions says."""
+    settings = Play(sampler="ddim", steps=6, guidance=1.0, points=6)
+    kept = Kept(settings, 6, [("a", i) for i in range(3)])
+    fakes(family, settings, see=kept.see)
+    found = kept.tensors()
+    for row in range(3):
+        t, places = found["t"][row].sort(descending=True)
+        x_t, own = found["x_t"][row][places], found["own"][row][places]
+        step = transition(family.path, t[:-1].long(), t[1:].long(), 0.0, 4)
+        assert_close(step.mean(x_t[:-1], own[:-1]), x_t[1:], atol=1e-3, rtol=1e-3)
+
+
+def test_settings_that_do_not_go_together_are_refused(family: StableDiffusion):
+    for settings, problem in (
+        (Play(sampler="dpmpp"), "'dpmpp' is no sampler for this model"),
+        (Play(sampler="FlowMatchEulerDiscreteScheduler"), "is no sampler"),
+        (Play(sampler="dpm++", eta=0.5), "has no eta"),
+    ):
+        with pytest.raises(SpinliteError, match=problem):
+            solver(family, settings, "cpu")
+    with pytest.raises(SpinliteError, match="a path has 3 steps"):
+        Kept(Play(points=4), 3, [("a",)])
+
+
+@pytest.mark.parametrize(("settings", "told"), [
+    (Play(steps=4), True), (Play(sampler="lcm", steps=12), True), (Play(), False), (Play(steps=12), False)
+], ids=str)  # fmt: skip
+def test_few_step_fakes_are_said_not_to_be_the_opponents_own(settings: Play, told: bool):
+    nothing = Survey()
+    assert any("not the opponent's own" in line for line in summary.warnings(nothing, Settings(play=settings))) == told
