@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from spinlite.config.settings import Settings
-from spinlite.data.records import Record, Survey, listing
+from spinlite.data.records import Record, Survey, list_names
 from spinlite.data.sources import describe_sources, sources_of
 from spinlite.families.family import Family
 from spinlite.memory.device import Levers
@@ -20,7 +20,7 @@ FEW = 8  # steps below which no sampler follows an undistilled model
 NOT_ITS = "hard negatives for a start, but the loss then compares with a model that did not make them"
 
 
-def spoken(seconds: float) -> str:
+def describe_duration(seconds: float) -> str:
     """A duration for people."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -33,19 +33,19 @@ def warnings(found: Survey, settings: Settings) -> list[str]:
     if found.uncaptioned:
         rules = {UNCAPTIONED[source.uncaptioned] for source in sources_of(settings.data)}
         what = " or ".join(sorted(rules))
-        lines.append(f"{len(found.uncaptioned)} pictures without caption, {what}: {listing(found.uncaptioned)}")
+        lines.append(f"{len(found.uncaptioned)} pictures without caption, {what}: {list_names(found.uncaptioned)}")
     if found.orphans:
-        lines.append(f"{len(found.orphans)} captions without a picture, ignored: {listing(found.orphans)}")
+        lines.append(f"{len(found.orphans)} captions without a picture, ignored: {list_names(found.orphans)}")
     if found.unusable:
         count = len(found.unusable)
-        lines.append(f"{count} file{'s' * (count > 1)} can't be used: {listing(found.unusable)}")
+        lines.append(f"{count} file{'s' * (count > 1)} can't be used: {list_names(found.unusable)}")
     if settings.play.sampler in FEW_STEP or settings.play.steps < FEW:
         said = f"fakes of {settings.play.steps} steps by {settings.play.sampler} are not the opponent's own"
         lines.append(f"{said}: {NOT_ITS}")
     return lines + found.notes
 
 
-def fitted(play: Levers, learn: Levers, batch: int) -> str:
+def describe_levers(play: Levers, learn: Levers, batch: int) -> str:
     """The memory levers that matter, in words: those of play and of learning, whose batch holds so many samples."""
     base = {"none": [], "int8": ["base in 8 bits"], "nf4": ["base in 4 bits"]}[learn.quantize]
     words = [*base, f"play {play.play_batch} at once", f"learn {min(learn.micro_batch or batch, batch)} of {batch} at once"]
@@ -54,7 +54,7 @@ def fitted(play: Levers, learn: Levers, batch: int) -> str:
     return ", ".join(words)
 
 
-def reason(plan: Plan) -> str:
+def explain_plan(plan: Plan) -> str:
     """Why the plan chose the levers that it did, in words."""
     phase = max(plan.memory, key=lambda name: plan.memory[name])
     fits = sum(row["fits"] for row in plan.tried)
@@ -66,12 +66,12 @@ def reason(plan: Plan) -> str:
     return words
 
 
-def pictures(records: Sequence[Record]) -> int:
+def count_pictures(records: Sequence[Record]) -> int:
     """How many there are, however many captions they have."""
     return len({(r.key, r.lose_key) for r in records})
 
 
-def facts(settings: Settings, base: Family, found: Survey, method: Method, where: str) -> dict[str, str]:
+def run_facts(settings: Settings, base: Family, found: Survey, method: Method, where: str) -> dict[str, str]:
     """What the run will do, by what it is about."""
     learning = settings.learn
     against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot",
@@ -79,7 +79,7 @@ def facts(settings: Settings, base: Family, found: Survey, method: Method, where
     opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
     values = ", ".join(f"{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in asdict(method).items())
     width, height = base.size
-    train, heldout = pictures(found.train), pictures(found.heldout)
+    train, heldout = count_pictures(found.train), count_pictures(found.heldout)
     shapes = len({r.bucket for r in found.train + found.heldout})
     shaped = f", in {shapes} shapes" if shapes > 1 else ""
     return {

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from spinlite.cli.app import main
-from spinlite.config.settings import Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Settings
 from tests.toy import TOY
 
 

@@ -17,9 +17,10 @@ from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import APART, TARGETS
 from spinlite.bench.turns import ratio
 from spinlite.bench.ways import ONE_GRAPH, SFT_WAY
-from spinlite.config.presets import presets
-from spinlite.config.settings import Model, load_settings
-from spinlite.families.load import family
+from spinlite.config.load import load_settings
+from spinlite.config.presets import shipped_presets
+from spinlite.config.settings import Model
+from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.memory.device import Device, Levers
 from spinlite.methods.spin import SPIN
@@ -27,7 +28,7 @@ from spinlite.training.batches import Batch
 from spinlite.training.step import step
 
 CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here")]
-NAMES = [name for name in presets() if name.endswith("gb")]
+NAMES = [name for name in shipped_presets() if name.endswith("gb")]
 LEVERS = ["checkpointing=true", "one_graph=true", "cache_opponent=true", "channels_last=true", 'precision="fp16"',
           'quantize="int8"', 'quantize="nf4"', 'attention="sdpa"']  # fmt: skip
 
@@ -108,13 +109,13 @@ def test_learning_from_a_pair_costs_what_is_promised(name: str):
 
 def slopes(base: Path, where: str, **levers: Any) -> Tensor:
     """The gradient of a step on a small network, all of it in a row."""
-    found = family(Model(base=str(base)), Device(torch.device(where), "a test", Levers(**levers)))
+    found = load_family(Model(base=str(base)), Device(torch.device(where), "a test", Levers(**levers)))
     slots = Slots(found.net, found.lora_targets["all"], rank=4, alpha=4.0, seed=1)
     torch.manual_seed(5)
     for who in ("policy", "opponent"):
         slots.load(who, {k: torch.randn_like(v) * 0.02 if "lora_B" in k else v for k, v in slots.state(who).items()})
     real, fake, eps = (torch.randn(2, *found.latent_shape).to(where) for _ in range(3))
-    cond = {name: value.to(where) for name, value in found.prompt(["a cat", "two dogs"]).items()}
+    cond = {name: value.to(where) for name, value in found.encode_captions(["a cat", "two dogs"]).items()}
     batch = Batch(real, fake, eps, torch.tensor([50, 900]).to(where), cond)
     step(found, slots, SPIN(beta=30.0), batch, levers.get("one_graph", False))
     return torch.cat([p.grad.flatten().double().cpu() for p in slots.parameters() if p.grad is not None])

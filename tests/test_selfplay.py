@@ -11,17 +11,18 @@ import torch
 from PIL import Image
 
 from spinlite import selfplay
-from spinlite.config.settings import Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.export.export import Wanted, choose, export
-from spinlite.families.load import family
+from spinlite.export.export import ExportOptions, choose_round, export
+from spinlite.families.load import load_family
 from spinlite.memory import device
 from spinlite.runs.run import Run
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import Outcome, train
 from spinlite.training import learn as learn_module
 from spinlite.training import probe as probe_module
-from spinlite.training.session import Game
+from spinlite.training.session import Session
 from tests.toy import Quiet, changed, made, paired
 
 
@@ -50,7 +51,7 @@ def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
 
 def test_snapshot_0_is_the_base_and_later_ones_are_not(toy: Settings, tmp_path: Path):
     train(toy, tmp_path / "r", Quiet())
-    ladder = [read(tmp_path / "r" / "snapshots" / f"{k}.safetensors")[0] for k in range(3)]
+    ladder = [read_tensors(tmp_path / "r" / "snapshots" / f"{k}.safetensors")[0] for k in range(3)]
     ups = [name for name in ladder[0] if "lora_B" in name]
     assert all((ladder[0][name] == 0).all() for name in ups)
     assert all((ladder[1][name] != ladder[2][name]).any() and (ladder[1][name] != 0).any() for name in ups)
@@ -109,7 +110,7 @@ def test_a_run_cut_off_before_its_export_still_exports(toy: Settings, tmp_path: 
         train(toy, tmp_path / "r", Quiet())
     watch = Quiet()
     outcome = train(toy, tmp_path / "r", watch)
-    assert outcome.run.exported.exists() and not outcome.already and not any("learn" in title for title in watch.phases)
+    assert outcome.run.export_path.exists() and not outcome.already and not any("learn" in title for title in watch.phases)
 
 
 def test_edited_captions_get_fakes_of_their_own(toy: Settings, swatches: Path, tmp_path: Path):
@@ -156,9 +157,9 @@ def test_growing_heldout_errors_stop_the_run_and_roll_back(toy: Settings, tmp_pa
     assert outcome.stopped and len(outcome.rounds) < 6
     errors = [outcome.rounds[0]["base_real"], *(r["policy_real"] for r in outcome.rounds)]
     assert outcome.best == errors.index(min(errors))
-    assert read(outcome.run.exported)[1]["spinlite.round"] == str(outcome.best)
-    last = outcome.run.exported.with_stem("r-last")
-    assert read(last)[1]["spinlite.round"] == str(len(outcome.rounds)) and outcome.best < len(outcome.rounds)
+    assert read_tensors(outcome.run.export_path)[1]["spinlite.round"] == str(outcome.best)
+    last = outcome.run.export_path.with_stem("r-last")
+    assert read_tensors(last)[1]["spinlite.round"] == str(len(outcome.rounds)) and outcome.best < len(outcome.rounds)
     again = train(wild, tmp_path / "r", Quiet())
     assert again.already and again.stopped == outcome.stopped
     regardless = train(changed(wild, judge__stop=False), tmp_path / "r", Quiet())
@@ -174,7 +175,7 @@ def test_methods_choose_their_opponent_from_the_ladder(toy: Settings, tmp_path: 
     based = changed(changed(more, method__name="seppo"), method__reference="base")
     assert opponents(train(based, tmp_path / "base", Quiet())) == [0] * 5
     drawn = opponents(train(changed(more, method__name="seppo"), tmp_path / "random", Quiet()))
-    assert all(0 <= rival < k for k, rival in enumerate(drawn, 1)) and drawn != [0, 1, 2, 3, 4]
+    assert all(0 <= opponent < k for k, opponent in enumerate(drawn, 1)) and drawn != [0, 1, 2, 3, 4]
 
 
 def test_dpo_learns_from_given_pairs(toy: Settings, swatches: Path, tmp_path: Path):
@@ -195,7 +196,7 @@ def test_other_methods_run_from_equal_errors_to_an_export(method: str, toy: Sett
     names = ("policy_real", "policy_fake", "opponent_real", "opponent_fake")
     level = settings.build_method().loss(**dict.fromkeys(names, torch.ones(1))).item()
     assert [p["loss"] for p in outcome.run.events("probe")] == pytest.approx([level] * 2, abs=1e-4)
-    assert len(outcome.rounds) == 2 and outcome.run.exported.exists()
+    assert len(outcome.rounds) == 2 and outcome.run.export_path.exists()
     assert ("round 1/2 · play" in watch.phases) == (method != "sudo")
 
 
@@ -203,14 +204,14 @@ def test_shuffled_fakes_are_the_pictures_of_others_and_other_ones_in_each_round(
     toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: dict[int, list[tuple[Any, Any]]] = {1: [], 2: []}
-    whole = Game._shuffled
+    whole = Session._shuffled
 
     def spied(self: Any, k: int):
         fakes = whole(self, k)
         seen[k] = [(self.encoded.real([r]).tolist(), fakes([r]).tolist()) for r in self.train]
         return fakes
 
-    monkeypatch.setattr(Game, "_shuffled", spied)
+    monkeypatch.setattr(Session, "_shuffled", spied)
     train(changed(toy, method__name="sudo", learn__updates=2), tmp_path / "r", Quiet())
     for pairs in seen.values():
         assert all(real != fake for real, fake in pairs)
@@ -244,21 +245,21 @@ def test_the_last_rounds_file_goes_when_the_last_is_the_best(toy: Settings, tmp_
     for rounds, best in ((2, 1), (3, 3)):
         monkeypatch.setattr(Run, "best", property(lambda self, best=best: best))
         train(changed(toy, run__rounds=rounds, judge__stop=False), run.folder, Quiet())
-        assert read(run.exported)[1]["spinlite.round"] == str(best)
-        assert run.exported_last.exists() == (best < rounds)
+        assert read_tensors(run.export_path)[1]["spinlite.round"] == str(best)
+        assert run.last_export_path.exists() == (best < rounds)
 
 
 def test_a_run_that_was_cut_off_before_its_first_judgement_has_its_start_and_its_round(toy: Settings, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         train(toy, tmp_path / "r", Quiet(lambda title, done: title == "round 1/2 · judge"))
-    run = Run.found(tmp_path / "r")
+    run = Run.open_existing(tmp_path / "r")
     assert run.best == 0
     with pytest.raises(SpinliteError, match="has no finished round"):
-        choose(run, "best")
-    base = family(run.settings.model, device.choose())
+        choose_round(run, "best")
+    base = load_family(run.settings.model, device.choose_device())
     for k in (0, 1):
-        export(run, base, k, tmp_path / f"{k}.safetensors", Wanted())
-        said = read(tmp_path / f"{k}.safetensors")[1]
+        export(run, base, k, tmp_path / f"{k}.safetensors", ExportOptions())
+        said = read_tensors(tmp_path / f"{k}.safetensors")[1]
         assert said["spinlite.round"] == str(k) and said["spinlite.figures"] == "{}"
     with pytest.raises(SpinliteError, match="give one of 0 to 1"):
-        export(run, base, 2, tmp_path / "2.safetensors", Wanted())
+        export(run, base, 2, tmp_path / "2.safetensors", ExportOptions())

@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from spinlite.config.settings import Settings, validate_settings
-from spinlite.runs.store import read
+from spinlite.config.load import validate_settings
+from spinlite.config.settings import Settings
+from spinlite.runs.store import read_tensors
 
 TOY = str(Path(__file__).with_name("toy.toml"))
 
@@ -25,7 +26,7 @@ class Quiet:
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def facts(self, facts: dict[str, str]) -> None:
+    def show_facts(self, facts: dict[str, str]) -> None:
         self.said += [f"{name}: {fact}" for name, fact in facts.items()]
 
     @contextlib.contextmanager
@@ -38,7 +39,7 @@ class Quiet:
 
         yield progress
 
-    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
+    def show_round(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
         self.said.append(f"judged {round_}")
 
 
@@ -58,7 +59,7 @@ def made(folder: Path) -> dict[str, Any]:
     for event in events:
         event.pop("time")
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*folder.glob("snapshots/*"), *folder.glob("samples/*")]}
-    exported = {k: v.tolist() for k, v in read(folder / "export" / f"{folder.name}.safetensors")[0].items()}
+    exported = {k: v.tolist() for k, v in read_tensors(folder / "export" / f"{folder.name}.safetensors")[0].items()}
     return {"events": events, "export": exported, **files}
 
 

@@ -18,14 +18,15 @@ import psutil
 import torch
 from PIL import Image
 
-from spinlite.config.settings import Data, Memory, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Data, Memory
 from spinlite.data.buckets import Grid
 from spinlite.data.encoded import Encoded
-from spinlite.data.looks import WORKERS, glance_at, look_at
+from spinlite.data.looks import WORKERS, decode_all, read_headers
 from spinlite.data.survey import survey
 from spinlite.families.toy import Toy
 from spinlite.memory import device
-from spinlite.plan.make import card_for, make
+from spinlite.plan.make import card_for, make_plan
 from spinlite.plan.plan import cache_folder
 from spinlite.runs.store import Store
 
@@ -64,14 +65,14 @@ def decoding(place: Path) -> dict[str, float]:
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(load, paths))
 
-    calls = {"headers": lambda: glance_at(paths), "full": lambda: look_at(paths, "white"), "pillow": alone}
+    calls = {"headers": lambda: read_headers(paths), "full": lambda: decode_all(paths, "white"), "pillow": alone}
     took = [{name: seconds(call) for name, call in calls.items()} for _ in range(TURNS)]
     return {name: len(paths) / min(turn[name] for turn in took) for name in calls}
 
 
 def validating(place: Path, cache: Path) -> dict[str, float]:
     """Seconds that a folder of this many pictures takes at first, and again when nothing has changed."""
-    model = Toy("0", device.choose(Memory()))  # whose encoder costs nothing
+    model = Toy("0", device.choose_device(Memory()))  # whose encoder costs nothing
     settings, grid = Data(folder=str(place)), Grid(Toy.size, Toy.step)
 
     def prepare() -> None:
@@ -104,7 +105,7 @@ def reading(place: Path) -> float:
 def consumed(preset: str) -> float:
     """Latents a second that learning takes by a preset's plan, on the card that it is made for."""
     settings = load_settings(preset)
-    plan = make(preset, settings, card_for(settings, None), 90, 10, cache_folder())
+    plan = make_plan(preset, settings, card_for(settings, None), 90, 10, cache_folder())
     return 2 * settings.learn.updates * settings.learn.batch / plan.seconds["learn"]
 
 

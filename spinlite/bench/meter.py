@@ -21,7 +21,7 @@ class Peak:
 
 
 @contextlib.contextmanager
-def metered(device: torch.device, held: Iterable[Tensor]) -> Iterator[Peak]:
+def measure_peak(device: torch.device, held: Iterable[Tensor]) -> Iterator[Peak]:
     """The peak of a block, which is known at its end. `held`: what is there before it, weights for the most part.
 
     On a CUDA card everything that torch has allocated counts, so that what else is on it should be put away. Elsewhere only

@@ -16,17 +16,17 @@ from spinlite.families.family import Family, Picture
 from spinlite.lora.adapters import Slots
 from spinlite.maths.draws import gaussian
 from spinlite.memory.device import Device
-from spinlite.plan.stage import Cut, Stage
+from spinlite.plan.phase_costs import PhaseCosts, Workload
 from spinlite.training.batches import Batch
 from spinlite.training.play import sample
-from spinlite.training.step import asked, measure, step
+from spinlite.training.step import measure, required_errors, step
 
 SAMPLER_STEPS = 3  # of a fake that are run; time and work are scaled to all of them
 CAPTION = "a photograph of a lighthouse in a storm"
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class PhaseCalls:
     """The phases of a round on random pictures, `samples` of them while learning; `stage` knows what each should take."""
 
     family: Family
@@ -34,8 +34,8 @@ class Rehearsal:
     settings: Settings
     where: Device
     samples: int
-    cut: Cut
-    stage: Stage
+    cut: Workload
+    stage: PhaseCosts
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The preset's, at a rate that changes nothing that matters here."""
@@ -45,13 +45,13 @@ class Rehearsal:
         """Pictures to latents. The network is on the device meanwhile, as in a run."""
         pictures = [self._picture()] * self.cut.pictures
         planned = self.stage.net + self.stage.encode.peak(1)
-        return self._coding("encode", "image", planned, lambda n: self.family.encode(pictures[:n]))
+        return self._coding("encode", "image", planned, lambda n: self.family.encode_pictures(pictures[:n]))
 
     def captions(self) -> Call:
         """Captions to conditioning."""
         words = [CAPTION] * self.cut.pictures
         planned = self.stage.net + self.stage.captions.peak(1)
-        return self._coding("captions", "caption", planned, lambda n: self.family.prompt(words[:n]))
+        return self._coding("captions", "caption", planned, lambda n: self.family.encode_captions(words[:n]))
 
     def sheet(self, batch: Batch) -> Call:
         """Latents to pictures to look at."""
@@ -81,7 +81,7 @@ class Rehearsal:
         shape = (self.samples, *self.cut.latent_shape)
         real, fake, eps = (gaussian(shape, "bench", name).to(device) for name in ("real", "fake", "eps"))
         t = self.family.path.times((torch.arange(self.samples) + 0.5) / self.samples).to(device)
-        cond = self.family.prompt([CAPTION]) | self.family.encode([self._picture()])
+        cond = self.family.encode_captions([CAPTION]) | self.family.encode_pictures([self._picture()])
         del cond["x0"]
         rows = {name: value.expand(self.samples, *value.shape[1:]).contiguous().to(device) for name, value in cond.items()}
         return Batch(real, fake, eps, t, rows)
@@ -104,7 +104,7 @@ class Rehearsal:
     def learn(self, batch: Batch) -> Call:
         """An update by the preset's method, levers and optimizer."""
         levers, method, optimizer = self.where.levers, self.settings.build_method(), self.optimizer()
-        ahead = [name for name in asked(method) if not name.startswith("policy")] if levers.cache_opponent else []
+        ahead = [name for name in required_errors(method) if not name.startswith("policy")] if levers.cache_opponent else []
         with torch.no_grad():
             known = {name: measure(self.family, self.slots, name, batch) for name in ahead}
 
@@ -113,7 +113,7 @@ class Rehearsal:
             step(self.family, self.slots, method, replace(batch, known=known), levers.one_graph)
             optimizer.step()
 
-        names = asked(method)
+        names = required_errors(method)
         unit, mine = "pair" if "policy_fake" in names else "image", sum(name.startswith("policy") for name in names)
         planned = self.stage.learning(mine, len(names) > mine and not ahead, replace(levers, micro_batch=None), self.samples)
         return Call("learn", unit, self.samples, update, held=lambda: states(optimizer), planned=planned)

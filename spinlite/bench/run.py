@@ -10,20 +10,20 @@ import psutil
 import torch
 from torch import nn
 
-from spinlite.bench.phases import Rehearsal
-from spinlite.bench.turns import Call, Row, turns
+from spinlite.bench.phases import PhaseCalls
+from spinlite.bench.turns import Call, Row, measure_in_turns
 from spinlite.bench.ways import AHEAD, AT_ONCE, LIVE, ONE_GRAPH, SFT_WAY, Ways, weights
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.families.blank import blank
+from spinlite.families.blank import with_random_weights
 from spinlite.families.family import Family
-from spinlite.families.load import family
-from spinlite.lora.start import slots_for
-from spinlite.memory.device import Levers, choose
-from spinlite.plan.card import Card, found
-from spinlite.plan.make import take
+from spinlite.families.load import load_family
+from spinlite.lora.start import make_slots
+from spinlite.memory.device import Levers, choose_device
+from spinlite.plan.card import Card, measure_card
+from spinlite.plan.make import plan_device
+from spinlite.plan.phase_costs import PICTURES, PhaseCosts, Workload
 from spinlite.plan.plan import HELDOUT, TRAIN, cache_folder
-from spinlite.plan.stage import PICTURES, Cut, Stage
 
 WORK = 50  # forwards: about what one turn of everything costs
 SMALLEST = 8  # side of the latents below which nothing is halved
@@ -52,43 +52,43 @@ def bench(settings: Settings, steps: int, seconds: float, progress: Callable[[in
     On a CUDA card at the preset's own size and memory, with the levers of its plan. Elsewhere the batch, then the pictures, are
     halved until it all fits into about `seconds`. Raises SpinliteError where the network does not fit into memory.
     """
-    settings = settings.model_copy(update={"model": blank(settings.model)})
-    where = choose(settings.memory)
+    settings = settings.model_copy(update={"model": with_random_weights(settings.model)})
+    where = choose_device(settings.memory)
     limit = _limit(settings, where.device)
     on_card = where.device.type == "cuda"
     if on_card:
-        where, _ = take("bench", settings, where, TRAIN, HELDOUT, cache_folder())
+        where, _ = plan_device("bench", settings, where, TRAIN, HELDOUT, cache_folder())
     levers = where.levers
-    whole = Stage(settings, levers.precision, levers.quantize, None, "bench")
+    whole = PhaseCosts(settings, levers.precision, levers.quantize, None, "bench")
     if not on_card:
         _refuse_too_large(settings, whole)
-    base = family(settings.model, where)
-    rival = copy.deepcopy(base.net).to("cpu") if _room_for_two(base.net) else None
-    slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+    base = load_family(settings.model, where)
+    opponent = copy.deepcopy(base.net).to("cpu") if _room_for_two(base.net) else None
+    slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
     samples, shape, left_out = levers.micro_batch or settings.learn.batch, base.latent_shape, []
     if not on_card:
-        samples, shape, left_out = _size(base, settings, whole, found(where), steps, seconds)
+        samples, shape, left_out = _size(base, settings, whole, measure_card(where), steps, seconds)
     done = 0
 
     def told() -> None:
         nonlocal done
         done += 1
-        progress(done, (steps + 2) * (12 if rival else 11))
+        progress(done, (steps + 2) * (12 if opponent else 11))
 
     def measured(calls: list[Call]) -> list[Row]:
-        return turns(calls, steps, where.device, lambda: weights(base.net), told)
+        return measure_in_turns(calls, steps, where.device, lambda: weights(base.net), told)
 
-    cut = Cut(shape, _pixels(base, shape), PICTURES if on_card else 1)
-    stage = whole if on_card else Stage(settings, levers.precision, levers.quantize, None, "bench", cut)
-    rehearsal = Rehearsal(base, slots, settings, where, samples, cut, stage)
+    cut = Workload(shape, _pixels(base, shape), PICTURES if on_card else 1)
+    stage = whole if on_card else PhaseCosts(settings, levers.precision, levers.quantize, None, "bench", cut)
+    rehearsal = PhaseCalls(base, slots, settings, where, samples, cut, stage)
     phases = [row for call in (rehearsal.encode(), rehearsal.captions()) for row in measured([call])]
     batch = rehearsal.batch()
     base.free()
     for call in (rehearsal.play(batch), rehearsal.learn(batch), rehearsal.judge(batch), rehearsal.sheet(batch)):
         phases += measured([call])
-    if rival is None:
+    if opponent is None:
         left_out.append("the plain way: this computer has no room for a second network")
-    calls = Ways(base, slots, rehearsal.optimizer(), batch, rival).calls()
+    calls = Ways(base, slots, rehearsal.optimizer(), batch, opponent).calls()
     planned = way_bytes(stage, levers, samples)
     ways = measured([replace(call, planned=planned.get(call.name)) for call in calls])
     return Figures(
@@ -97,7 +97,7 @@ def bench(settings: Settings, steps: int, seconds: float, progress: Callable[[in
     )  # fmt: skip
 
 
-def way_bytes(stage: Stage, levers: Levers, samples: int) -> dict[str, int]:
+def way_bytes(stage: PhaseCosts, levers: Levers, samples: int) -> dict[str, int]:
     """What each way to learn should take, by its name; the plain way is none of spinlite's."""
     rows = {SFT_WAY: (1, False, False), ONE_GRAPH: (2, False, True), AT_ONCE: (2, False, False), LIVE: (2, True, True)}
     found = {
@@ -116,7 +116,7 @@ def _pixels(base: Family, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _size(
-    base: Family, settings: Settings, whole: Stage, card: Card, steps: int, seconds: float
+    base: Family, settings: Settings, whole: PhaseCosts, card: Card, steps: int, seconds: float
 ) -> tuple[int, tuple[int, ...], list[str]]:
     """(samples at once, shape of a latent, what differs from the preset): what a CPU computes in the time, by the plan."""
     wanted = min(settings.memory.micro_batch or settings.learn.batch, settings.learn.batch)
@@ -143,7 +143,7 @@ def _size(
     return samples, shape, left_out
 
 
-def _refuse_too_large(settings: Settings, whole: Stage) -> None:
+def _refuse_too_large(settings: Settings, whole: PhaseCosts) -> None:
     """Raises SpinliteError where the computer's memory does not hold the network: there the system ends programs unasked."""
     needed, free = 1.2 * whole.net, psutil.virtual_memory().available
     if needed > free:

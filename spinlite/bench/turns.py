@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from spinlite.bench.meter import metered
+from spinlite.bench.meter import measure_peak
 
 Held = Callable[[], Iterable[Tensor]]
 ATTENTION: dict[Any, Any] = {  # a CPU's, which torch's counter does not know
@@ -50,7 +50,9 @@ class Row:
     planned: int | None = None  # bytes, by the plan
 
 
-def turns(calls: Sequence[Call], steps: int, device: torch.device, weights: Held, told: Callable[[], None]) -> list[Row]:
+def measure_in_turns(
+    calls: Sequence[Call], steps: int, device: torch.device, weights: Held, told: Callable[[], None]
+) -> list[Row]:
     """Each call once to warm up and count its work, once to meter it, then `steps` times timed, all in turns.
 
     `weights` are in memory throughout; `told` hears of every call that has ended.
@@ -66,7 +68,7 @@ def turns(calls: Sequence[Call], steps: int, device: torch.device, weights: Held
                         call.run()
                     work[call.name] = call.scale * counter.get_total_flops() / call.samples
                 elif turn == 1 and call.name in work:
-                    with metered(device, [*weights(), *call.held()]) as peak:
+                    with measure_peak(device, [*weights(), *call.held()]) as peak:
                         call.run()
                     peaks[call.name] = peak.bytes
                 elif call.name in peaks:

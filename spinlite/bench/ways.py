@@ -32,14 +32,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Ways:
-    """What the ways share. The batch has fakes. `rival` is the network without LoRA, as one that the opponent's is merged
+    """What the ways share. The batch has fakes. `opponent` is the network without LoRA, as one that the opponent's is merged
     into; None: there is no room for it."""
 
     family: Family
     slots: Slots
     optimizer: torch.optim.Optimizer
     batch: Batch
-    rival: nn.Module | None
+    opponent: nn.Module | None
 
     def calls(self) -> list[Call]:
         """One update by each way."""
@@ -53,10 +53,10 @@ class Ways:
             for name, method, batch, one_graph in rows
         ]
         calls.insert(3, Call(AHEAD, "pair", len(self.batch.t), self.ahead, held=lambda: states(self.optimizer)))
-        if self.rival is None:
+        if self.opponent is None:
             return calls
         other = copy.copy(self.family)
-        other.net = self.rival
+        other.net = self.opponent
         plain = self._call(PLAIN, lambda: plain_step(self.family, other, SPIN(), self.batch))
         held = lambda: [*plain.held(), *weights(other.net)]  # noqa: E731
         return [*calls, replace(plain, held=held, around=lambda: self._there(other.net))]

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from spinlite.config.settings import Data
-from spinlite.data.buckets import Grid, Size, kept, scale
+from spinlite.data.buckets import Grid, Size, fill_scale, kept_share
 from spinlite.data.looks import Progress
 from spinlite.data.records import Record, Survey
 from spinlite.data.sources import describe_sources
@@ -62,7 +62,7 @@ class Findings:
     survey: Survey = field(repr=False)
 
 
-def findings(
+def examine_sources(
     settings: Data, pairs: bool, cache: Path, progress: Progress, full: bool, grid: Grid, model: str, tokenizer: Any
 ) -> Findings:  # fmt: skip
     """Look at every picture (its header alone, unless `full`) and every caption.
@@ -74,8 +74,8 @@ def findings(
     records = found.train + found.heldout
     pictures = list({(r.key, r.lose_key): r for r in records}.values())
     sizes = sorted((found.looks[r.path].size for r in pictures), key=lambda size: size[0] * size[1])
-    enlarged = {found.names[r.path]: scale(found.looks[r.path].size, r.bucket or grid.native) for r in pictures}
-    cut = {found.names[r.path]: 1 - kept(found.looks[r.path].size, r.bucket or grid.native) for r in pictures}
+    enlarged = {found.names[r.path]: fill_scale(found.looks[r.path].size, r.bucket or grid.native) for r in pictures}
+    cut = {found.names[r.path]: 1 - kept_share(found.looks[r.path].size, r.bucket or grid.native) for r in pictures}
     return Findings(
         place=describe_sources(settings),
         model=model,
@@ -90,8 +90,8 @@ def findings(
         unused=_unused(found),
         noted=found.noted,
         sizes=[sizes[0], sizes[len(sizes) // 2], sizes[-1]] if sizes else [],
-        common=dict(Counter(map(times, sizes)).most_common(COMMON)),
-        buckets=dict(Counter(times(r.bucket or grid.native) for r in pictures).most_common()),
+        common=dict(Counter(map(format_size, sizes)).most_common(COMMON)),
+        buckets=dict(Counter(format_size(r.bucket or grid.native) for r in pictures).most_common()),
         enlarged=_largest({name: value for name, value in enlarged.items() if value > 1}),
         cut=_largest({name: share for name, share in cut.items() if share > MUCH}),
         cut_middle=median(cut.values()) if cut else 0.0,
@@ -102,7 +102,7 @@ def findings(
     )
 
 
-def times(size: Size) -> str:
+def format_size(size: Size) -> str:
     """(width, height) -> "WIDTHxHEIGHT"."""
     return f"{size[0]}x{size[1]}"
 

@@ -10,23 +10,23 @@ from jinja2 import Environment, FileSystemLoader
 
 from spinlite.check.findings import Findings
 from spinlite.check.screen import bars, facts
-from spinlite.data.pictures import decode, quiet, read_bytes
-from spinlite.data.records import Survey, shown
+from spinlite.data.pictures import decode, read_bytes, silence_pillow
+from spinlite.data.records import Survey, printable
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import replace
+from spinlite.runs.store import write_bytes
 
 SIDE = 160  # px of a thumbnail
 NAMED = 24  # pictures with the same problem that are shown
 SHOWN = 60  # of the pictures that are used
 
 
-def write(found: Findings, path: Path) -> None:
+def write_page(found: Findings, path: Path) -> None:
     """The page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, html(found).encode())
+    write_bytes(path, render_page(found).encode())
 
 
-def html(found: Findings) -> str:
+def render_page(found: Findings) -> str:
     """The page. It holds its pictures and needs nothing else."""
     survey = found.survey
     paths = {name: place for place, name in survey.names.items()}
@@ -57,7 +57,7 @@ def _cards(names: Sequence[str], paths: dict[str, Path], survey: Survey) -> list
 def _thumbnail(path: Path) -> str:
     """A picture as a data URI; "" where it can't be read."""
     try:
-        with quiet():
+        with silence_pillow():
             image, _ = decode(read_bytes(path), path)
     except SpinliteError:
         return ""
@@ -68,4 +68,4 @@ def _thumbnail(path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return shown(value) if isinstance(value, str) else value
+    return printable(value) if isinstance(value, str) else value

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from rich.console import Console as Screen
 from rich.text import Text
 
-from spinlite.check.findings import COMMON, Findings, times
-from spinlite.data.records import Survey, listing, shown
+from spinlite.check.findings import COMMON, Findings, format_size
+from spinlite.data.records import Survey, list_names, printable
 
 BUCKETS = 10  # shapes that get a line
 BAR = 32  # characters of the longest
@@ -28,26 +28,26 @@ def show(screen: Screen, found: Findings) -> None:
         _say(screen, name, fact)
     _buckets(screen, found)
     for name, every, what in (("not used", found.unused, "none"), ("noted", found.noted, "")):
-        lines = [f"{len(names):,} {why}: {listing(names)}" for why, names in every.items()] or [what] * bool(what)
+        lines = [f"{len(names):,} {why}: {list_names(names)}" for why, names in every.items()] or [what] * bool(what)
         for i, line in enumerate(lines):
             _say(screen, "" if i else name, line)
     if found.problem is None:
         _say(screen, "training", f"can start. Looked at in {found.seconds:.1f} s", "bold green")
     else:
-        _say(screen, "training", f"would stop: {shown(found.problem)}", "bold red")
-        _say(screen, "fix", shown(found.fix or ""))
+        _say(screen, "training", f"would stop: {printable(found.problem)}", "bold red")
+        _say(screen, "fix", printable(found.fix or ""))
 
 
 def facts(found: Findings) -> dict[str, str]:
     """What there is to say in a line each, by what it is about."""
     looked = "every picture decoded" if found.full else "headers only: --full decodes every picture, and finds look-alikes"
     lines = {
-        "data": f"{shown(found.place)} ({looked})",
+        "data": f"{printable(found.place)} ({looked})",
         "pictures": f"{found.pictures:,} found; {found.learned:,} to learn from, {found.heldout:,} held out",
         "captions": f"{found.captions:,} different; " + _counts(found.origins, "{1:,} from {0}"),
     }
     if found.sizes:
-        least, middle, most = map(times, found.sizes)
+        least, middle, most = map(format_size, found.sizes)
         common = {size: count for size, count in found.common.items() if count > 1}
         lines["sizes"] = f"{least} to {most}, the middle one {middle}; most common: {_counts(common, '{0} ({1:,})')}"
         lines["enlarged"] = _worst(found.enlarged, "{:.2f} times")
@@ -55,7 +55,7 @@ def facts(found: Findings) -> dict[str, str]:
         lines["cut away"] = f"{found.cut_middle:.0%} of the middle picture; {cut}"
     if found.tokens:
         t = found.tokens
-        over = f"; longer ones are cut there: {len(t.over):,}, {listing(t.over, COMMON)}" if t.over else ""
+        over = f"; longer ones are cut there: {len(t.over):,}, {list_names(t.over, COMMON)}" if t.over else ""
         lines["tokens"] = (
             f"{t.least} to {t.most} a caption, the middle one {t.middle}; the model reads the first {t.limit}" + over
         )
@@ -67,11 +67,11 @@ def _worst(found: dict[str, float], how: str, what: str = "") -> str:
     if not found:
         return f"none {what}".strip()
     name, value = next(iter(found.items()))
-    return f"{len(found):,} {what}".strip() + f", at most {how.format(value)} ({shown(name)})"
+    return f"{len(found):,} {what}".strip() + f", at most {how.format(value)} ({printable(name)})"
 
 
 def _counts(found: dict[str, int], how: str) -> str:
-    return ", ".join(how.format(shown(name), count) for name, count in found.items()) or "none"
+    return ", ".join(how.format(printable(name), count) for name, count in found.items()) or "none"
 
 
 def _buckets(screen: Screen, found: Findings) -> None:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,38 +45,39 @@ def train(
 
     console = Console()
     console.say(f"spinlite {__version__} · {name}")
-    from spinlite.config.settings import load_settings
+    from spinlite.config.load import load_settings
 
     settings = load_settings(preset, set_, data__folder=data, run__rounds=rounds, model__init_lora=init_lora)
     from spinlite.selfplay import train as go
 
     if settings.about:
         console.say(settings.about)
-    outcome = go(settings, runs / name, console)
+    _show_outcome(console, go(settings, runs / name, console), preset)
+
+
+def _show_outcome(console: Any, outcome: Any, preset: str) -> None:
+    """How the run ended, and what can be done next."""
     run, last = outcome.run, len(outcome.rounds)
     if outcome.already:
         console.say(f"{run.folder} is complete.")
     if outcome.stopped:
-        console.say(f"stopped by the guard: {outcome.stopped}. The LoRA is that of round {outcome.best}{_none(outcome.best)}.")
+        none = "" if outcome.best else ": no round was better than the start"
+        console.say(f"stopped by the guard: {outcome.stopped}. The LoRA is that of round {outcome.best}{none}.")
         if run.state.get("undone"):
-            gently = shlex.join(["spinlite", *sys.argv[1:], "--set", f"learn.lr={settings.learn.rate / 3:.2g}"])
+            gently = shlex.join(["spinlite", *sys.argv[1:], "--set", f"learn.lr={run.settings.learn.rate / 3:.2g}"])
             console.say(f"to go on from there, more gently: {gently}   (or a larger method.beta)")
-    console.rounds(outcome.rounds, outcome.best)
-    further = {} if outcome.stopped else {"further": f"{_again()} --rounds {last + 2}"}
-    console.facts({
-        "LoRA": f"{run.exported if run.exported.exists() else run.snapshot(outcome.best)} (round {outcome.best})",
-        "samples": f"{run.sheet(last) if last else 'none: no round was judged'}",
+    console.show_rounds(outcome.rounds, outcome.best)
+    further = {} if outcome.stopped else {"further": f"{_command_without_rounds()} --rounds {last + 2}"}
+    console.show_facts({
+        "LoRA": f"{run.export_path if run.export_path.exists() else run.snapshot_path(outcome.best)} (round {outcome.best})",
+        "samples": f"{run.sheet_path(last) if last else 'none: no round was judged'}",
         "journal": f"{run.folder / 'journal.jsonl'}",
         **further,
         "yours": f"spinlite train {preset} --name mine --data FOLDER   (name.png + name.txt)",
     })  # fmt: skip
 
 
-def _none(best: int) -> str:
-    return "" if best else ": no round was better than the start"
-
-
-def _again() -> str:
+def _command_without_rounds() -> str:
     """The command as it was typed, but for --rounds."""
     typed = sys.argv[1:]
     kept = [
@@ -124,7 +125,7 @@ def bench(
     console = Console()
     if not json:
         console.say(f"spinlite {__version__} · bench {preset}: the network with random weights, nothing is downloaded")
-    from spinlite.config.settings import load_settings
+    from spinlite.config.load import load_settings
 
     settings = load_settings(preset, set_)
     from spinlite.bench import screen

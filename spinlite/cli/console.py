@@ -28,7 +28,7 @@ class Console:
         screen.print(Text.assemble(("error:", "bold red"), " ", problem))
         screen.print(Text.assemble(("fix:", "bold"), "   ", fix))
 
-    def facts(self, facts: dict[str, str]) -> None:
+    def show_facts(self, facts: dict[str, str]) -> None:
         """What the run will do."""
         for name, fact in facts.items():
             self.screen.print(Text.assemble("  ", (f"{name:<9}", "dim"), " ", fact))
@@ -49,13 +49,13 @@ class Console:
         took = f"{time.monotonic() - start:6.1f} s  {last}".rstrip()
         self.screen.print(Text.assemble(f"  {title:<34} ", (took, "dim")))
 
-    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
+    def show_round(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
         self.screen.print(
             f"[bold]round {round_}/{rounds}[/]  held-out real error {found['policy_real']:.4f} (base {found['base_real']:.4f})"
             f"  ·  margin {found['margin']:+.1e}  ·  pairs won {found['accuracy']:.0%}"
         )
 
-    def rounds(self, events: list[dict[str, Any]], best: int) -> None:
+    def show_rounds(self, events: list[dict[str, Any]], best: int) -> None:
         """The rounds of a run, base first; nothing before there is one."""
         if not events:
             return
@@ -73,7 +73,7 @@ class Console:
             )  # fmt: skip
         self.screen.print(table)
 
-    def presets(self, rows: list[tuple[str, ...]]) -> None:
+    def show_presets(self, rows: list[tuple[str, ...]]) -> None:
         """Shipped presets: name, model, card, planned peak, method, and below that what it is about."""
         headings = ("preset", "model", "card", "planned", "method")
         widths = [max(map(len, column)) for column in zip(headings, *(row[:-1] for row in rows), strict=True)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spinlite.config.presets import presets
+from spinlite.config.presets import shipped_presets
 from spinlite.errors import SpinliteError
 
 PLAIN = "sd15-12gb"  # a preset without rules for data, where none is named
@@ -26,16 +26,21 @@ def check(
     from spinlite.cli.console import Console
 
     console = Console()
-    if preset is None and len(data) == 1 and not Path(data[0]).is_dir() and (data[0] in presets() or data[0].endswith(".toml")):
+    if (
+        preset is None
+        and len(data) == 1
+        and not Path(data[0]).is_dir()
+        and (data[0] in shipped_presets() or data[0].endswith(".toml"))
+    ):
         preset, data = data[0], []
     settings, pairs = _settings(data, preset, set_)
     from spinlite.check import screen
-    from spinlite.check.findings import findings
+    from spinlite.check.findings import examine_sources
 
     model = _model(settings, preset)
 
     def look(progress: Any) -> Any:
-        return findings(settings.data, pairs, runs / "cache", progress, full, *model)
+        return examine_sources(settings.data, pairs, runs / "cache", progress, full, *model)
 
     if json:
         found = look(lambda done, of: None)
@@ -45,9 +50,9 @@ def check(
             found = look(progress)
         screen.show(console.screen, found)
     if html:
-        from spinlite.check.page import write
+        from spinlite.check.page import write_page
 
-        write(found, html)
+        write_page(found, html)
         if not json:
             console.say(f"  page      {html}")
     if found.problem:
@@ -56,7 +61,8 @@ def check(
 
 def _settings(data: Sequence[str], preset: str | None, set_: Sequence[str]) -> tuple[Any, bool]:
     """(settings, whether the sources are of pairs): a preset's, with the sources that are named instead of its own."""
-    from spinlite.config.settings import Source, load_settings
+    from spinlite.config.load import load_settings
+    from spinlite.config.settings import Source
 
     settings = load_settings(preset or PLAIN, set_)
     if data:
@@ -87,9 +93,9 @@ def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
 
         size, step, whose, reader = NATIVE, STEP, "the size of SDXL (--preset NAME: another)", tokenizer()
     else:
-        from spinlite.families.load import frame, reader_of
+        from spinlite.families.load import load_tokenizer, size_and_step
 
-        (size, step), whose, reader = frame(settings.model), preset, reader_of(settings.model)
+        (size, step), whose, reader = size_and_step(settings.model), preset, load_tokenizer(settings.model)
     return Grid(size, step, settings.data.upscale, settings.data.buckets), f"{size[0]} x {size[1]} px, {whose}", reader
 
 

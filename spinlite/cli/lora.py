@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from spinlite.config.settings import validate_settings
 from spinlite.errors import SpinliteError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as runs/demo")]
@@ -32,21 +31,21 @@ def export(
     from spinlite.cli.console import Console
 
     console = Console()
-    from spinlite.export.export import Wanted, choose
+    from spinlite.export.export import ExportOptions, choose_round
     from spinlite.export.export import export as write
-    from spinlite.families.load import family
+    from spinlite.families.load import load_family
     from spinlite.memory import device
     from spinlite.runs.run import Run
 
-    found = Run.found(run)
-    k = choose(found, round_)
+    found = Run.open_existing(run)
+    k = choose_round(found, round_)
     default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
-    path = _named(output or found.exported.with_stem(default))
-    base = family(found.settings.model, device.choose(found.memory))
+    path = _named(output or found.export_path.with_stem(default))
+    base = load_family(found.settings.model, device.choose_device(found.memory))
     if negative_guidance is not None:
         strength = -abs(negative_guidance)
-    said = write(found, base, k, path, Wanted(layout, dtype, strength, sidecars))
-    console.facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": said})
+    said = write(found, base, k, path, ExportOptions(layout, dtype, strength, sidecars))
+    console.show_facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": said})
 
 
 def sample(
@@ -67,17 +66,18 @@ def sample(
     from spinlite.cli.console import Console
 
     console = Console()
-    from spinlite.export.sample import Asked, draw, numbers, of_file, of_run, prompts
+    from spinlite.config.load import validate_settings
+    from spinlite.export.sample import SampleRequest, draw_samples, parse_numbers, read_prompts, setup_of_file, setup_of_run
 
-    texts, strengths = prompts(prompt), numbers(strength)
-    drawn = of_file(what, base, strengths) if what.is_file() else of_run(what, round_)
+    texts, strengths = read_prompts(prompt), parse_numbers(strength)
+    drawn = setup_of_file(what, base, strengths) if what.is_file() else setup_of_run(what, round_)
     chosen = {"sampler": sampler, "steps": steps, "guidance": guidance}
     tree = {"play": drawn.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
-    asked = Asked(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
+    asked = SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
     folder = output or (what.with_suffix("") if what.is_file() else what) / "tries"
     with console.phase("draw", 1) as progress:
-        path = draw(drawn, asked, folder, progress)
-    console.facts({"sheet": f"{path}", "pictures": f"{folder}, with the words that A1111 reads"})
+        path = draw_samples(drawn, asked, folder, progress)
+    console.show_facts({"sheet": f"{path}", "pictures": f"{folder}, with the words that A1111 reads"})
 
 
 def inspect(
@@ -119,7 +119,7 @@ def resize(
         return
     worst = sorted(found.errors.items(), key=lambda item: -item[1])
     middle = worst[len(worst) // 2][1]
-    console.facts({
+    console.show_facts({
         "LoRA": f"{path} (rank {found.rank} to {rank}, {found.size / 1e6:.1f} MB, before {file.stat().st_size / 1e6:.1f} MB)",
         "lost": f"{found.total:.1%} of the whole change; by module: half below {middle:.1%}, the worst {worst[0][1]:.1%}",
         **{f"worst {i + 1}": f"{error:.1%}  {key}" for i, (key, error) in enumerate(worst[:3])},
@@ -140,7 +140,7 @@ def merge(
     from spinlite.cli.console import Console
 
     console = Console()
-    from spinlite.export.merge import Base, of_file, of_run
+    from spinlite.export.merge import Base, lora_of_file, lora_of_run
     from spinlite.export.merge import merge as write
     from spinlite.memory.device import DTYPES
 
@@ -148,11 +148,11 @@ def merge(
     if path.resolve() == Path(into).expanduser().resolve():
         raise SpinliteError(f"{path} is the base model itself", fix="give another -o FILE")
     base = Base(into, DTYPES[dtype or "fp16"])
-    lora, said = of_file(what, base) if what.is_file() else of_run(what, round_)
+    lora, said = lora_of_file(what, base) if what.is_file() else lora_of_run(what, round_)
     lora = {name: pair.times(strength) for name, pair in lora.items()}
     with console.phase("merge and read back", 1) as progress:
         found = write(lora, base, path, DTYPES[dtype] if dtype else None, {**said, "strength": strength}, progress)
-    console.facts({
+    console.show_facts({
         "model": f"{path} ({found.size / 1e9:.2f} GB)",
         "checked": f"{found.modules} modules changed, all {found.tensors} tensors read back as they should be",
         "rounding": f"the file's precision adds {found.rounding:.1%} of the LoRA's change, at random"

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spinlite.config.presets import presets, texts
-from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan, cache_folder, keep, made_of, recall
+from spinlite.config.presets import preset_texts, shipped_presets
+from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan, cache_folder, cache_name, load_plan, save_plan
 
 Preset = Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")]
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")]
@@ -26,38 +26,38 @@ def plan(
 
     console = Console()
     train, heldout, pictures = _pictures(preset, data, set_)
-    found = planned(preset, vram, data, set_, train, heldout, console if not json else None)
+    found = find_plan(preset, vram, data, set_, train, heldout, console if not json else None)
     if json:
         typer.echo(plan_screen.as_json(found))
     else:
         plan_screen.show(console.screen, found, pictures)
 
 
-def planned(
+def find_plan(
     preset: str, vram: float | None, data: str | None, set_: list[str], train: int, heldout: int, console: Any
 ) -> Plan:
     """The plan, from the cache where it was made before: for the card named, or with as much free on those at hand."""
     shelf = cache_folder()
-    told = texts(preset)
+    told = preset_texts(preset)
     named = vram or any("vram" in text for text in [*told, *set_])
-    name = made_of("plan", preset, told, set_, vram, train, heldout, [] if named else _room())
-    if known := recall(shelf, name):
+    name = cache_name("plan", preset, told, set_, vram, train, heldout, [] if named else _free_memory())
+    if known := load_plan(shelf, name):
         return known
-    from spinlite.config.settings import load_settings
+    from spinlite.config.load import load_settings
 
     settings = load_settings(preset, set_, data__folder=data)
-    from spinlite.plan.make import card_for, make
+    from spinlite.plan.make import card_for, make_plan
 
     if console:
         with console.screen.status("the networks are rehearsed without data: up to a minute, then known"):
-            found = make(preset, settings, card_for(settings, vram), train, heldout, shelf)
+            found = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
     else:
-        found = make(preset, settings, card_for(settings, vram), train, heldout, shelf)
-    keep(shelf, name, found)
+        found = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
+    save_plan(shelf, name, found)
     return found
 
 
-def _room() -> list[Any]:
+def _free_memory() -> list[Any]:
     """What is free on this computer, in steps that hardly change a plan. Found without torch, which takes seconds to import."""
     import psutil
 
@@ -71,7 +71,7 @@ def _pictures(preset: str, data: str | None, set_: list[str]) -> tuple[int, int,
     """(to learn from, held out, in words), by what a run would find in the folder; 100 where none is named."""
     if data is None:
         return TRAIN, HELDOUT, "100 pictures (--data FOLDER counts yours)"
-    from spinlite.config.settings import load_settings
+    from spinlite.config.load import load_settings
     from spinlite.data.survey import examine
 
     settings = load_settings(preset, set_, data__folder=data)
@@ -83,7 +83,7 @@ def _pictures(preset: str, data: str | None, set_: list[str]) -> tuple[int, int,
 
 
 @listing.callback()
-def every(context: typer.Context) -> None:
+def list_presets(context: typer.Context) -> None:
     """List the shipped presets: model, card, planned peak, method."""
     if context.invoked_subcommand:
         return
@@ -93,23 +93,23 @@ def every(context: typer.Context) -> None:
     from spinlite.cli.console import Console
 
     rows, peaks = [], json.loads(PEAKS.read_text(encoding="utf-8"))
-    for name in presets():
-        trees = [tomllib.loads(text) for text in texts(name)]
+    for name in shipped_presets():
+        trees = [tomllib.loads(text) for text in preset_texts(name)]
         model, method, memory = ({k: v for tree in reversed(trees) for k, v in tree.get(section, {}).items()}
                                  for section in ("model", "method", "memory"))  # fmt: skip
         card = f"{memory['vram']:g} GB" if "vram" in memory else "any"
         peak = f"{peaks[name] / 2**30:.1f} GB"
         base, about = model.get("base", "demo").rpartition("/")[2], trees[0].get("about", "")
         rows.append((name, base, card, peak, method.get("name", "spin"), about))
-    Console().presets(rows)
+    Console().show_presets(rows)
 
 
 @listing.command()
-def show(name: Preset) -> None:
+def show_preset(name: Preset) -> None:
     """Print a preset with every default written out."""
     import tomli_w
 
-    from spinlite.config.settings import load_settings
+    from spinlite.config.load import load_settings
 
     settings = load_settings(name)
     typer.echo(tomli_w.dumps(settings.model_dump(exclude_none=True)).rstrip())

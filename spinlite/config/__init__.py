@@ -1,4 +1,4 @@
 """Presets and settings: TOML in, frozen and validated settings out.
 
-The door is `settings.load_settings`.
+The door is `load.load_settings`.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]  # the folder spinlite/
 
 
-def presets() -> dict[str, Path]:
+def shipped_presets() -> dict[str, Path]:
     """Shipped presets by name, in order."""
     here = PACKAGE / "presets"  # in a wheel; in a checkout they stand beside the package
     folder = here if here.is_dir() else PACKAGE.parent / "presets"
@@ -19,10 +19,10 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
 
 
-def texts(preset: str) -> list[str]:
+def preset_texts(preset: str) -> list[str]:
     """What a preset and those it extends say, itself first; as far as that can be read."""
     found: list[str] = []
-    path: Path | None = presets().get(preset) or Path(preset)
+    path: Path | None = shipped_presets().get(preset) or Path(preset)
     while path and len(found) < 100:
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -30,5 +30,5 @@ def texts(preset: str) -> list[str]:
         except (OSError, ValueError):
             return found
         found.append(text)
-        path = (presets().get(parent) or path.parent / parent) if isinstance(parent, str) else None
+        path = (shipped_presets().get(parent) or path.parent / parent) if isinstance(parent, str) else None
     return found

@@ -13,7 +13,7 @@ PLAIN = 16  # levels within which a picture has no structure that could be compa
 REACH = 512  # pictures with an equal band that each is compared with, nearest first: by chance 200 of 100,000
 
 
-def likeness(image: Image.Image) -> str:
+def fingerprint_look(image: Image.Image) -> str:
     """22 hex digits: 16 of a picture's perceptual hash (DCT), 6 of its mean colour. "" of a plain one. RGB."""
     if (every := min(image.size) // 256) > 1:  # ten times faster than to average all pixels, and as good
         image = image.resize((image.width // every, image.height // every), Image.Resampling.NEAREST)
@@ -24,7 +24,7 @@ def likeness(image: Image.Image) -> str:
     return str(imagehash.phash(small)) + small.resize((1, 1), Image.Resampling.BOX).tobytes().hex()
 
 
-def alike(marks: Sequence[str]) -> dict[int, int]:
+def find_alike(marks: Sequence[str]) -> dict[int, int]:
     """Place of a picture -> the first place of one that looks like it, by `likeness`; of those that have an earlier one.
 
     Hashes that differ in at most FAR bits are equal in one of FAR + 1 bands: only those with an equal band are compared.

@@ -54,18 +54,18 @@ class Grid:
         ]
 
 
-def kept(size: Size, bucket: Size) -> float:
+def kept_share(size: Size, bucket: Size) -> float:
     """The share of a picture that is left when it is cut to a bucket's aspect ratio."""
     across, down = size[0] * bucket[1], size[1] * bucket[0]
     return min(across, down) / max(across, down)
 
 
-def scale(size: Size, bucket: Size) -> float:
+def fill_scale(size: Size, bucket: Size) -> float:
     """What a picture's sides are multiplied with to fill a bucket."""
     return max(bucket[0] / size[0], bucket[1] / size[1])
 
 
-def centring(key: str, crop: str) -> tuple[float, float]:
+def crop_centre(key: str, crop: str) -> tuple[float, float]:
     """Where the cut lies, from 0 (left, top) to 1 (right, bottom): a function of the picture's key where `crop` is "random"."""
     if crop == "centre":
         return 0.5, 0.5
@@ -84,6 +84,6 @@ def _bucket(grid: Grid, sizes: tuple[Size, ...]) -> Size | None:
     widest, highest = (grid.upscale * min(size[axis] for size in sizes) for axis in (0, 1))
 
     def worth(shape: Size) -> float:
-        return min(kept(size, shape) for size in sizes) * math.sqrt(shape[0] * shape[1])
+        return min(kept_share(size, shape) for size in sizes) * math.sqrt(shape[0] * shape[1])
 
     return max(grid.shapes(widest, highest), key=worth, default=None)

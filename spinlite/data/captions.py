@@ -18,7 +18,7 @@ FIELDS = ("caption", "captions", "text", "prompt", "tags")  # of a .json or a ta
 Note = Callable[[str, str], None]  # (what was seen, in which file)
 
 
-def beside(path: Path, source: Source) -> tuple[str, ...]:
+def captions_beside(path: Path, source: Source) -> tuple[str, ...]:
     """The captions in a file beside a picture. Raises SpinliteError where it can't be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -26,26 +26,26 @@ def beside(path: Path, source: Source) -> tuple[str, ...]:
         raise SpinliteError(f"{path.name}: the caption is not UTF-8", fix="save it again as UTF-8") from None
     if path.suffix.lower() == ".json":
         try:
-            return in_json(json.loads(text) if text.strip() else "")
+            return captions_in_json(json.loads(text) if text.strip() else "")
         except (ValueError, RecursionError):
             raise SpinliteError(f"{path.name}: the caption is not JSON", fix="mend or remove it") from None
     return _clean(text.splitlines() if source.lines == "each" else [text])
 
 
-def in_json(value: Any) -> tuple[str, ...]:
+def captions_in_json(value: Any) -> tuple[str, ...]:
     """The captions in what a .json or a table's cell holds: a text, several, tags, or these under a known name."""
     if isinstance(value, Mapping):
         name = next((name for name in FIELDS if value.get(name)), None)
         found = value.get(name) if name else None
         if name == "tags" and isinstance(found, list):
             found = ", ".join(map(str, found))
-        return in_json(found)
+        return captions_in_json(found)
     if isinstance(value, list):
         return _clean(text for text in value if isinstance(text, str))
     return _clean([value]) if isinstance(value, str) else ()
 
 
-def table(path: Path, note: Note, name: str) -> dict[str, tuple[str, ...]]:
+def read_caption_table(path: Path, note: Note, name: str) -> dict[str, tuple[str, ...]]:
     """A table of captions in the imagefolder convention: `file_name`, beneath the table's folder -> captions.
 
     A picture may have several rows. Rows that can't be read are noted. Raises SpinliteError where the table can't be.
@@ -59,7 +59,7 @@ def table(path: Path, note: Note, name: str) -> dict[str, tuple[str, ...]]:
             if not isinstance(file, str):
                 note("of a table can't be read, ignored", f"{name} row {number}")
                 continue
-            found.setdefault(PurePosixPath(file.replace("\\", "/")).as_posix(), []).extend(in_json(row))
+            found.setdefault(PurePosixPath(file.replace("\\", "/")).as_posix(), []).extend(captions_in_json(row))
     except (OSError, ValueError, pyarrow.ArrowException, csv.Error) as error:
         raise SpinliteError(f"{name} can't be read: {error}", fix="mend it, or use captions beside pictures") from None
     if rows and not any(found.values()):

@@ -12,12 +12,12 @@ from typing import Any
 import fsspec
 
 from spinlite.config.settings import Source
-from spinlite.data.captions import FIELDS, in_json
+from spinlite.data.captions import FIELDS, captions_in_json
 from spinlite.data.looks import Progress
 from spinlite.data.pictures import ending_of
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint, fingerprint_bytes, replace
+from spinlite.runs.store import fingerprint, fingerprint_bytes, write_bytes
 
 MODULES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}  # of a single file
 TEXTS = (*FIELDS, "txt", "json")  # columns of captions, by name: the first that is there (the last two are WebDataset's)
@@ -182,7 +182,7 @@ class _Index:
 
     def _laid(self, row: Mapping[str, Any]) -> Row:
         """What is kept of a row, after its pictures are laid down."""
-        captions = list(in_json(row[self.columns.text])) if self.columns.text else []
+        captions = list(captions_in_json(row[self.columns.text])) if self.columns.text else []
         if not self.columns.pair:
             return self._file(row[self.columns.image]), "", captions, ""
         one, other, its, others = (row[name] for name in PREFERRED)
@@ -208,7 +208,7 @@ class _Index:
         full = self.path.parent / place
         if not (full.exists() and full.stat().st_size == len(content)):
             full.parent.mkdir(parents=True, exist_ok=True)
-            replace(full, content)
+            write_bytes(full, content)
         return place
 
 
@@ -218,7 +218,7 @@ def _columns(rows: Any, source: Source, pairs: bool) -> _Columns:
     names = list(dict.fromkeys(name for row in first for name in row))
     values = {name: next((row[name] for row in first if row.get(name) is not None), None) for name in names}
     pictures = [name for name, value in values.items() if _is_picture(value)]
-    texts = [name for name, value in values.items() if in_json(value) and not name.startswith("__")]
+    texts = [name for name, value in values.items() if captions_in_json(value) and not name.startswith("__")]
     named = [name for name in TEXTS if name in texts]
     text = source.caption_column or (named[0] if named else texts[0] if len(texts) == 1 else None)
     pair = source.image_column is None and set(PREFERRED) <= set(names)

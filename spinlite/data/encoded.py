@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from spinlite.config.settings import Data
-from spinlite.data.buckets import Size, centring
+from spinlite.data.buckets import Size, crop_centre
 from spinlite.data.looks import in_order
-from spinlite.data.pictures import decode, fit, mirrored, quiet, read_bytes
-from spinlite.data.records import Record, listing
+from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, silence_pillow
+from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.progress import Progress
@@ -84,7 +84,7 @@ class Encoded:
         self._encode(family, missing, len({item.key for item in items.values()}), batch, more)
         with self._prompts:
             for chunk in chunks(prompts, batch):
-                self._prompts.add([key for key, _ in chunk], family.prompt([text for _, text in chunk]))
+                self._prompts.add([key for key, _ in chunk], family.encode_captions([text for _, text in chunk]))
                 more(len(chunk))
         family.free()
 
@@ -96,7 +96,7 @@ class Encoded:
         """Their latents, (B, ...), in their own shape or in that of others."""
         return self._get([r.key for r in records], like or records)["x0"]
 
-    def lose(self, records: Sequence[Record]) -> Tensor:
+    def rejected(self, records: Sequence[Record]) -> Tensor:
         """The latents of the pictures they were preferred to, (B, ...)."""
         return self._get([r.lose_key for r in records], records)["x0"]
 
@@ -123,9 +123,9 @@ class Encoded:
 
     def _encode(self, family: Family, missing: Sequence[Item], whole: int, batch: int, more: Callable[[int], None]) -> None:
         """Threads decode while the family encodes; pictures of one shape go together."""
-        order = [missing[i] for run in runs([item.shape for item in missing], len(missing)) for i in run]
+        order = [missing[i] for run in group_by_shape([item.shape for item in missing], len(missing)) for i in run]
         waiting: list[tuple[Item, str, Picture]] = []
-        with quiet(), self._pictures:
+        with silence_pillow(), self._pictures:
             for place, loaded in enumerate(in_order(self._load, order), 1):
                 item = loaded.item
                 if loaded.changed:
@@ -148,14 +148,14 @@ class Encoded:
             image, _ = decode(content, item.path, background=self._settings.background)
         except SpinliteError as error:
             return Loaded(item, {}, error.problem.removeprefix(f"{item.path.name}: "))
-        picture = fit(image, item.shape, centring(item.key, self._settings.crop))
-        both = {False: picture, True: mirrored(picture)}
+        picture = resize_and_crop(image, item.shape, crop_centre(item.key, self._settings.crop))
+        both = {False: picture, True: mirror(picture)}
         return Loaded(item, {name: both[flip] for name, flip in zip(item.names(), item.flips, strict=True)})
 
     def _add(self, family: Family, some: Sequence[tuple[Item, str, Picture]], whole: int) -> None:
         """Encode pictures of one shape, and keep those that are numbers."""
         names = [name for _, name, _ in some]
-        found = family.encode([picture for *_, picture in some], names if self._settings.latents == "sample" else None)
+        found = family.encode_pictures([picture for *_, picture in some], names if self._settings.latents == "sample" else None)
         fine = [bool(torch.isfinite(row).all()) for row in found["x0"]]
         kept = torch.tensor(fine)
         self._pictures.add([name for name, ok in zip(names, fine, strict=True) if ok], {k: v[kept] for k, v in found.items()})
@@ -167,12 +167,12 @@ class Encoded:
         self.faults.setdefault(item.key, f"{item.path.name}: {why}")
         if len(self.faults) > self._settings.max_unusable * whole:
             raise SpinliteError(
-                f"{len(self.faults)} of {whole} pictures can't be encoded: {listing(list(self.faults.values()))}",
+                f"{len(self.faults)} of {whole} pictures can't be encoded: {list_names(list(self.faults.values()))}",
                 fix="mend or remove them, or raise data.max_unusable",
             )
 
 
-def runs(shapes: Sequence[object], most: int) -> list[list[int]]:
+def group_by_shape(shapes: Sequence[object], most: int) -> list[list[int]]:
     """Places of equal shapes, `most` of them at once, in the order in which the shapes are first met."""
     groups: dict[object, list[int]] = {}
     for place, shape in enumerate(shapes):

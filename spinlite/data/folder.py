@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from spinlite.config.settings import Source
-from spinlite.data.captions import BESIDE, TABLES, beside, table
+from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption_table
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
@@ -72,7 +72,7 @@ class _Folder:
             if place in self.tables:
                 self.found.note(f"beside {self.tables[place][0]}, not used", name)
             else:
-                self.tables[place] = (name, table(path, self.found.note, name))
+                self.tables[place] = (name, read_caption_table(path, self.found.note, name))
 
     def _layer(self, place: Path, files: Sequence[Path], weight: Fraction, what: str) -> list[Entry]:
         """The entries of one folder. `what` is the caption of pictures without one, if there is such a thing."""
@@ -111,7 +111,7 @@ class _Folder:
             endings = [text.suffix.lower() for text in mine]
             self.found.note(f"with captions in {' and '.join(endings)}, of which {endings[0]} is used", self._name(path))
         try:
-            captions = beside(mine[0], self.source)
+            captions = captions_beside(mine[0], self.source)
             return captions, mine[0].suffix.lower() if captions else "", ""
         except SpinliteError as error:
             return (), "", error.problem

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import PIL
 
-from spinlite.data.alike import likeness
-from spinlite.data.pictures import decode, peek, quiet, read_bytes
+from spinlite.data.alike import fingerprint_look
+from spinlite.data.pictures import decode, read_bytes, read_size, silence_pillow
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint, fingerprint_bytes, fingerprint_files, replace
+from spinlite.runs.store import fingerprint, fingerprint_bytes, fingerprint_files, write_bytes
 
 WORKERS = min(8, os.cpu_count() or 1)
 SETTLED = 2.0  # s since a file's last change, before its time stamp tells it from the next change (FAT counts by 2 s)
@@ -38,7 +38,7 @@ class Look:
     mark: str = ""
 
 
-class Memo:
+class LookCache:
     """Looks of earlier runs, in a file; a look counts as long as its file has the size, times and place that it had."""
 
     def __init__(self, path: Path, background: str) -> None:
@@ -66,12 +66,12 @@ class Memo:
         """Write what is remembered, whole or not at all."""
         looks = [[name, stamp, *astuple(look)] for name, (stamp, look) in self._looks.items()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        replace(self._path, json.dumps({"rules": self._rules, "looks": looks}).encode())
+        write_bytes(self._path, json.dumps({"rules": self._rules, "looks": looks}).encode())
         self._saved = time.monotonic()
 
 
-def look_at(
-    paths: Iterable[Path], background: str, memo: Memo | None = None, progress: Progress = lambda done, of: None
+def decode_all(
+    paths: Iterable[Path], background: str, memo: LookCache | None = None, progress: Progress = lambda done, of: None
 ) -> dict[Path, Look]:
     """Every file decoded once, by several threads; what `memo` knows is not read again."""
     looks = {path: memo.get(path) if memo else None for path in paths}
@@ -82,7 +82,7 @@ def look_at(
         return path, stamp, began, _decoded(path, background)
 
     try:
-        with quiet():
+        with silence_pillow():
             for done, (path, stamp, began, found) in enumerate(in_order(look, unknown), 1):
                 looks[path] = found
                 if memo:
@@ -94,7 +94,7 @@ def look_at(
     return {path: look for path, look in looks.items() if look}
 
 
-def glance_at(paths: Iterable[Path], progress: Progress = lambda done, of: None) -> dict[Path, Look]:
+def read_headers(paths: Iterable[Path], progress: Progress = lambda done, of: None) -> dict[Path, Look]:
     """Every file's header read. Only files of the same length as another are hashed: no others can be the same."""
     every = list(paths)
     lengths = {path: stamp[0] if (stamp := _stamp(path)) else -1 for path in every}
@@ -104,14 +104,14 @@ def glance_at(paths: Iterable[Path], progress: Progress = lambda done, of: None)
 
     def glance(path: Path) -> Look:
         try:
-            size, seen = peek(path)
+            size, seen = read_size(path)
             key = fingerprint_files([path]) if alone[lengths[path]] > 1 else f"length {lengths[path]}"
         except SpinliteError as error:
             return Look("", (0, 0), (), _reason(error, path))
         return Look(key, size, tuple(seen))
 
     found = {}
-    with quiet():
+    with silence_pillow():
         for path, look in zip(every, in_order(glance, every), strict=True):
             found[path] = look
             progress(len(found), len(every))
@@ -139,7 +139,7 @@ def _decoded(path: Path, background: str) -> Look:
         image, seen = decode(content, path, background=background)
     except SpinliteError as error:
         return Look("", (0, 0), (), _reason(error, path))
-    return Look(fingerprint_bytes(content), image.size, tuple(seen), "", likeness(image))
+    return Look(fingerprint_bytes(content), image.size, tuple(seen), "", fingerprint_look(image))
 
 
 def _reason(error: SpinliteError, path: Path) -> str:

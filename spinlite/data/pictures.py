@@ -54,7 +54,7 @@ def open_picture(
     `note(what, name)` is told what else was seen. Raises SpinliteError, in which the picture is called `name`, where it
     can't be read.
     """
-    with quiet():
+    with silence_pillow():
         image, seen = decode(read_bytes(path, name), path, name, background)
     if note:
         for what in seen:
@@ -63,7 +63,7 @@ def open_picture(
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """No word from Pillow of what it then reads all the same; half a decompression bomb is one. For the main thread, around
     all that `decode` and `peek` in whatever threads: filters of warnings are the process's."""
     with warnings.catch_warnings():
@@ -85,7 +85,7 @@ def decode(content: bytes, path: Path, name: str = "", background: str = "white"
         raise _unreadable(name or path.name, path, error) from None
 
 
-def peek(path: Path, name: str = "") -> tuple[tuple[int, int], list[str]]:
+def read_size(path: Path, name: str = "") -> tuple[tuple[int, int], list[str]]:
     """(upright size in px, what else was seen) from a file's header alone. As `decode` otherwise."""
     try:
         with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
@@ -97,12 +97,12 @@ def peek(path: Path, name: str = "") -> tuple[tuple[int, int], list[str]]:
 
 def ending_of(content: bytes) -> str:
     """The ending that suits a picture's content; ".bin" where it is none that is read here."""
-    with contextlib.suppress(Exception), quiet(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+    with contextlib.suppress(Exception), silence_pillow(), Image.open(io.BytesIO(content), formats=_formats()) as image:
         return f".{image.format}".lower()
     return ".bin"
 
 
-def fit(image: Image.Image, size: tuple[int, int], centring: tuple[float, float] = (0.5, 0.5)) -> Picture:
+def resize_and_crop(image: Image.Image, size: tuple[int, int], centring: tuple[float, float] = (0.5, 0.5)) -> Picture:
     """A picture resized to fill `size` (width, height), and what is too much cut off: its middle stays, or what lies at
     `centring`, from 0 (left, top) to 1."""
     fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=centring)
@@ -112,7 +112,7 @@ def fit(image: Image.Image, size: tuple[int, int], centring: tuple[float, float]
     return Picture(fitted, image.size, (left, top))
 
 
-def mirrored(picture: Picture) -> Picture:
+def mirror(picture: Picture) -> Picture:
     """A picture as if its original had been mirrored."""
     (width, height), image = picture.original_size, picture.image
     whole = round(width * max(image.width / width, image.height / height))

@@ -44,7 +44,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
+class EpochSlot:
     """One place in an epoch: a picture, of whose variants (captions) another is shown each time. It is there `of` times.
 
     With `flip` it is mirrored every other time.
@@ -64,16 +64,16 @@ class Show:
         return (replace(shown, flip=(again + variant + first) % 2 == 1) if self.flip else shown), turn
 
 
-def shows(records: Sequence[Record], flip: bool = False) -> list[Show]:
+def epoch_slots(records: Sequence[Record], flip: bool = False) -> list[EpochSlot]:
     """The places of an epoch: a picture has as many as it has repeats, however many captions it has."""
     pictures: dict[tuple[str, str], list[Record]] = {}
     for r in records:
         pictures.setdefault((r.key, r.lose_key), []).append(r)
     groups = [tuple(group) for group in pictures.values()]
-    return [Show(group, nth, group[0].repeats, flip) for group in groups for nth in range(group[0].repeats)]
+    return [EpochSlot(group, nth, group[0].repeats, flip) for group in groups for nth in range(group[0].repeats)]
 
 
-def strangers(records: Sequence[Record]) -> dict[str, Record]:
+def other_pictures(records: Sequence[Record]) -> dict[str, Record]:
     """For each picture that is alone in its shape, by its key, another picture; cut to that shape it can stand beside it."""
     pictures = list({r.key: r for r in records}.values())
     counts = Counter(r.bucket for r in pictures)
@@ -116,15 +116,15 @@ class Survey:
     @property
     def notes(self) -> list[str]:
         """A line for each thing noted: how often, and where."""
-        return [f"{len(names)} {what}: {listing(names)}" for what, names in (*self.noted.items(), *self.unused.items())]
+        return [f"{len(names)} {what}: {list_names(names)}" for what, names in (*self.noted.items(), *self.unused.items())]
 
 
-def listing(names: Sequence[str], most: int = 5) -> str:
+def list_names(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in names[:most]) + more
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name as it can be shown: what is no printable character (escape codes, bytes that are not UTF-8) is spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)

@@ -15,7 +15,7 @@ from spinlite.errors import SpinliteError
 NO_CAPTION = ("", "file name", "data.caption")  # where the caption is from, of a picture that had none
 
 
-def entries(
+def list_entries(
     settings: Data, pairs: bool, found: Survey, cache: Path, progress: Progress = lambda done, of: None
 ) -> list[Entry]:
     """Every picture of every source; with `pairs`, every pair. Raises SpinliteError where a source is not there.

@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import ImageColor
 
 from spinlite.config.settings import Data
-from spinlite.data.alike import alike
+from spinlite.data.alike import find_alike
 from spinlite.data.buckets import Grid
-from spinlite.data.looks import Memo, Progress, glance_at, look_at
-from spinlite.data.records import Entry, Record, Survey, listing, whole_numbers
-from spinlite.data.sources import NO_CAPTION, describe_sources, entries, sources_of
+from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
+from spinlite.data.records import Entry, Record, Survey, list_names, whole_numbers
+from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
 from spinlite.data.split import split
 from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint
@@ -49,15 +49,15 @@ def examine(
         problem = f"data.background = {settings.background!r} is no colour"
         raise SpinliteError(problem, fix='set it to a name or #rrggbb, such as "white"') from None
     found = Survey()
-    every = entries(settings, pairs, found, cache or CACHE, progress)
+    every = list_entries(settings, pairs, found, cache or CACHE, progress)
     found.listed, found.names = len(every), {entry.path: entry.name for entry in every}
     paths = [path for entry in every for path in (entry.path, entry.lose) if path]
     if headers:
-        found.looks = glance_at(paths, progress)
+        found.looks = read_headers(paths, progress)
     else:
         place = fingerprint(describe_sources(settings))
-        memo = Memo(cache / "looks" / f"{place}.json", settings.background) if cache else None
-        found.looks = look_at(paths, settings.background, memo, progress)
+        memo = LookCache(cache / "looks" / f"{place}.json", settings.background) if cache else None
+        found.looks = decode_all(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
     read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
     records = _once(read, found)
@@ -73,12 +73,12 @@ def _stop(settings: Data, count: int, records: Sequence[Record], found: Survey) 
     place = describe_sources(settings)
     if found.uncaptioned and any(source.uncaptioned == "error" for source in sources_of(settings)):
         return SpinliteError(
-            f"{len(found.uncaptioned)} pictures in {place} have no caption: {listing(found.uncaptioned)}",
+            f"{len(found.uncaptioned)} pictures in {place} have no caption: {list_names(found.uncaptioned)}",
             fix='write a .txt beside each, or set data.uncaptioned = "skip" or "name"',
         )
     if len(found.unusable) > settings.max_unusable * max(count, 1):
         return SpinliteError(
-            f"{len(found.unusable)} of {count} files in {place} can't be used: {listing(found.unusable)}",
+            f"{len(found.unusable)} of {count} files in {place} can't be used: {list_names(found.unusable)}",
             fix="mend or remove them, or raise data.max_unusable",
         )
     usable = len({(r.key, r.lose_key) for r in records})
@@ -124,7 +124,7 @@ def _note_alike(every: Sequence[Entry], found: Survey) -> None:
     """Pictures that look like an earlier one are used all the same, and named."""
     first = {found.looks[entry.path].key: entry for entry in reversed(every)}  # not those that are the same file
     pictures = sorted(first.values(), key=lambda entry: entry.name)
-    like = alike([found.looks[entry.path].mark for entry in pictures])
+    like = find_alike([found.looks[entry.path].mark for entry in pictures])
     for i, j in sorted(like.items()):
         found.note("much like another picture, used all the same", f"{pictures[i].name} (like {pictures[j].name})")
 

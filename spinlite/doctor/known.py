@@ -42,7 +42,7 @@ def remedy(error: str, computer: Computer) -> tuple[str, str] | None:
     return next(((why, fix) for pattern, why, fix in KNOWN if re.search(pattern, error, re.IGNORECASE)), None)
 
 
-def wheel(computer: Computer) -> str:
+def torch_build(computer: Computer) -> str:
     """Which build of torch suits the card and its driver. Of torch 2.13's, cu126 serves compute capability 5.0 to 9.0 and
     drivers from CUDA 12 on; cu130 7.5 to 12.0 and drivers from CUDA 13 on."""
     card = computer.nvidia
@@ -73,7 +73,7 @@ def serves(archs: tuple[str, ...], capability: tuple[int, ...]) -> bool:
 
 def torch_command(computer: Computer) -> str:
     """The command that puts the right build of torch in place of whatever is there."""
-    tag, version = wheel(computer), computer.tested.get("torch", "")
+    tag, version = torch_build(computer), computer.tested.get("torch", "")
     if computer.system == "Darwin":
         return f"{PIP} torch=={version}" if version else f"{PIP} torch"
     wanted = f"torch=={version}+{tag}" if version else "--force-reinstall torch"

@@ -28,7 +28,7 @@ SECONDS = 180.0  # for one trial; importing torch for the first time can take a 
 def examine(runs: Path, told: Callable[[str], None] = lambda name: None) -> Computer:
     """Everything about this computer; `told` hears the name of each trial before it begins. `runs` is where runs go."""
     cards, driver_cuda = find_cards()
-    trials, torch = attempt(NAMES, told)
+    trials, torch = run_trials(NAMES, told)
     tested = _tested()
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface", "hub"))
     kernel = platform.release().lower()
@@ -44,7 +44,7 @@ def examine(runs: Path, told: Callable[[str], None] = lambda name: None) -> Comp
     )  # fmt: skip
 
 
-def attempt(names: Sequence[str], told: Callable[[str], None] = lambda name: None) -> tuple[dict[str, Trial], Torch | None]:
+def run_trials(names: Sequence[str], told: Callable[[str], None] = lambda name: None) -> tuple[dict[str, Trial], Torch | None]:
     """The trials, in order. One that ends its process or hangs has failed, and the rest goes on in a new process."""
     found: dict[str, Trial] = {}
     torch = None

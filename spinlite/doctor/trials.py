@@ -134,20 +134,20 @@ def step() -> str:
     import torch
 
     from spinlite.config.settings import Model
-    from spinlite.families.load import family
+    from spinlite.families.load import load_family
     from spinlite.lora.adapters import Slots
     from spinlite.maths.draws import gaussian
-    from spinlite.memory.device import choose
+    from spinlite.memory.device import choose_device
     from spinlite.methods.spin import SPIN
     from spinlite.training.batches import Batch
     from spinlite.training.step import step as learn
 
-    where = choose()
-    model = family(Model(base="demo"), where)
+    where = choose_device()
+    model = load_family(Model(base="demo"), where)
     slots = Slots(model.net, model.lora_targets["linear"], 4, 4, seed=0)
     real, fake, eps = (gaussian((2, *model.latent_shape), "doctor", name).to(where.device) for name in ("real", "fake", "eps"))
     t = model.path.times(torch.tensor([0.3, 0.6])).to(where.device)
-    cond = {name: value.to(where.device) for name, value in model.prompt(["a cat", ""]).items()}
+    cond = {name: value.to(where.device) for name, value in model.encode_captions(["a cat", ""]).items()}
     loss = learn(model, slots, SPIN(), Batch(real, fake, eps, t, cond), one_graph=True)[0].item()
     norm = torch.stack([p.grad.norm() for p in slots.parameters() if p.grad is not None]).norm().item()
     if abs(loss - math.log(2)) > 1e-3 or not 0 < norm < float("inf"):

@@ -26,18 +26,19 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from spinlite.config.load import load_settings
 from spinlite.config.presets import PACKAGE
-from spinlite.config.settings import Data, load_settings
+from spinlite.config.settings import Data
 from spinlite.data.encoded import Encoded, chunks
 from spinlite.data.pictures import open_picture
 from spinlite.data.records import Record
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.families.load import family
-from spinlite.lora.start import slots_for
-from spinlite.maths.draws import generator, order
+from spinlite.families.load import load_family
+from spinlite.lora.start import make_slots
+from spinlite.maths.draws import generator, permutation
 from spinlite.memory import device
-from spinlite.runs.store import Store, fingerprint, fingerprint_files, read
+from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors
 from spinlite.training.play import fake_key, play
 
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256
@@ -120,7 +121,7 @@ def resampled(h: Tensor, picks: Tensor) -> Tensor:
 
 def halves(x: Tensor) -> Estimate:
     """KID of random halves of a set (n, d) against each other: mean and middle 95 % of 200 splits, what chance alone makes."""
-    orders = [order(len(x), "halves", i) for i in range(200)]
+    orders = [permutation(len(x), "halves", i) for i in range(200)]
     found = torch.tensor([kid(x[at[: len(x) // 2]], x[at[len(x) // 2 :]]) for at in orders])
     low, high = torch.quantile(found, torch.tensor([0.025, 0.975])).tolist()
     return Estimate(found.mean().item(), low, high)
@@ -181,14 +182,14 @@ def judge(folder: Path, records: Sequence[Record], reals: Tensor, draws: int, ph
     if 0 not in ladder:
         raise SpinliteError(f"{folder} holds no snapshots of a run", fix="name a run of `spinlite train`, such as runs/demo")
     settings, kept = load_settings(str(folder / "settings.toml")), folder.parent / "cache"
-    where = device.choose(settings.memory)
-    base, batch = family(settings.model, where), where.levers.play_batch
+    where = device.choose_device(settings.memory)
+    base, batch = load_family(settings.model, where), where.levers.play_batch
     with phase(f"{folder.name} · encode captions", len(records)) as progress:
         encoded = Encoded(base, records, kept, batch, progress)
-    slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+    slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
     rows, h_base = [], torch.zeros(())
     for k in sorted(ladder):
-        state, about = read(ladder[k])
+        state, about = read_tensors(ladder[k])
         if json.loads(about["spinlite"])["base"] != base.base_hash:
             raise SpinliteError(f"{base.title} has changed since {ladder[k]} was made", fix="put the base model back")
         slots.load("policy", state)

@@ -10,21 +10,21 @@ from torch import Tensor
 from spinlite.errors import SpinliteError
 from spinlite.export.write import write_lora, write_sidecars
 from spinlite.families.family import Family
-from spinlite.lora.bake import baked
+from spinlite.lora.bake import bake_dora
 from spinlite.lora.layouts import Layout
-from spinlite.lora.metadata import About
-from spinlite.lora.read import text_part
-from spinlite.lora.tensors import Pair, of_snapshot
+from spinlite.lora.metadata import HeaderInfo
+from spinlite.lora.read import text_encoder_part
+from spinlite.lora.tensors import Pair, lora_of_snapshot
 from spinlite.memory.device import DTYPES
 from spinlite.runs.run import Run
-from spinlite.runs.store import read
-from spinlite.training.sheet import current
+from spinlite.runs.store import read_tensors
+from spinlite.training.sheet import read_current
 
 PLACES = {"folder", "dataset", "base", "vae", "init_lora"}  # settings of which the last part alone is written
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """How a LoRA is to be written. A strength below 0 pushes away from what was learned."""
 
     layout: Layout = "kohya"
@@ -33,48 +33,50 @@ class Wanted:
     sidecars: bool = False
 
 
-def export(run: Run, base: Family, k: int, path: Path, wanted: Wanted) -> str:
+def export(run: Run, base: Family, k: int, path: Path, wanted: ExportOptions) -> str:
     """Write snapshot k of a run, open it again and compare; returns what was found, in words.
 
     `base` is the run's base model, without LoRA slots. Raises SpinliteError where the file does not hold the snapshot.
     """
-    lora, lost = snapshot(run, base, k)
+    lora, lost = read_snapshot(run, base, k)
     lora = {name: pair.times(wanted.strength) for name, pair in lora.items()}
-    said = about(run, base, k, path.stem, wanted)
+    said = header_info(run, base, k, path.stem, wanted)
     found = str(write_lora(path, lora, base, said, wanted.layout, DTYPES[wanted.dtype]))
     if wanted.sidecars:
         write_sidecars(path, said)
     return found if lost is None else f"{found}; DoRA as a plain LoRA, {lost:.1%} off"
 
 
-def snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | None]:
+def read_snapshot(run: Run, base: Family, k: int) -> tuple[dict[str, Pair], float | None]:
     """(snapshot k as plain pairs, what a DoRA lost by that). Raises SpinliteError where it is not there or not of this base."""
     state, told = _read(run, k)
     if told["base"] != base.base_hash:
-        raise SpinliteError(f"{base.title} has changed since {run.snapshot(k)} was made", fix="put the base model's files back")
+        raise SpinliteError(
+            f"{base.title} has changed since {run.snapshot_path(k)} was made", fix="put the base model's files back"
+        )
     if any("magnitude" in name for name in state):
-        return baked(state, told["scale"], base.net)
-    return of_snapshot(state, told["scale"]) | text_part(base.start), None
+        return bake_dora(state, told["scale"], base.net)
+    return lora_of_snapshot(state, told["scale"]) | text_encoder_part(base.start), None
 
 
-def trained(run: Run, k: int) -> dict[str, Pair]:
+def read_plain_snapshot(run: Run, k: int) -> dict[str, Pair]:
     """Snapshot k of a run without DoRA and without a LoRA to start from: no base is needed. Raises as `snapshot` does."""
     state, told = _read(run, k)
-    return of_snapshot(state, told["scale"])
+    return lora_of_snapshot(state, told["scale"])
 
 
 def _read(run: Run, k: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = run.snapshot(k)
+    path = run.snapshot_path(k)
     if not path.exists():
         last = len(run.events("judge"))
-        last += run.snapshot(last + 1).exists()  # cut off before it was judged
-        fix = f"give one of 0 to {last}" if run.snapshot(0).exists() else "let `spinlite train` begin it first"
+        last += run.snapshot_path(last + 1).exists()  # cut off before it was judged
+        fix = f"give one of 0 to {last}" if run.snapshot_path(0).exists() else "let `spinlite train` begin it first"
         raise SpinliteError(f"{run.folder} has no round {k}", fix=fix)
-    state, metadata = read(path)
+    state, metadata = read_tensors(path)
     return state, json.loads(metadata["spinlite"])
 
 
-def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:
+def header_info(run: Run, base: Family, k: int, title: str, wanted: ExportOptions) -> HeaderInfo:
     """What the header says of a run's snapshot."""
     settings, began, rounds = run.settings, run.events("begin")[0], run.events("judge")
     figures = next((event for event in rounds if event["round"] == k), {})  # none of the start, nor before it is judged
@@ -82,9 +84,9 @@ def about(run: Run, base: Family, k: int, title: str, wanted: Wanted) -> About:
     words = f"spinlite, {method}, round {k} of {max(k, len(rounds))}"
     if wanted.strength < 0:
         words += f"; EXPERIMENTAL: pushes away from what was learned, by {-wanted.strength:g}"
-    picture = current(run.sheet(k)) if k and run.sheet(k).exists() else None
+    picture = read_current(run.sheet_path(k)) if k and run.sheet_path(k).exists() else None
     last = figures or (rounds[-1] if rounds else began)
-    return About(
+    return HeaderInfo(
         title=title, family=base.export_metadata(), base=Path(settings.model.base).name, strength=wanted.strength,
         description=words, tags=began.get("tags", {}), pictures=began["settings"]["train"], started=began["time"],
         finished=last["time"], thumbnail=picture,
@@ -105,7 +107,7 @@ def _public(value: Any, key: str = "") -> Any:
     return Path(value).name if key in PLACES and isinstance(value, str) else value
 
 
-def choose(run: Run, word: str) -> int:
+def choose_round(run: Run, word: str) -> int:
     """The round that "best", "last" or a number names. Raises SpinliteError where there is none."""
     rounds = run.events("judge")
     if word in ("best", "last") and not rounds:

@@ -13,12 +13,12 @@ from safetensors import safe_open
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import KINDS, Kind, refuse_pickle
-from spinlite.families.names import published, spellings
-from spinlite.families.programs import Facts, Verdict, verdicts
-from spinlite.families.recognise import Module, recognise, stranger
+from spinlite.families.names import kohya_keys, published_shapes
+from spinlite.families.programs import LoraFacts, Verdict, verdicts
+from spinlite.families.recognise import Module, name_other_model, recognise
 from spinlite.families.single_file import SingleFile, part_of, read_header
-from spinlite.lora.metadata import data_of
-from spinlite.lora.read import LoraFile, algorithm, holds_lora, lora_for, parse
+from spinlite.lora.metadata import tensor_bytes
+from spinlite.lora.read import LoraFile, holds_lora, name_algorithm, read_lora_for, read_tensors_of
 from spinlite.lora.tensors import Pair, norm
 
 PRECISIONS = {"F16": "fp16", "F32": "fp32", "F64": "fp64"}
@@ -94,20 +94,20 @@ def inspect(path: Path) -> LoraReport | ModelReport:
 
 
 def _lora(path: Path) -> LoraReport:
-    file = parse(path)
+    file = read_tensors_of(path)
     kind, modules = recognise(file)
-    other = algorithm(file)
+    other = name_algorithm(file)
     dora = any("magnitude" in parts for parts in file.parts.values())
     notes: list[str] = []
     pairs = {} if other else _pairs(file, notes)
     alphas = {file.written[n]: parts["alpha"].item() for n, parts in file.parts.items() if "alpha" in parts}
     with path.open("rb") as stream:
         header = 8 + int.from_bytes(stream.read(8), "little")
-    digest = hashlib.sha256(data_of(path.read_bytes())).hexdigest()
+    digest = hashlib.sha256(tensor_bytes(path.read_bytes())).hexdigest()
     programs: list[Verdict] = []
     if kind and not other:
         headed = any("alpha" not in file.parts[n] and not math.isclose(file.alpha(n), pair.rank) for n, pair in pairs.items())
-        programs = verdicts(Facts(kind, modules, alphas, headed, dora, file.foreign, file.metadata))
+        programs = verdicts(LoraFacts(kind, modules, alphas, headed, dora, file.foreign, file.metadata))
         if any(m.fits for m in modules):
             programs.append(_ours(path, kind, len(modules)))
     notes += _notes(file, kind, modules, header, digest) if not other else []
@@ -137,9 +137,9 @@ def _pairs(file: LoraFile, notes: list[str]) -> dict[str, Pair]:
 
 def _ours(path: Path, kind: Kind, count: int) -> Verdict:
     """Whether a run may start from it."""
-    known = published(kind)
+    known = published_shapes(kind)
     try:
-        lora_for(path, spellings(known, kind), known, f"the published {KINDS[kind]} model")
+        read_lora_for(path, kohya_keys(known, kind), known, f"the published {KINDS[kind]} model")
     except SpinliteError as error:
         return Verdict("spinlite --init-lora", 0, count, error.problem.removeprefix(f"{path.name} "))
     return Verdict("spinlite --init-lora", count, count, "")
@@ -161,8 +161,8 @@ def _notes(file: LoraFile, kind: Kind | None, modules: list[Module], header: int
 
 def _base(file: LoraFile, kind: Kind | None, modules: list[Module]) -> str:
     if kind is None:
-        return stranger([*(m.key for m in modules), *file.foreign]) or "no model that is known here"
-    changed = not algorithm(file) and not any(m.fits for m in modules)
+        return name_other_model([*(m.key for m in modules), *file.foreign]) or "no model that is known here"
+    changed = not name_algorithm(file) and not any(m.fits for m in modules)
     return KINDS[kind] + ", of other sizes than the published one" * changed
 
 
@@ -247,7 +247,7 @@ def _model(path: Path, keys: Mapping[str, tuple[int, ...]], metadata: Mapping[st
             prediction = ", ".join(f"{value} (by {where})" for where, value in checkpoint.predictions.items())
         use = f"a base to train on: --set model.base={json.dumps(str(path))}"
     except SpinliteError as error:
-        other = stranger(keys)
+        other = name_other_model(keys)
         what = error.problem.removeprefix(f"{path.name} ") + f": it is of {other}" * bool(other)
         use = f"not as a base: {error.fix}"
     with path.open("rb") as file:

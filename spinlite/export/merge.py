@@ -14,14 +14,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
-from spinlite.export.export import choose, snapshot, trained
+from spinlite.export.export import choose_round, read_plain_snapshot, read_snapshot
 from spinlite.families.checkpoint import KINDS, Kind
-from spinlite.families.load import family
-from spinlite.families.names import published, spellings
+from spinlite.families.load import load_family
+from spinlite.families.names import kohya_keys, published_shapes
 from spinlite.families.open import open_checkpoint
-from spinlite.families.original import Place, of_checkpoint, places
+from spinlite.families.original import Place, find_places, single_file_tensors
 from spinlite.families.single_file import SingleFile, read_header
-from spinlite.lora.read import lora_for
+from spinlite.lora.read import read_lora_for
 from spinlite.lora.tensors import Lora, Pair, norm
 from spinlite.memory import device
 from spinlite.runs.run import Run
@@ -62,7 +62,7 @@ class Base:
             self._file: Any = safe_open(path, "pt")
             self.shapes, self.metadata = read_header(path)
         else:
-            self._made = of_checkpoint(checkpoint, dtype)
+            self._made = single_file_tensors(checkpoint, dtype)
             self.shapes = {key: tuple(value.shape) for key, value in self._made.items()}
 
     def get(self, key: str) -> Tensor:
@@ -70,23 +70,25 @@ class Base:
 
     def modules(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the UNet's modules that a LoRA may change, by diffusers' names."""
-        found = {module: places(f"unet.{module}", self.kind, self.shapes) for module in published(self.kind)}
+        found = {module: find_places(f"unet.{module}", self.kind, self.shapes) for module in published_shapes(self.kind)}
         return {module: self.shapes[at[0].key] for module, at in found.items() if at}
 
 
-def of_run(folder: Path, word: str) -> tuple[Lora, dict[str, Any]]:
+def lora_of_run(folder: Path, word: str) -> tuple[Lora, dict[str, Any]]:
     """(the LoRA of a run's round, what is to be said of it). The run's base is loaded only where the LoRA needs it."""
-    run = Run.found(folder)
-    k, model = choose(run, word), run.settings.model
+    run = Run.open_existing(folder)
+    k, model = choose_round(run, word), run.settings.model
     needs = model.dora or model.init_lora
-    lora = snapshot(run, family(model, device.choose(run.memory)), k)[0] if needs else trained(run, k)
+    lora = (
+        read_snapshot(run, load_family(model, device.choose_device(run.memory)), k)[0] if needs else read_plain_snapshot(run, k)
+    )
     return lora, {"lora": run.name, "round": k, "method": run.settings.method["name"]}
 
 
-def of_file(path: Path, base: Base) -> tuple[Lora, dict[str, Any]]:
+def lora_of_file(path: Path, base: Base) -> tuple[Lora, dict[str, Any]]:
     """(what a LoRA file changes in the base, what is to be said of it)."""
     known = base.modules()
-    return lora_for(path, spellings(known, base.kind), known, base.name, text_alone=True), {"lora": path.stem}
+    return read_lora_for(path, kohya_keys(known, base.kind), known, base.name, text_alone=True), {"lora": path.stem}
 
 
 def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, said: Mapping[str, Any], progress: Progress) -> Merged:
@@ -94,7 +96,7 @@ def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, said: Map
 
     Averages (EMA) are changed alike. Raises SpinliteError where the base lacks a module, or the file is not what it should be.
     """
-    spots = _spots(lora, base)
+    spots = _changes_by_key(lora, base)
     keys = sorted(base.shapes, key=lambda key: -_target(base.get(key), dtype).itemsize)  # so that all are aligned
     to.parent.mkdir(parents=True, exist_ok=True)
     draft = to.with_name(f"{to.name}.{os.getpid()}.part")
@@ -105,7 +107,7 @@ def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, said: Map
             file.write(header)
             digest = hashlib.sha256()
             for done, key in enumerate(keys):
-                exact = _exact(base.get(key), spots.get(key, []))
+                exact = _changed_tensor(base.get(key), spots.get(key, []))
                 stored = exact.to(_target(base.get(key), dtype))
                 if key in spots:
                     error += (stored.double() - exact.double()).square().sum().item()
@@ -125,11 +127,11 @@ def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, said: Map
     return Merged(len(lora), len(keys), math.sqrt(error / whole) if whole else 0.0, to.stat().st_size)
 
 
-def _spots(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]]]:
+def _changes_by_key(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]]]:
     """What is added where, by the file's keys."""
     found: dict[str, list[tuple[Place, Pair]]] = {}
     for name, pair in lora.items():
-        at = places(name, base.kind, base.shapes)
+        at = find_places(name, base.kind, base.shapes)
         for place in at:
             shape = base.shapes[place.key]
             rows = shape[0] // (1 if place.third is None else 3)
@@ -143,7 +145,7 @@ def _spots(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]]]:
     return found
 
 
-def _exact(weight: Tensor, spots: list[tuple[Place, Pair]]) -> Tensor:
+def _changed_tensor(weight: Tensor, spots: list[tuple[Place, Pair]]) -> Tensor:
     """A tensor with its changes, in fp32; without any, as it is."""
     if not spots:
         return weight
@@ -185,7 +187,7 @@ def _compare(
     with safe_open(to, "pt") as file:
         whole = kind == base.kind and set(file.keys()) == set(keys)
         for done, key in enumerate(keys):
-            wanted = _exact(base.get(key), spots.get(key, [])).to(_target(base.get(key), dtype))
+            wanted = _changed_tensor(base.get(key), spots.get(key, [])).to(_target(base.get(key), dtype))
             whole = whole and (_bytes(file.get_tensor(key)) == _bytes(wanted)).all()
             progress(done + 1)
     if not whole:

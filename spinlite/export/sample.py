@@ -14,19 +14,19 @@ from torch import Tensor
 
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
-from spinlite.export.export import choose, snapshot
+from spinlite.export.export import choose_round, read_snapshot
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.lora.apply import applied
-from spinlite.lora.layouts import complete, kohya
-from spinlite.lora.metadata import data_of, hashes
-from spinlite.lora.read import text_part
+from spinlite.lora.layouts import complete_attention, to_kohya
+from spinlite.lora.metadata import compute_hashes, tensor_bytes
+from spinlite.lora.read import text_encoder_part
 from spinlite.lora.tensors import Lora
 from spinlite.memory import device
 from spinlite.runs.run import Run
-from spinlite.runs.store import read
-from spinlite.training.play import sample, solver
-from spinlite.training.sheet import sheet
+from spinlite.runs.store import read_tensors
+from spinlite.training.play import make_scheduler, sample
+from spinlite.training.sheet import write_sheet
 
 NAMES = {  # diffusers' class -> what A1111 calls it, or Forge (DDPM); others go by their class
     "DPMSolverMultistepScheduler": "DPM++ 2M",
@@ -44,7 +44,7 @@ MOST = 400  # pictures of one sheet
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """What is to be drawn, each prompt with each seed."""
 
     prompts: Sequence[str]
@@ -56,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleSetup:
     """What is drawn with: a base, its way to sample, LoRAs by their files' stems (an empty one is the base), and what
     A1111 knows them by."""
 
@@ -67,15 +67,15 @@ class Drawn:
     model: Mapping[str, str]  # A1111's words for the base model
 
 
-def parameters(drawn: Drawn, prompt: str, asked: Asked, seed: int, stem: str, strength: float) -> str:
+def parameters(drawn: SampleSetup, prompt: str, asked: SampleRequest, seed: int, stem: str, strength: float) -> str:
     """What A1111 writes into its pictures, and reads to repeat one. Noise is a CPU's, which its option RNG says."""
     tag = f"<lora:{stem}:{strength:g}>" if drawn.loras[stem] else ""
     negative = [f"Negative prompt: {_plain(asked.negative)}"] if asked.negative else []
-    scheduler, size = solver(drawn.base, asked.play, "cpu"), drawn.base.size
+    scheduler, size = make_scheduler(drawn.base, asked.play, "cpu"), drawn.base.size
     name = solver_name(drawn.base, asked.play)
     said: dict[str, Any] = {"Steps": asked.play.steps, "Sampler": name}
     if name not in OWN_TIMES:
-        said["Schedule type"] = schedule(scheduler.timesteps)
+        said["Schedule type"] = schedule_type(scheduler.timesteps)
     said |= {"CFG scale": f"{asked.play.guidance:g}", "Seed": seed, "Size": f"{size[0]}x{size[1]}", **drawn.model}
     if asked.play.eta:
         said["Eta DDIM"] = f"{asked.play.eta:g}"
@@ -88,11 +88,11 @@ def parameters(drawn: Drawn, prompt: str, asked: Asked, seed: int, stem: str, st
 
 def solver_name(base: Family, play: Play) -> str:
     """What A1111 calls a sampler; where it has none of that kind, its class."""
-    kind = type(solver(base, play, "cpu")).__name__
+    kind = type(make_scheduler(base, play, "cpu")).__name__
     return NAMES.get(kind, kind.removesuffix("Scheduler"))
 
 
-def schedule(timesteps: Tensor) -> str:
+def schedule_type(timesteps: Tensor) -> str:
     """The schedule type of A1111's that is nearest to a sampler's times of 1000: without one it would take Karras'."""
     found = timesteps.double().unique().flip(0)
     n = len(found)
@@ -114,7 +114,7 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
-def draw(drawn: Drawn, asked: Asked, folder: Path, progress: Callable[[int, int], None]) -> Path:
+def draw_samples(drawn: SampleSetup, asked: SampleRequest, folder: Path, progress: Callable[[int, int], None]) -> Path:
     """Draw every LoRA at every strength; returns the sheet.
 
     A seed's noise is that of a WebUI with CPU noise: one generator for each picture. Files are named by what they show.
@@ -124,7 +124,7 @@ def draw(drawn: Drawn, asked: Asked, folder: Path, progress: Callable[[int, int]
     columns = [(i, asked.first + n) for i in range(len(asked.prompts)) for n in range(asked.seeds)]
     if (count := len(rows) * len(columns)) > MOST:
         raise SpinliteError(f"that would be {count} pictures", fix=f"ask for fewer: {MOST} at the most")
-    conds = base.prompt([*asked.prompts, asked.negative])
+    conds = base.encode_captions([*asked.prompts, asked.negative])
     base.free()
     shown: dict[str, list[Image.Image]] = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,36 +147,36 @@ def draw(drawn: Drawn, asked: Asked, folder: Path, progress: Callable[[int, int]
     base.free()
     captions = [f"{asked.prompts[i]} · seed {seed}" for i, seed in columns]
     how = f"{solver_name(drawn.base, asked.play)}, {asked.play.steps} steps, CFG {asked.play.guidance:g}"
-    sheet(folder / "sheet.png", f"{drawn.model['Model']} · {how}", captions, shown)
+    write_sheet(folder / "sheet.png", f"{drawn.model['Model']} · {how}", captions, shown)
     return folder / "sheet.png"
 
 
-def of_run(folder: Path, word: str) -> Drawn:
+def setup_of_run(folder: Path, word: str) -> SampleSetup:
     """A run's base and way to sample, and the LoRA of each round asked for by the name that `spinlite export` gives it."""
-    run = Run.found(folder)
-    rounds = range(len(run.events("judge")) + 1) if word == "all" else [choose(run, word)]
-    base = family(run.settings.model, device.choose(run.memory))
+    run = Run.open_existing(folder)
+    rounds = range(len(run.events("judge")) + 1) if word == "all" else [choose_round(run, word)]
+    base = load_family(run.settings.model, device.choose_device(run.memory))
     loras: dict[str, Lora] = {}
     for k in rounds:
-        whole = snapshot(run, base, k)[0]
+        whole = read_snapshot(run, base, k)[0]
         loras[f"{run.name}-{k}" if k or base.start else "base"] = whole if k or base.start else {}
-    known = {stem: hashes(_exported(base, lora), {})["sshs_model_hash"] for stem, lora in loras.items() if lora}
-    return Drawn(base, run.settings.play, loras, known, _model(run.settings.model.base))
+    known = {stem: compute_hashes(_exported(base, lora), {})["sshs_model_hash"] for stem, lora in loras.items() if lora}
+    return SampleSetup(base, run.settings.play, loras, known, _model(run.settings.model.base))
 
 
-def of_file(path: Path, name: str, strengths: Sequence[float]) -> Drawn:
+def setup_of_file(path: Path, name: str, strengths: Sequence[float]) -> SampleSetup:
     """A base with the file's part for text encoders in its prompts, the default way to sample, the file's LoRA."""
-    base = family(Model(base=name, init_lora=str(path)), device.choose())
-    if text_part(base.start) and list(strengths) != [1.0]:
+    base = load_family(Model(base=name, init_lora=str(path)), device.choose_device())
+    if text_encoder_part(base.start) and list(strengths) != [1.0]:
         problem = f"{path.name} changes text encoders, which is drawn at strength 1 alone"
         raise SpinliteError(problem, fix="leave out --strength")
-    digest = read(path)[1].get("sshs_model_hash") or hashlib.sha256(data_of(path.read_bytes())).hexdigest()
-    return Drawn(base, Play(), {path.stem: base.start}, {path.stem: digest}, _model(name))
+    digest = read_tensors(path)[1].get("sshs_model_hash") or hashlib.sha256(tensor_bytes(path.read_bytes())).hexdigest()
+    return SampleSetup(base, Play(), {path.stem: base.start}, {path.stem: digest}, _model(name))
 
 
 def _exported(base: Family, lora: Lora) -> dict[str, Tensor]:
     """The tensors of the file that `spinlite export` writes by default."""
-    return kohya(complete(lora), base.export_name, torch.float16)[0]
+    return to_kohya(complete_attention(lora), base.export_name, torch.float16)[0]
 
 
 def _model(base: str) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _model(base: str) -> dict[str, str]:
         return {"Model hash": hashlib.file_digest(file, "sha256").hexdigest()[:10], "Model": path.stem}
 
 
-def prompts(given: Sequence[str]) -> list[str]:
+def read_prompts(given: Sequence[str]) -> list[str]:
     """The prompts of the command line; @FILE stands for the lines of a file."""
     found: list[str] = []
     for text in given:
@@ -199,7 +199,7 @@ def prompts(given: Sequence[str]) -> list[str]:
     return found
 
 
-def numbers(text: str) -> list[float]:
+def parse_numbers(text: str) -> list[float]:
     """Strengths, separated by commas."""
     try:
         return [float(part) for part in text.split(",")]

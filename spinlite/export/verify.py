@@ -12,7 +12,7 @@ from spinlite.families.family import Family
 from spinlite.lora.apply import applied
 from spinlite.lora.tensors import Lora, Pair, distance, norm
 from spinlite.maths.draws import gaussian
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 
 WORST = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}  # of a module's change, by the file's precision
 STEP = 5e-2  # of the LoRA's effect on a prediction
@@ -38,14 +38,14 @@ def verify(path: Path, lora: Lora, family: Family, keys: Mapping[str, str]) -> V
 
     Raises SpinliteError where a module is missing, or is further off than the file's precision explains.
     """
-    off = modules(path, lora, keys)
-    return Verified(len(off), max(off.values()), step(path, lora, family))
+    off = compare_modules(path, lora, keys)
+    return Verified(len(off), max(off.values()), compare_step(path, lora, family))
 
 
-def modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str, float]:
+def compare_modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str, float]:
     """How far each module's change in the file is from the LoRA's, relative to it; read as the programs do: alpha / rank x
     up down, without alpha up down."""
-    written, _ = read(path)
+    written, _ = read_tensors(path)
     off: dict[str, float] = {}
     for name, pair in lora.items():
         key = keys[name]
@@ -62,7 +62,7 @@ def modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str, float]
 
 
 @torch.no_grad()
-def step(path: Path, lora: Lora, family: Family) -> float | None:
+def compare_step(path: Path, lora: Lora, family: Family) -> float | None:
     """How far one prediction with the file, as another program loads it, is from one with the LoRA itself.
 
     Relative to what the LoRA changes; None where it changes nothing. The strength is raised on both sides until the change
@@ -71,7 +71,7 @@ def step(path: Path, lora: Lora, family: Family) -> float | None:
     if not any(norm(pair) for name, pair in lora.items() if name.startswith("unet.")):
         return None
     device = next(family.net.parameters()).device
-    cond = {name: value.to(device) for name, value in family.prompt(["a picture"]).items()}
+    cond = {name: value.to(device) for name, value in family.encode_captions(["a picture"]).items()}
     family.free()
     x = gaussian((1, *family.latent_shape), "verify")[..., :SIDE, :SIDE].to(device)
     t = family.path.times(torch.tensor([0.5])).to(device)
@@ -87,7 +87,7 @@ def step(path: Path, lora: Lora, family: Family) -> float | None:
         if not effect < SEEN * base.norm().item() or strength > 1e9:
             break
         strength *= 4
-    with family.loaded(path, strength):
+    with family.with_lora_file(path, strength):
         off = (predict() - mine).norm().item() / effect
     if not off <= STEP:
         raise _wrong(path, f"a denoising step with it in diffusers differs by {off:.1%} of the LoRA's effect")

@@ -11,7 +11,7 @@ from torch import nn
 
 from spinlite.config.settings import Model
 from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind
-from spinlite.families.single_file import CONFIGS, FOLDERS, padded
+from spinlite.families.single_file import CONFIGS, FOLDERS, load_padded_tokenizer
 from spinlite.runs.store import fingerprint
 
 BLANK = "blank:"
@@ -49,7 +49,7 @@ class Blank(Checkpoint):
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            return self._of.load(part, dtype) if self._of else padded(self.kind, part)
+            return self._of.load(part, dtype) if self._of else load_padded_tokenizer(self.kind, part)
         kind, config = CLASSES[part], self.config(part)
         with init_empty_weights(include_buffers=False):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
@@ -73,7 +73,7 @@ def _filled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
-def blank(model: Model) -> Model:
+def with_random_weights(model: Model) -> Model:
     """The model with random weights instead of its base's, for a base that need not be here.
 
     A kind is read from what is here, from the known hub ids, or from model.family; other hub ids are asked for their settings.

@@ -16,7 +16,7 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint, fingerprint_files
 
 Kind = Literal["sd1", "sd2", "sdxl"]
-Said = Mapping[str, Literal["eps", "v"]]  # where it is said -> what the network predicts
+Predictions = Mapping[str, Literal["eps", "v"]]  # where it is said -> what the network predicts
 
 KINDS: dict[Kind, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
@@ -39,7 +39,7 @@ class Checkpoint(ABC):
 
     name: str  # for people
     kind: Kind
-    predictions: Said
+    predictions: Predictions
     zero_snr: bool | None  # whether its noise schedule ends in pure noise; None where it does not say
 
     @abstractmethod
@@ -80,7 +80,7 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def guard(name: str, call: Callable[[], Any]) -> Any:
+def explain_errors(name: str, call: Callable[[], Any]) -> Any:
     """What `call` returns; what goes wrong in it, as an error to read."""
     try:
         with warnings.catch_warnings():
@@ -96,7 +96,7 @@ def guard(name: str, call: Callable[[], Any]) -> Any:
         ) from None
 
 
-def whole(name: str, part: str, model: nn.Module) -> nn.Module:
+def require_whole(name: str, part: str, model: nn.Module) -> nn.Module:
     """The model, if every weight of it was there. Raises SpinliteError otherwise."""
     missing = [key for key, p in model.named_parameters() if p.is_meta]
     if missing:
@@ -105,7 +105,7 @@ def whole(name: str, part: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def pretrained(kind: Any, place: str, dtype: torch.dtype, subfolder: str = "") -> Any:
+def load_pretrained(kind: Any, place: str, dtype: torch.dtype, subfolder: str = "") -> Any:
     """A model of class `kind` from a folder or the hub, from its fp16 files where it has no others. Only safetensors."""
     options: dict[str, Any] = {"subfolder": subfolder, "use_safetensors": True, "dtype": dtype}
     folder = Path(place) / subfolder
@@ -141,15 +141,15 @@ class Folder(Checkpoint):
             kind: Any = type("Noise", (ConfigMixin,), {"config_name": "scheduler_config.json"})
         elif part.startswith("text_encoder"):
             read: Any = CLASSES[part].config_class.from_pretrained
-            return guard(self.name, lambda: read(self._place, subfolder=part).to_dict())
+            return explain_errors(self.name, lambda: read(self._place, subfolder=part).to_dict())
         else:
             kind = CLASSES[part]
-        return dict(guard(self.name, lambda: kind.load_config(self._place, subfolder=part)))
+        return dict(explain_errors(self.name, lambda: kind.load_config(self._place, subfolder=part)))
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            return guard(self.name, lambda: CLASSES[part].from_pretrained(self._place, subfolder=part))
-        return guard(self.name, lambda: pretrained(CLASSES[part], self._place, dtype, part))
+            return explain_errors(self.name, lambda: CLASSES[part].from_pretrained(self._place, subfolder=part))
+        return explain_errors(self.name, lambda: load_pretrained(CLASSES[part], self._place, dtype, part))
 
     def fingerprint(self, *parts: str) -> str:
         folder = Path(self._place)

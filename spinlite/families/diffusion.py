@@ -17,18 +17,18 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, guard, locate, pretrained, whole
-from spinlite.families.names import shapes, spellings
+from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, explain_errors, load_pretrained, locate, require_whole
+from spinlite.families.names import kohya_keys, module_shapes
 from spinlite.families.open import open_checkpoint
-from spinlite.families.schedule import noise_scheduler, sampler, settle
+from spinlite.families.schedule import make_sampler, noise_scheduler, resolve_prediction
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
-from spinlite.lora.apply import put_on
-from spinlite.lora.read import lora_for, text_part
+from spinlite.lora.apply import attach
+from spinlite.lora.read import read_lora_for, text_encoder_part
 from spinlite.lora.tensors import Lora
 from spinlite.maths.draws import gaussian
 from spinlite.maths.paths import Path
 from spinlite.memory.device import Device, probe_compiler
-from spinlite.memory.quantized import place
+from spinlite.memory.quantized import place_network
 from spinlite.runs.store import fingerprint, fingerprint_files
 
 diffusers.utils.logging.disable_progress_bar()
@@ -61,13 +61,15 @@ class Parts:
         self.device, self._vae = device, locate(vae, "model.vae") if vae else None
         if self.kind not in kinds:
             raise SpinliteError(f"{base} is {KINDS[self.kind]}, not what model.family says", fix='set model.family = "auto"')
-        chosen, zero = settle(self.checkpoint, prediction, zero_snr)
+        chosen, zero = resolve_prediction(self.checkpoint, prediction, zero_snr)
         self.noise = noise_scheduler(self.checkpoint, chosen, zero)
         self.path = Path(chosen, self.noise.alphas_cumprod)
         self._loaded: dict[str, Any] = {}
         self._text: Lora = {}  # of the LoRA that a run begins with: it is in the captions' conditioning from the start
         levers = device.levers
-        self.net: nn.Module = place(self.checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR).eval()
+        self.net: nn.Module = place_network(
+            self.checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR
+        ).eval()
         self.set_checkpointing(levers.checkpointing)
         self.attention = self._set_attention()
         if levers.channels_last:
@@ -77,7 +79,7 @@ class Parts:
         settings = self.checkpoint.config("unet")
         side = settings["sample_size"]
         self.latent_shape = (settings["in_channels"], side, side)
-        self.size, self.step = frame_of(self.checkpoint)
+        self.size, self.step = size_and_step_of(self.checkpoint)
         self.factor = self.size[0] // side  # pixels a latent
         other = _vae_fingerprint(self._vae) if self._vae else None
         made_of = [self.checkpoint.fingerprint(), other, chosen, zero]
@@ -94,7 +96,7 @@ class Parts:
             else:
                 model = self._load_vae() if name == "vae" else self.checkpoint.load(name, self.device.dtype)
                 self._loaded[name] = model.to(self.device.device).eval().requires_grad_(False)
-                put_on(model, self._text, part=name)
+                attach(model, self._text, part=name)
         return self._loaded[name]
 
     def set_checkpointing(self, on: bool) -> None:
@@ -107,7 +109,7 @@ class Parts:
 
     def sampler(self, name: str) -> Any:
         """A diffusers scheduler for the path, by a name of `schedule.SAMPLERS` or its class."""
-        return sampler(self.noise, name)
+        return make_sampler(self.noise, name)
 
     def free(self) -> None:
         """Drop what `part` loaded."""
@@ -159,9 +161,9 @@ class Parts:
 
     def start_from(self, path: FilePath) -> Lora:
         """What a LoRA file changes; from here on captions are encoded with its part for the text encoders."""
-        known = shapes(self.net)
-        lora = lora_for(path, spellings(known, self.kind), known, f"an {KINDS[self.kind]} model")
-        self._text = text_part(lora)
+        known = module_shapes(self.net)
+        lora = read_lora_for(path, kohya_keys(known, self.kind), known, f"an {KINDS[self.kind]} model")
+        self._text = text_encoder_part(lora)
         if self._text:
             self.base_hash = fingerprint(self.base_hash, fingerprint_files([path]))
             self.caption_hash = fingerprint(self.caption_hash, fingerprint_files([path]))
@@ -201,13 +203,13 @@ class Parts:
         if vae.lower().endswith(".safetensors"):
             read_header(FilePath(vae))  # says what is wrong with it
             options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[self.kind]), "subfolder": "vae", "dtype": dtype}
-            model = guard(vae, lambda: AutoencoderKL.from_single_file(vae, local_files_only=True, **options))
-            return whole(vae, "vae", model)
+            model = explain_errors(vae, lambda: AutoencoderKL.from_single_file(vae, local_files_only=True, **options))
+            return require_whole(vae, "vae", model)
         within = "vae" if (FilePath(vae) / "vae").is_dir() else ""
-        return guard(vae, lambda: pretrained(AutoencoderKL, vae, dtype, within))
+        return explain_errors(vae, lambda: load_pretrained(AutoencoderKL, vae, dtype, within))
 
 
-def frame_of(checkpoint: Checkpoint) -> tuple[tuple[int, int], int]:
+def size_and_step_of(checkpoint: Checkpoint) -> tuple[tuple[int, int], int]:
     """(size of its pictures, what the sides of others are multiples of), px: what VAE and network halve without a rest, and
     no less than a 16th of a side, so that there are not more shapes than pictures. For SDXL it is the 64 of its paper."""
     unet = checkpoint.config("unet")

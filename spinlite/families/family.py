@@ -52,14 +52,14 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Pictures of one size -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU.
 
         Latents are the means of what the encoder says; with `sampled` a sample of it each, a function of the picture's name.
         """
 
     @abstractmethod
-    def prompt(self, captions: Sequence[str]) -> Cond:
+    def encode_captions(self, captions: Sequence[str]) -> Cond:
         """Captions -> their conditioning, a row each, CPU. "" is the unconditional one."""
 
     @abstractmethod
@@ -92,5 +92,5 @@ class Family(ABC):
         """What other programs want to read in a LoRA file's header about its base model."""
 
     @abstractmethod
-    def loaded(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
+    def with_lora_file(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
         """`net` with a LoRA file, as another program loads it, for the length of a block."""

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from spinlite.config.settings import Model
-from spinlite.families.blank import blank
+from spinlite.families.blank import with_random_weights
 from spinlite.families.family import Family
 from spinlite.families.open import open_checkpoint
 from spinlite.memory.device import Device
 
 
-def family(model: Model, device: Device) -> Family:
+def load_family(model: Model, device: Device) -> Family:
     """The base model, its network on the device; "auto" reads which kind it is. Raises SpinliteError where it can't be read."""
     kind = model.family
     if kind == "auto":
@@ -33,21 +33,21 @@ def family(model: Model, device: Device) -> Family:
     return made
 
 
-def frame(model: Model) -> tuple[tuple[int, int], int]:
+def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
     """A base model's `size` and `step` in px, before it is loaded. Raises SpinliteError where it can't be read."""
     if model.family == "toy":
         from spinlite.families.toy import Toy
 
         return Toy.size, Toy.step
-    from spinlite.families.diffusion import frame_of
+    from spinlite.families.diffusion import size_and_step_of
 
-    return frame_of(open_checkpoint(blank(model).base))
+    return size_and_step_of(open_checkpoint(with_random_weights(model).base))
 
 
-def reader_of(model: Model) -> Any:
+def load_tokenizer(model: Model) -> Any:
     """The tokenizer of a base model's captions, before it is loaded; None where captions have no limit."""
     if model.family == "toy":
         return None
     import torch
 
-    return open_checkpoint(blank(model).base).load("tokenizer", torch.float32)
+    return open_checkpoint(with_random_weights(model).base).load("tokenizer", torch.float32)

@@ -71,7 +71,7 @@ def kohya_name(name: str, kind: Kind) -> str:
     return f"lora_{encoder}_{module.replace('.', '_')}"
 
 
-def spellings(modules: Iterable[str], kind: Kind) -> dict[str, str]:
+def kohya_keys(modules: Iterable[str], kind: Kind) -> dict[str, str]:
     """Every key that a UNet's module has in kohya's layout, by diffusers' blocks or the original ones -> its full name."""
     found: dict[str, str] = {}
     for module in modules:
@@ -81,7 +81,7 @@ def spellings(modules: Iterable[str], kind: Kind) -> dict[str, str]:
     return found
 
 
-def shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+def module_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
     """The weights that a LoRA may change, by module: (out, in) of a linear layer, (out, in, k, k) of a convolution."""
     found: dict[str, tuple[int, ...]] = {}
     for name, module in net.named_modules():
@@ -93,8 +93,8 @@ def shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def published(kind: Kind) -> dict[str, tuple[int, ...]]:
+def published_shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
     """The shapes of the published model's UNet, by module. Nothing is loaded."""
     unet: Any = UNet2DConditionModel
     with torch.device("meta"):
-        return shapes(unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet")))
+        return module_shapes(unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet")))

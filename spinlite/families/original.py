@@ -40,7 +40,7 @@ class Place:
         return weight if self.third is None else weight.chunk(3)[self.third]
 
 
-def places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
+def find_places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
     """Where a module lies in a file with these keys, by its full name: none, one, or two where there are averages (EMA)."""
     part, _, module = name.partition(".")
     if part == "unet":
@@ -58,7 +58,7 @@ def places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
     return [place for place in found if place.key in keys]
 
 
-def of_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def single_file_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     """A diffusers model's weights as one file has them, and the keys that mark v-prediction there.
 
     Raises SpinliteError for a model of other sizes than the published one.
@@ -67,12 +67,12 @@ def of_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tenso
         problem = f"{checkpoint.name} is no {KINDS[checkpoint.kind]} of the published size: programs could not open it"
         raise SpinliteError(problem, fix="use the LoRA file with it instead: `spinlite export`")
     names = ("unet", "vae", *ENCODERS[checkpoint.kind])
-    found = original(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})
+    found = original_tensors(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})
     marks = {"v_pred": "v" in checkpoint.predictions.values(), "ztsnr": bool(checkpoint.zero_snr)}
     return found | {key: torch.zeros(0) for key, there in marks.items() if there}
 
 
-def original(kind: Kind, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def original_tensors(kind: Kind, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The weights of a diffusers model, by its parts ("unet", "vae", "text_encoder", …), as one file has them."""
     xl = kind == "sdxl"
     found: dict[str, Tensor] = {}

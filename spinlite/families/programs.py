@@ -20,7 +20,7 @@ LEFT = 12  # keys that Forge may have left over
 
 
 @dataclass(frozen=True)
-class Facts:
+class LoraFacts:
     """What the rules go by."""
 
     kind: Kind
@@ -50,16 +50,16 @@ class Verdict:
     why: str
 
 
-Lost = Callable[[Module, Facts], str]  # why a module does not act as it should; "" where it does
-Refused = Callable[[Facts, Sequence[str]], str]  # why the whole file does nothing, given why modules are lost
+Lost = Callable[[Module, LoraFacts], str]  # why a module does not act as it should; "" where it does
+Refused = Callable[[LoraFacts, Sequence[str]], str]  # why the whole file does nothing, given why modules are lost
 
 
-def verdicts(facts: Facts) -> list[Verdict]:
+def verdicts(facts: LoraFacts) -> list[Verdict]:
     """What each program does with the file."""
     return [_verdict(name, facts, lost, refused) for name, (lost, refused) in PROGRAMS.items()]
 
 
-def _verdict(program: str, facts: Facts, lost: Lost, refused: Refused) -> Verdict:
+def _verdict(program: str, facts: LoraFacts, lost: Lost, refused: Refused) -> Verdict:
     why = [("no base has it" if m.name is None else lost(m, facts)) for m in facts.modules]
     if said := refused(facts, why):
         return Verdict(program, 0, len(why), said)
@@ -77,7 +77,7 @@ def _not_kohya(m: Module) -> str:
     return "" if m.style in KOHYA else "it does not know diffusers' dotted names"
 
 
-def _a1111(m: Module, facts: Facts) -> str:
+def _a1111(m: Module, facts: LoraFacts) -> str:
     if said := _not_kohya(m):
         return said
     if _flat(m):
@@ -92,14 +92,14 @@ def _a1111(m: Module, facts: Facts) -> str:
     return "DoRA is read along the other axis" if facts.dora else ""
 
 
-def _hidden(facts: Facts, why: Sequence[str]) -> str:
+def _hidden(facts: LoraFacts, why: Sequence[str]) -> str:
     version = facts.metadata.get("ss_base_model_version", "")
     if not all(why) and facts.xl and facts.metadata and not version.startswith("sdxl_"):
         return "not shown while an SDXL model is loaded: the header lacks ss_base_model_version = sdxl_base_v1-0"
     return ""
 
 
-def _comfy(m: Module, facts: Facts) -> str:
+def _comfy(m: Module, facts: LoraFacts) -> str:
     if m.style == "numbered":
         return "it does not know numbered modules"
     if m.style == "peft":
@@ -113,12 +113,12 @@ def _comfy(m: Module, facts: Facts) -> str:
     return "DoRA is read along the other axis" if facts.dora else ""
 
 
-def _too_many_left(facts: Facts, why: Sequence[str]) -> str:
+def _too_many_left(facts: LoraFacts, why: Sequence[str]) -> str:
     left = 3 * sum(bool(reason) and "DoRA" not in reason and "rank" not in reason for reason in why) + len(facts.foreign)
     return f"refuses the file: {left} keys are left over" if left > LEFT else ""
 
 
-def _sdnext(m: Module, facts: Facts) -> str:
+def _sdnext(m: Module, facts: LoraFacts) -> str:
     if said := _not_kohya(m):
         return said
     if not facts.xl and m.key.startswith(("lora_te1_", "lora_te2_")):
@@ -128,7 +128,7 @@ def _sdnext(m: Module, facts: Facts) -> str:
     return ""
 
 
-def _invoke(m: Module, facts: Facts) -> str:
+def _invoke(m: Module, facts: LoraFacts) -> str:
     if said := _sd1_names(m, facts):
         return said
     if _flat(m):
@@ -136,7 +136,7 @@ def _invoke(m: Module, facts: Facts) -> str:
     return "DoRA is read along the other axis" if facts.dora else ""
 
 
-def _unrecognised(facts: Facts, why: Sequence[str]) -> str:
+def _unrecognised(facts: LoraFacts, why: Sequence[str]) -> str:
     if any(m.style not in (*KOHYA, "unknown") for m in facts.modules):
         return "does not recognise the file"
     styles = {m.style for m in facts.modules}
@@ -153,7 +153,7 @@ def _unrecognised(facts: Facts, why: Sequence[str]) -> str:
     return ""
 
 
-def _sd1_names(m: Module, facts: Facts) -> str:
+def _sd1_names(m: Module, facts: LoraFacts) -> str:
     if said := _not_kohya(m):
         return said
     if not facts.xl and m.style == "original":
@@ -163,7 +163,7 @@ def _sd1_names(m: Module, facts: Facts) -> str:
     return ""
 
 
-def _sdscripts(m: Module, facts: Facts) -> str:
+def _sdscripts(m: Module, facts: LoraFacts) -> str:
     if said := _sd1_names(m, facts):
         return said
     if (m.name or "").startswith(TOP):
@@ -173,7 +173,7 @@ def _sdscripts(m: Module, facts: Facts) -> str:
     return "it reads no DoRA" if facts.dora else ""
 
 
-def _diffusers(m: Module, facts: Facts) -> str:
+def _diffusers(m: Module, facts: LoraFacts) -> str:
     if m.style == "numbered":
         return "it does not know numbered modules"
     if m.style == "peft":
@@ -191,7 +191,7 @@ def _diffusers(m: Module, facts: Facts) -> str:
     return ""
 
 
-def _invalid(facts: Facts, why: Sequence[str]) -> str:
+def _invalid(facts: LoraFacts, why: Sequence[str]) -> str:
     if facts.foreign:
         return f"refuses the file: keys of something else, e.g. {facts.foreign[0]}"
     if facts.alphas and "lora_adapter_metadata" in facts.metadata:
@@ -202,7 +202,7 @@ def _invalid(facts: Facts, why: Sequence[str]) -> str:
     return ""
 
 
-def _never(facts: Facts, why: Sequence[str]) -> str:
+def _never(facts: LoraFacts, why: Sequence[str]) -> str:
     return ""
 
 

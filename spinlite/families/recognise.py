@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import KINDS, Kind
-from spinlite.families.names import kohya_name, published, spellings
-from spinlite.lora.read import LoraFile, Shapes, resolve
+from spinlite.families.names import kohya_keys, kohya_name, published_shapes
+from spinlite.lora.read import LoraFile, Shapes, match_modules
 
 # How a file calls a module: kohya's keys by diffusers' blocks, by the original ones, or of a text encoder; diffusers' dotted
 # names, its older ones of attention processors, peft's own; cloneofsimo's numbers
@@ -60,16 +60,16 @@ def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
     return (best if score(best)[1] else None), tried[best]
 
 
-def stranger(keys: Iterable[str]) -> str:
+def name_other_model(keys: Iterable[str]) -> str:
     """What other kind of model than Stable Diffusion keys are of, in words; "" where that is not known."""
     keys = [key for key in keys if not re.search("down_blocks|input_blocks|mid_block", key)]
     return next((what for pattern, what in STRANGERS.items() if any(re.search(pattern, key) for key in keys)), "")
 
 
 def _modules(file: LoraFile, kind: Kind) -> list[Module]:
-    known = published(kind)
+    known = published_shapes(kind)
     try:
-        found, _ = resolve(file, spellings(known, kind), known)
+        found, _ = match_modules(file, kohya_keys(known, kind), known)
     except SpinliteError:  # numbered in an order that is not known
         found = {}
     return [_module(file.written[name], found.get(name), parts, known, kind) for name, parts in file.parts.items()]

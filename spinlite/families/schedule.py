@@ -27,7 +27,7 @@ OTHERS = ("PNDMScheduler", "DPMSolverSinglestepScheduler")
 Prediction = Literal["eps", "v"]
 
 
-def settle(checkpoint: Checkpoint, prediction: str, zero_snr: bool | None) -> tuple[Prediction, bool]:
+def resolve_prediction(checkpoint: Checkpoint, prediction: str, zero_snr: bool | None) -> tuple[Prediction, bool]:
     """(what the network predicts, whether the schedule ends in pure noise). Raises SpinliteError for a contradiction.
 
     `prediction` is "eps", "v" or "auto", and `zero_snr` may be None: then the model's own word holds.
@@ -79,7 +79,7 @@ def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bo
     return DDPMScheduler.from_config(checkpoint.config("scheduler"), **settings)  # pyright: ignore[reportReturnType]
 
 
-def sampler(noise: DDPMScheduler, name: str) -> Any:
+def make_sampler(noise: DDPMScheduler, name: str) -> Any:
     """A diffusers scheduler with that noise: one of SAMPLERS, or a class of OTHERS. Raises SpinliteError for any other."""
     kind = SAMPLERS.get(name, name)
     if kind not in (*SAMPLERS.values(), *OTHERS):

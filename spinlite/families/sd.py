@@ -36,10 +36,10 @@ class StableDiffusion(Family):
         self.start = self._parts.start_from(path)
         self.base_hash, self.caption_hash = self._parts.base_hash, self._parts.caption_hash
 
-    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         return {"x0": self._parts.latents([picture.image for picture in pictures], sampled)}
 
-    def prompt(self, captions: Sequence[str]) -> Cond:
+    def encode_captions(self, captions: Sequence[str]) -> Cond:
         with torch.no_grad():
             return {"prompt": self._parts.part("text_encoder")(self._parts.tokens(captions)).last_hidden_state.cpu()}
 
@@ -62,7 +62,7 @@ class StableDiffusion(Family):
     def export_name(self, name: str) -> str:
         return kohya_name(name, self._parts.kind)
 
-    def loaded(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
+    def with_lora_file(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
         return self._parts.loaded(path, strength)
 
     def export_metadata(self) -> dict[str, str]:

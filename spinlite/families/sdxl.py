@@ -38,13 +38,13 @@ class StableDiffusionXL(Family):
         self.start = self._parts.start_from(path)
         self.base_hash, self.caption_hash = self._parts.base_hash, self._parts.caption_hash
 
-    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         rows = [(*p.original_size[::-1], *p.crop[::-1], p.image.height, p.image.width) for p in pictures]
         latents = self._parts.latents([picture.image for picture in pictures], sampled)
         return {"x0": latents, "time_ids": torch.tensor(rows, dtype=torch.float32)}
 
     @torch.no_grad()
-    def prompt(self, captions: Sequence[str]) -> Cond:
+    def encode_captions(self, captions: Sequence[str]) -> Cond:
         parts = self._parts
         first = parts.part("text_encoder")(parts.tokens(captions), output_hidden_states=True)
         second = parts.part("text_encoder_2")(parts.tokens(captions, "tokenizer_2"), output_hidden_states=True)
@@ -75,7 +75,7 @@ class StableDiffusionXL(Family):
     def export_name(self, name: str) -> str:
         return kohya_name(name, self._parts.kind)
 
-    def loaded(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
+    def with_lora_file(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
         return self._parts.loaded(path, strength)
 
     def export_metadata(self) -> dict[str, str]:

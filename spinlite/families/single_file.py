@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import CLASSES, KINDS, OTHER, PREDICTIONS, Checkpoint, Kind, guard, whole
+from spinlite.families.checkpoint import CLASSES, KINDS, OTHER, PREDICTIONS, Checkpoint, Kind, explain_errors, require_whole
 from spinlite.families.clip import tokenizer
 from spinlite.runs.store import fingerprint_files
 
@@ -56,16 +56,16 @@ class SingleFile(Checkpoint):
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            return padded(self.kind, part)
+            return load_padded_tokenizer(self.kind, part)
         tensors = self._tensors(part)
         kind, config = CLASSES[part], str(CONFIGS / FOLDERS[self.kind])
         if part in ("unet", "vae"):
             options: dict[str, Any] = {"config": config, "subfolder": part, "local_files_only": True, "dtype": dtype}
-            model = guard(self.name, lambda: kind.from_single_file(tensors, **options))
+            model = explain_errors(self.name, lambda: kind.from_single_file(tensors, **options))
         else:
             options = {"config": config, "subfolder": part, "local_files_only": True, "torch_dtype": dtype}
-            model = guard(self.name, lambda: create_diffusers_clip_model_from_ldm(kind, tensors, **options))
-        return whole(self.name, part, model)
+            model = explain_errors(self.name, lambda: create_diffusers_clip_model_from_ldm(kind, tensors, **options))
+        return require_whole(self.name, part, model)
 
     def fingerprint(self, *parts: str) -> str:
         return self._fingerprint
@@ -121,7 +121,7 @@ class SingleFile(Checkpoint):
         return said
 
 
-def padded(kind: Kind, part: str) -> CLIPTokenizer:
+def load_padded_tokenizer(kind: Kind, part: str) -> CLIPTokenizer:
     """The tokenizer of a kind's "tokenizer" or "tokenizer_2", with the padding that its text encoder was trained with."""
     made = tokenizer()
     if (kind, part) in PADDED_BY_ZERO:

@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family, Picture
-from spinlite.families.names import shapes
+from spinlite.families.names import module_shapes
 from spinlite.lora.apply import applied
-from spinlite.lora.read import lora_for
+from spinlite.lora.read import read_lora_for
 from spinlite.lora.tensors import Pair
 from spinlite.maths.paths import Path
 from spinlite.memory.device import Device
-from spinlite.memory.quantized import place
-from spinlite.runs.store import fingerprint, read
+from spinlite.memory.quantized import place_network
+from spinlite.runs.store import fingerprint, read_tensors
 
 WIDTH = 16  # of a caption's conditioning
 
@@ -64,21 +64,21 @@ class Toy(Family):
             raise SpinliteError(f"the toy family's base is a seed, not {base!r}", fix='set model.base = "0"')
         quantize = device.levers.quantize
         self._net = Net(int(base))
-        self.net = place(self._net, device.device, quantize, self.lora_targets["linear"])
+        self.net = place_network(self._net, device.device, quantize, self.lora_targets["linear"])
         self.set_checkpointing(device.levers.checkpointing)
         self.base_hash = fingerprint("toy", base, *[quantize] * (quantize != "none"))
         self.attention = "none"
         self.title = "toy (points in the plane)"
 
     def start_from(self, path: FilePath) -> None:
-        known = shapes(self.net)
-        self.start = lora_for(path, {f"lora_unet_{name}": f"unet.{name}" for name in known}, known, self.title)
+        known = module_shapes(self.net)
+        self.start = read_lora_for(path, {f"lora_unet_{name}": f"unet.{name}" for name in known}, known, self.title)
 
-    def encode(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         means = [picture.image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
         return {"x0": torch.tensor([[m[0], m[2]] for m in means]) / 127.5 - 1}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
-    def prompt(self, captions: Sequence[str]) -> Cond:
+    def encode_captions(self, captions: Sequence[str]) -> Cond:
         rows = []
         for caption in captions:
             words = torch.zeros(WIDTH)
@@ -109,8 +109,8 @@ class Toy(Family):
         return f"lora_{name.replace('.', '_')}"
 
     @contextlib.contextmanager
-    def loaded(self, path: FilePath, strength: float) -> Iterator[None]:
-        tensors, lora = read(path)[0], {}
+    def with_lora_file(self, path: FilePath, strength: float) -> Iterator[None]:
+        tensors, lora = read_tensors(path)[0], {}
         for name, module in self.net.named_modules():
             key = f"lora_unet_{name}"
             if isinstance(module, nn.Linear) and f"{key}.alpha" in tensors:

@@ -51,13 +51,13 @@ class Slots:
                 getattr(layer, part).float()
             if not dora and self._dtype != torch.float32:  # DoRA's norms would be rounded
                 for module in [module for part in PARTS[:2] for module in getattr(layer, part).values()]:
-                    parametrize.register_parametrization(module, "weight", _As(self._dtype), unsafe=True)
+                    parametrize.register_parametrization(module, "weight", _CastTo(self._dtype), unsafe=True)
         self._active: Who = "base"
         self._activate("policy")
         self.load("opponent", self.state("policy"))
 
     @property
-    def targeted(self) -> int:
+    def target_bytes(self) -> int:
         """Bytes of the base's weights that have a LoRA, those in few bits left out."""
         bases: list[Any] = [layer.get_base_layer() for layer in self._layers.values()]
         return sum(base.weight.numel() * base.weight.element_size() for base in bases if not isinstance(base, Quantized))
@@ -166,7 +166,7 @@ class Slots:
         self._active = who
 
 
-class _As(nn.Module):
+class _CastTo(nn.Module):
     """A weight as it is computed with."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -199,6 +199,6 @@ def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor
     return magnitude.float().view(shape) * moved / moved.flatten(1).norm(dim=1).view(shape) - weight.float()
 
 
-def modules(state: dict[str, Tensor]) -> list[str]:
+def module_names(state: dict[str, Tensor]) -> list[str]:
     """The modules that a LoRA state holds, in its order."""
     return [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]

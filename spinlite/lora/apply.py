@@ -18,7 +18,7 @@ PART = "unet"  # what a network that denoises is called in a module's full name
 @contextlib.contextmanager
 def applied(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> Iterator[None]:
     """`net` computes with the LoRA's modules of one part, times `strength`; their share in fp32."""
-    hooks = put_on(net, lora, strength, part)
+    hooks = attach(net, lora, strength, part)
     try:
         yield
     finally:
@@ -26,7 +26,7 @@ def applied(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART)
             hook.remove()
 
 
-def put_on(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> list[RemovableHandle]:
+def attach(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> list[RemovableHandle]:
     """The same until the handles are removed. Text encoders' modules are found with and without transformers' `text_model`."""
     modules = dict(net.named_modules())
     hooks = []

@@ -15,7 +15,7 @@ ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_
 LEAST = 2.0**-10  # alpha: far above what fp16 loses, and never 0, which sd-scripts reads as "alpha = rank"
 
 
-def kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
     """(tensors, alpha): `KEY.lora_down.weight`, `KEY.lora_up.weight`, `KEY.alpha`; change = alpha / rank x up down.
 
     One alpha for the whole file, since diffusers mixes up those that differ; the rest of each module's scale is folded in.
@@ -25,7 +25,7 @@ def kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple
     alpha = max(LEAST, 2.0 ** math.floor(math.log2(largest))) if largest > 0 else 1.0
     tensors: dict[str, Tensor] = {}
     for name, pair in lora.items():
-        down, up = balanced(pair.times(pair.rank / alpha))
+        down, up = balance(pair.times(pair.rank / alpha))
         key = key_of(name)
         tensors[f"{key}.lora_down.weight"] = down.to(dtype).contiguous()
         tensors[f"{key}.lora_up.weight"] = up.to(dtype).contiguous()
@@ -33,17 +33,17 @@ def kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple
     return tensors, alpha
 
 
-def diffusers(lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_diffusers(lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
     """`unet.MODULE.lora_A.weight` and `lora_B.weight`, every scale folded in: alpha = rank, with or without a header."""
     tensors: dict[str, Tensor] = {}
     for name, pair in lora.items():
-        down, up = balanced(pair)
+        down, up = balance(pair)
         tensors[f"{name}.lora_A.weight"] = down.to(dtype).contiguous()
         tensors[f"{name}.lora_B.weight"] = up.to(dtype).contiguous()
     return tensors
 
 
-def complete(lora: Lora) -> dict[str, Pair]:
+def complete_attention(lora: Lora) -> dict[str, Pair]:
     """The LoRA with zero pairs where a text encoder's attention has only some of q, k, v, out: A1111 asks for all four."""
     found = dict(lora)
     for name, pair in lora.items():
@@ -53,7 +53,7 @@ def complete(lora: Lora) -> dict[str, Pair]:
     return found
 
 
-def balanced(pair: Pair) -> tuple[Tensor, Tensor]:
+def balance(pair: Pair) -> tuple[Tensor, Tensor]:
     """(down, up) of the same change, their largest entries within a factor of 2 by a power of two: no digit is lost."""
     down, up = pair.down.abs().max().item(), pair.up.abs().max().item()
     if down == 0 or up == 0:

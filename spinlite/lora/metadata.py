@@ -23,7 +23,7 @@ LEGACY = slice(0x100000, 0x110000)
 
 
 @dataclass(frozen=True)
-class About:
+class HeaderInfo:
     """What a header says beyond the weights. Nothing here names a place on the computer that it was made on."""
 
     title: str  # the file's stem, which `<lora:TITLE:1>` calls it by
@@ -52,12 +52,12 @@ def tag_counts(captions: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about: About) -> dict[str, str]:
+def build_header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about: HeaderInfo) -> dict[str, str]:
     """Everything a header holds, the hash of the data among it."""
     title, size = about.title, about.family.get("modelspec.resolution", "")
     kohya: dict[str, Any] = {
         "ss_network_module": "networks.lora",
-        **network(lora, alpha),
+        **network_keys(lora, alpha),
         "ss_output_name": title,
         "ss_sd_model_name": about.base,
         "ss_clip_skip": "None",
@@ -84,25 +84,25 @@ def header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about: About
     found = {**about.family, **kohya, **spec}
     found |= {f"spinlite.{name}": json.dumps(value, sort_keys=True, ensure_ascii=False) for name, value in ours.items()}
     found = {name: str(value) for name, value in found.items() if value != ""}
-    return {**found, **hashes(tensors, found)}
+    return {**found, **compute_hashes(tensors, found)}
 
 
-def network(lora: Lora, alpha: float | None) -> dict[str, str]:
+def network_keys(lora: Lora, alpha: float | None) -> dict[str, str]:
     """kohya's words for rank and alpha, which is None where it is the rank."""
     said = _dim(lora) if alpha is None else f"{alpha:g}"
     return {"ss_network_dim": _dim(lora), "ss_network_alpha": said, "ss_network_args": json.dumps(_convolutions(lora, said))}
 
 
-def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def compute_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """What programs know a file by: SHA-256 of all that follows the header, which no header changes; and the
     additional-networks extension's old hash, over 64 KiB of the file as it would be with kohya's keys alone."""
     content = save(dict(tensors), {name: value for name, value in metadata.items() if name.startswith("ss_")})
-    digest = hashlib.sha256(data_of(content)).hexdigest()
+    digest = hashlib.sha256(tensor_bytes(content)).hexdigest()
     legacy = hashlib.sha256(content[LEGACY]).hexdigest()[:8]
     return {"sshs_model_hash": digest, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{digest}"}
 
 
-def data_of(content: bytes) -> bytes:
+def tensor_bytes(content: bytes) -> bytes:
     """The bytes of a safetensors file after its header."""
     return content[8 + int.from_bytes(content[:8], "little") :]
 

@@ -57,7 +57,7 @@ class LoraFile:
             raise self.error(f"holds {name} as {tuple(up.shape)} x {tuple(down.shape)}, which do not fit", "use another copy")
         return Pair(down, up * (self.alpha(name) / down.shape[0]))
 
-    def told(self, key: str, default: str, kind: type) -> Any:
+    def header_value(self, key: str, default: str, kind: type) -> Any:
         """JSON of the header. Raises SpinliteError where it is none, or of another kind."""
         try:
             found = json.loads(self.metadata.get(key, default))
@@ -75,7 +75,7 @@ class LoraFile:
         rank = self.parts[name]["down"].shape[0]
         if "alpha" in self.parts[name]:
             return self.parts[name]["alpha"].item() or rank  # kohya: alpha 0 is the rank
-        said = self.told("lora_adapter_metadata", "{}", dict)
+        said = self.header_value("lora_adapter_metadata", "{}", dict)
         part, _, module = name.partition(".")
         said = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
         patterns = said.get("alpha_pattern")
@@ -90,8 +90,8 @@ class LoraFile:
 
 def open_lora(path: Path) -> LoraFile:
     """Read a file. Raises SpinliteError, with the file's name, for what is no LoRA of up and down matrices."""
-    file = parse(path)
-    if kind := algorithm(file):
+    file = read_tensors_of(path)
+    if kind := name_algorithm(file):
         raise file.error(f"is {'an' if kind[0] in 'OI' else 'a'} {kind}, not a plain LoRA", "use a plain LoRA")
     if not file.parts:
         model = any(key.startswith(("model.diffusion_model.", "down_blocks.")) for key in file.foreign)
@@ -100,7 +100,7 @@ def open_lora(path: Path) -> LoraFile:
     return file
 
 
-def parse(path: Path) -> LoraFile:
+def read_tensors_of(path: Path) -> LoraFile:
     """Read whatever a file holds. Raises SpinliteError, with the file's name, for what is no whole safetensors file."""
     if path.suffix.lower() != ".safetensors":
         raise SpinliteError(
@@ -132,7 +132,7 @@ def parse(path: Path) -> LoraFile:
     return LoraFile(path, layout, parts, written, keys, metadata, sorted(foreign))
 
 
-def algorithm(file: LoraFile) -> str:
+def name_algorithm(file: LoraFile) -> str:
     """What a file is whose changes are no products of two matrices: "LoHa", "LoKr", …; "" for a LoRA."""
     return next((part for parts in file.parts.values() for part in parts if part in OTHERS.values()), "")
 
@@ -142,7 +142,7 @@ def holds_lora(keys: Iterable[str]) -> bool:
     return any(_split(key) for key in keys)
 
 
-def resolve(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> tuple[dict[str, str], list[str]]:
+def match_modules(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> tuple[dict[str, str], list[str]]:
     """(full name of each module that is known, the others). `names`: kohya's keys of the base; `shapes`: its UNet's."""
     if file.layout == "cloneofsimo":
         return _numbered(file, list(shapes))
@@ -154,7 +154,7 @@ def resolve(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> tuple[d
     return found, [name for name in file.parts if name not in found]
 
 
-def lora_for(
+def read_lora_for(
     path: Path, names: Mapping[str, str], shapes: Shapes, base: str, text_alone: bool = False
 ) -> dict[str, Pair]:
     """What a LoRA file changes in a base model, by full names; text encoders alone only where that is meant.
@@ -162,7 +162,7 @@ def lora_for(
     Raises SpinliteError where it was made for another kind of base, is not whole, or holds what would be lost.
     """
     file = open_lora(path)
-    found, unknown = resolve(file, names, shapes)
+    found, unknown = match_modules(file, names, shapes)
     if any("magnitude" in parts for parts in file.parts.values()):
         raise file.error("is a DoRA: programs read its magnitudes in ways that differ", "use a plain LoRA")
     lora = {full: _shaped(file.pair(name), shapes.get(full.removeprefix("unet."))) for name, full in found.items()}
@@ -179,7 +179,7 @@ def lora_for(
     return lora
 
 
-def text_part(lora: Lora) -> dict[str, Pair]:
+def text_encoder_part(lora: Lora) -> dict[str, Pair]:
     """The modules of text encoders."""
     return {name: pair for name, pair in lora.items() if not name.startswith("unet.")}
 
@@ -231,7 +231,7 @@ def _text(key: str) -> str | None:
 
 def _numbered(file: LoraFile, modules: list[str]) -> tuple[dict[str, str], list[str]]:
     """cloneofsimo's files number the modules in the order that its diffusers had: attention to itself, GEGLU, to the text."""
-    targets = {str(target) for target in file.told("unet", '["CrossAttention", "Attention", "GEGLU"]', list)}
+    targets = {str(target) for target in file.header_value("unet", '["CrossAttention", "Attention", "GEGLU"]', list)}
     if targets - {"CrossAttention", "Attention", "GEGLU"}:
         what = f"numbers modules of {', '.join(sorted(targets))}, in an order that is not known"
         raise file.error(what, "use a version in kohya's layout")

@@ -8,10 +8,10 @@ from torch import nn
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
 from spinlite.lora.adapters import Slots
-from spinlite.lora.tensors import Lora, ranks
+from spinlite.lora.tensors import Lora, describe_ranks
 
 
-def slots_for(net: nn.Module, targets: Sequence[str], model: Model, seed: int, start: Lora) -> Slots:
+def make_slots(net: nn.Module, targets: Sequence[str], model: Model, seed: int, start: Lora) -> Slots:
     """The slots of a run. Both hold `start`, by full names; without one, both are the all-zero LoRA.
 
     The rank is raised to that of the file, and the file's modules learn beside the targets, so nothing of it is cut off:
@@ -37,8 +37,8 @@ def slots_for(net: nn.Module, targets: Sequence[str], model: Model, seed: int, s
     return slots
 
 
-def told(start: Lora, name: str) -> str:
+def describe_start(start: Lora, name: str) -> str:
     """What a run starts from, in words."""
     text = sum(not module.startswith("unet.") for module in start)
     frozen = f", and {text} of the text encoders, which stay as they are" if text else ""
-    return f"{name}: rank {ranks(start)}, {len(start) - text} modules of the network{frozen}"
+    return f"{name}: rank {describe_ranks(start)}, {len(start) - text} modules of the network{frozen}"

@@ -9,7 +9,7 @@ ITERATIONS = 4  # of the randomised decomposition (Halko et al. 2011, arXiv 0909
 SPARE = 16
 
 
-def resized(pair: Pair, rank: int) -> tuple[Pair, float]:
+def lower_rank(pair: Pair, rank: int) -> tuple[Pair, float]:
     """(the nearest pair of at most this rank, its relative error), exact: the decomposition is of a (rank, rank) core."""
     rank = min(rank, pair.rank)
     left, core_up = torch.linalg.qr(pair.up.flatten(1).double())
@@ -22,7 +22,7 @@ def resized(pair: Pair, rank: int) -> tuple[Pair, float]:
     return _shaped(down, up, pair), lost
 
 
-def nearest(change: Tensor, rank: int) -> tuple[Pair, float]:
+def nearest_pair(change: Tensor, rank: int) -> tuple[Pair, float]:
     """(a pair of this rank near a weight change (out, in, ...), its relative error), by a randomised decomposition."""
     matrix = change.flatten(1).float()
     rank = min(rank, *matrix.shape)
@@ -37,7 +37,7 @@ def nearest(change: Tensor, rank: int) -> tuple[Pair, float]:
     return pair, ((matrix - up @ down).norm() / length).item() if length > 0 else 0.0
 
 
-def total(errors: dict[str, float], lora: dict[str, Pair]) -> float:
+def total_error(errors: dict[str, float], lora: dict[str, Pair]) -> float:
     """The relative error of all changes together, from each one's."""
     squares = {name: norm(pair) ** 2 for name, pair in lora.items()}
     whole = sum(squares.values())

@@ -39,7 +39,7 @@ class Pair:
 Lora = Mapping[str, Pair]  # by the full name of the module: "unet.…", "text_encoder.text_model.…"
 
 
-def of_snapshot(state: Mapping[str, Tensor], scale: float) -> dict[str, Pair]:
+def lora_of_snapshot(state: Mapping[str, Tensor], scale: float) -> dict[str, Pair]:
     """A snapshot of the network's LoRA (`Slots.state`), without magnitudes."""
     ends = ".lora_A.weight"
     found = [name.removesuffix(ends) for name in state if name.endswith(ends)]
@@ -64,7 +64,7 @@ def norm(pair: Pair) -> float:
     return torch.einsum("ij,ji->", up.T @ up, down @ down.T).clamp_min(0).sqrt().item()
 
 
-def ranks(lora: Lora) -> str:
+def describe_ranks(lora: Lora) -> str:
     """The ranks of a LoRA, in words."""
     found = sorted({pair.rank for pair in lora.values()})
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

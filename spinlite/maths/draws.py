@@ -38,13 +38,13 @@ def draw(shape: Sequence[int], sample: str, epoch: int, *names: int | str) -> tu
     return (start + epoch * GOLDEN) % 1.0, gaussian(shape, "eps", *names, sample, epoch)
 
 
-def order(count: int, *names: int | str) -> list[int]:
+def permutation(count: int, *names: int | str) -> list[int]:
     """A permutation of range(count)."""
     return torch.randperm(count, generator=generator("order", *names)).tolist()
 
 
 def partners(count: int, *names: int | str) -> list[int]:
     """For each of range(count) another one, each taken once: one random circle through all of them."""
-    circle = order(count, "partners", *names)
+    circle = permutation(count, "partners", *names)
     following = dict(zip(circle, circle[1:] + circle[:1], strict=True))
     return [following[i] for i in range(count)]

@@ -92,7 +92,7 @@ class Device:
 
 
 @contextlib.contextmanager
-def learning(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def training_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Schedule-free's weights, for the length of the block, are where it takes its gradients; afterwards, their average."""
     averaging: Any = optimizer if hasattr(optimizer, "train") else None
     if averaging:
@@ -103,7 +103,7 @@ def learning(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Within `learning`: schedule-free's weights are their average for the length of the block."""
     averaging: Any = optimizer if hasattr(optimizer, "train") else None
     if averaging:
@@ -113,7 +113,7 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         averaging.train()
 
 
-def choose(memory: Memory | None = None) -> Device:
+def choose_device(memory: Memory | None = None) -> Device:
     """The best device of this computer, with the levers that [memory] pins. Raises SpinliteError for a pin that can't hold."""
     from accelerate import PartialState
 
@@ -124,7 +124,7 @@ def choose(memory: Memory | None = None) -> Device:
         raise SpinliteError(f'memory.precision = "bf16", but {why}', fix="remove memory.precision")
     if memory.precision:
         why = f"{why.partition(',')[0]}, {memory.precision} (memory.precision)"
-    levers = pinned(Levers(precision), memory)
+    levers = apply_pins(Levers(precision), memory)
     said = [name for name in memory.model_dump(exclude_none=True) if name not in ("vram", "precision", "attention")]
     pins = [name for name in said if getattr(memory, name) != "none"]
     if pins:
@@ -134,7 +134,7 @@ def choose(memory: Memory | None = None) -> Device:
     return Device(device, why, levers)
 
 
-def pinned(levers: Levers, memory: Memory) -> Levers:
+def apply_pins(levers: Levers, memory: Memory) -> Levers:
     """The levers with those put in place that [memory] pins. Raises SpinliteError for one that can't hold.
 
     The LoRA is merged to play wherever that loses nothing of it, which is in fp32 (see `Slots.merged`).

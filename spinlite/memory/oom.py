@@ -14,7 +14,7 @@ from spinlite.memory.device import Device, Levers
 
 T = TypeVar("T")
 Phase = Literal["encode", "play", "opponent", "learn", "judge", "sheet"]
-DOING: dict[Phase, str] = {
+PHASE_WORDS: dict[Phase, str] = {
     "encode": "encoding", "play": "playing", "opponent": "measuring the opponent", "learn": "learning", "judge": "judging",
     "sheet": "drawing the sample sheet",
 }  # fmt: skip
@@ -32,7 +32,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def said() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Memory that ran out where there is nothing to fall back to, as an error for the user."""
     try:
         yield
@@ -89,7 +89,7 @@ class Fallback:
         self.dropped.append({"time": round(time.time(), 6), "phase": phase, "lever": lever, "was": was, "to": to})
         words = {"one_graph": "one graph at a time", "checkpointing": "activations are computed again going back"}
         how = words.get(lever, f"{to} at once")
-        self._tell(f"out of memory {DOING[phase]}: from here on {how} (memory.{lever} was {_toml(was)})")
+        self._tell(f"out of memory {PHASE_WORDS[phase]}: from here on {how} (memory.{lever} was {_toml(was)})")
 
     def _cheaper(self, phase: Phase, levers: Levers, size: int) -> tuple[str, bool | int]:
         if phase == "learn":
@@ -102,7 +102,7 @@ class Fallback:
         if at_once > 1:
             return lever, (at_once + 1) // 2
         raise SpinliteError(
-            f"out of memory {DOING[phase]}, one at a time and with every saving there is",
+            f"out of memory {PHASE_WORDS[phase]}, one at a time and with every saving there is",
             fix="close what else uses this memory and run the same command"
             + ('; or start a run with memory.quantize = "nf4" and another --name' if levers.quantize == "none" else ""),
         )

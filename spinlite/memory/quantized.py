@@ -77,7 +77,7 @@ class _Product(torch.autograd.Function):
         return slope @ ctx.layer.weight.to(slope.dtype), None
 
 
-def place(net: nn.Module, device: torch.device, kind: str, names: Sequence[str]) -> nn.Module:
+def place_network(net: nn.Module, device: torch.device, kind: str, names: Sequence[str]) -> nn.Module:
     """The network on the device, its linear layers of these names quantised ("none": as they are).
 
     Layer by layer: the device never holds more than one of them in full.

@@ -19,15 +19,15 @@ def spilled(before: Room, now: Room) -> int:
     return max(0, now[2] - total, now[2] - reserved - free)
 
 
-def wary(watch: Watch, device: torch.device) -> Watch:
+def watch_spill(watch: Watch, device: torch.device) -> Watch:
     """The watch, which on Windows and in WSL also tells of a spill; elsewhere memory that runs out is an error."""
     system = platform.uname()
     if device.type != "cuda" or not (system.system == "Windows" or "microsoft" in system.release.lower()):
         return watch
-    return Wary(watch, lambda: (*torch.cuda.mem_get_info(device), torch.cuda.memory_reserved(device)))
+    return SpillWatch(watch, lambda: (*torch.cuda.mem_get_info(device), torch.cuda.memory_reserved(device)))
 
 
-class Wary:
+class SpillWatch:
     """A watch that tells once a phase when memory has spilled."""
 
     def __init__(self, watch: Watch, room: Callable[[], Room]) -> None:
@@ -36,11 +36,11 @@ class Wary:
     def say(self, text: str) -> None:
         self._watch.say(text)
 
-    def facts(self, facts: dict[str, str]) -> None:
-        self._watch.facts(facts)
+    def show_facts(self, facts: dict[str, str]) -> None:
+        self._watch.show_facts(facts)
 
-    def judged(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
-        self._watch.judged(round_, rounds, found)
+    def show_round(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
+        self._watch.show_round(round_, rounds, found)
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:

@@ -40,14 +40,14 @@ TYPICAL = [(10, "RTX 4060", 30, 272), (13, "RTX 3060", 25, 360), (18, "RTX 4060 
 SUSTAINED = (0.5, 0.75)  # of a maker's figures: a rule of thumb
 
 
-def typical(gb: float) -> Card:
+def typical_card(gb: float) -> Card:
     """A card with so many GB (2^30 bytes, as cards are named), as they are sold. Its speed is an estimate."""
     *_, operations, bytes_ = next(row for row in TYPICAL if gb <= row[0])
     speed = (operations * 1e12 * SUSTAINED[0], bytes_ * 1e9 * SUSTAINED[1])
     return Card(f"{gb:g} GB card", "cuda", gb * GIB * (1 - DESKTOP), "bf16", *speed, 1e-5, False)
 
 
-def found(where: Device, most: float | None = None) -> Card:
+def measure_card(where: Device, most: float | None = None) -> Card:
     """The device at hand, with the memory that is free on it, timed for half a second; `most`: GB that a run may take of it."""
     device = where.device
     if device.type == "cuda":
@@ -65,7 +65,7 @@ def found(where: Device, most: float | None = None) -> Card:
     kind = "cuda" if device.type == "cuda" else "cpu"
     if kind == "cuda":
         torch.cuda.empty_cache()
-    memory = min(memory, typical(most).memory) if most else memory
+    memory = min(memory, typical_card(most).memory) if most else memory
     return Card(name, kind, memory, where.levers.precision, operations, bytes_, start, True)
 
 

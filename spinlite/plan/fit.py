@@ -6,10 +6,10 @@ from typing import Any
 
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.memory.device import Levers, pinned
+from spinlite.memory.device import Levers, apply_pins
 from spinlite.plan.card import GIB, Card
-from spinlite.plan.stage import PICTURES, Stage
-from spinlite.training.step import asked
+from spinlite.plan.phase_costs import PICTURES, PhaseCosts
+from spinlite.training.step import required_errors
 
 PLAY_BATCHES = (16, 8, 4, 2, 1)
 JUDGED = 64  # held-out pictures that are measured and played at the most
@@ -17,7 +17,7 @@ GAIN = 0.97  # of the time: below that a faster setting is taken, else the plain
 
 
 @dataclass(frozen=True)
-class Tried:
+class Combination:
     """One combination of levers: what it would take in each phase (bytes of the card) and in a round (seconds)."""
 
     levers: Levers
@@ -40,10 +40,10 @@ class Fit:
         """`stages(precision, quantize)` gives the rehearsed networks."""
         self._settings, self._card, self._stages = settings, card, stages
         self._method = settings.build_method()
-        self._names = asked(self._method)
+        self._names = required_errors(self._method)
         self._train, self._heldout = train, min(heldout, JUDGED)
 
-    def choose(self, kept: Levers | None = None) -> tuple[Tried, list[Tried]]:
+    def choose(self, kept: Levers | None = None) -> tuple[Combination, list[Combination]]:
         """(the fastest that fits, all that were looked at); `kept`, as long as those fit.
 
         A quantised base changes results, so it is taken only where nothing else fits: 8 bits before 4. Raises SpinliteError
@@ -51,7 +51,7 @@ class Fit:
         """
         if kept and (row := self.row(kept)).peak <= self._card.memory:
             return row, [row]
-        looked: list[Tried] = []
+        looked: list[Combination] = []
         for quantize in [self._settings.memory.quantize] if self._settings.memory.quantize else ["none", "int8", "nf4"]:
             rows = list(self._rows(quantize))
             looked += rows
@@ -65,17 +65,17 @@ class Fit:
         pins = [f"memory.{name}" for name in self._settings.memory.model_dump(exclude_none=True) if name != "vram"]
         raise SpinliteError(
             f"{self._card.name} has {self._card.memory / GIB:.1f} GB for this run, and the least that was found needs "
-            f"{least.peak / GIB:.1f} GB ({phase}: {words(least.levers, self._settings.learn.batch)})",
+            f"{least.peak / GIB:.1f} GB ({phase}: {describe_levers(least.levers, self._settings.learn.batch)})",
             fix=(f"remove {', '.join(pins)}, which the plan then chooses; or " if pins else "") + "take a smaller base model, "
             "or more memory (memory.vram is what a run may take; spinlite plan PRESET --vram GB shows what more would do)",
         )
 
-    def _rows(self, quantize: str) -> Iterator[Tried]:
+    def _rows(self, quantize: str) -> Iterator[Combination]:
         """For every way to hold activations the largest batches that fit, or else the smallest; the plainest way first."""
         memory = self._settings.memory
         ways = [(checkpointing, one_graph) for checkpointing in (False, True) for one_graph in (False, True)]
         pairs = sum(name.startswith("policy") for name in self._names) > 1
-        done: Tried | None = None
+        done: Combination | None = None
         for checkpointing, one_graph in ways:
             if memory.checkpointing not in (None, checkpointing) or memory.one_graph not in (None, one_graph):
                 continue
@@ -88,7 +88,7 @@ class Fit:
             done = done or row
             yield row
 
-    def _largest(self, levers: Levers) -> Tried:
+    def _largest(self, levers: Levers) -> Combination:
         memory = self._settings.memory
         batch = self._settings.learn.batch
         micros = [memory.micro_batch] if memory.micro_batch else _halves(batch)
@@ -105,23 +105,23 @@ class Fit:
                 break
         return row
 
-    def row(self, levers: Levers) -> Tried:
+    def row(self, levers: Levers) -> Combination:
         """What these levers would take, what [memory] pins being put in place."""
-        levers = pinned(replace(levers, precision=self._card.precision), self._settings.memory)
+        levers = apply_pins(replace(levers, precision=self._card.precision), self._settings.memory)
         batch = self._settings.learn.batch
         if levers.micro_batch and levers.micro_batch >= batch and self._settings.memory.micro_batch is None:
             levers = replace(levers, micro_batch=None)
-        stage: Stage = self._stages(levers.precision, levers.quantize)
+        stage: PhaseCosts = self._stages(levers.precision, levers.quantize)
         if self._settings.memory.cache_opponent is None and self._card.kind == "cuda" and levers.micro_batch:
             levers = replace(levers, cache_opponent=self._ahead_pays(stage, levers))
         memory = {name: self._card.needs(count) for name, count in self._bytes(stage, levers).items()}
-        return Tried(levers, memory, self._seconds(stage, levers))
+        return Combination(levers, memory, self._seconds(stage, levers))
 
-    def _ahead_pays(self, stage: Stage, levers: Levers) -> bool:
+    def _ahead_pays(self, stage: PhaseCosts, levers: Levers) -> bool:
         there, ahead = (self._once(stage, n) for n in (levers.micro_batch or 1, levers.play_batch))
         return ahead < GAIN * there
 
-    def _bytes(self, stage: Stage, levers: Levers) -> dict[str, int]:
+    def _bytes(self, stage: PhaseCosts, levers: Levers) -> dict[str, int]:
         """Tensors at the most in each phase. Where the LoRA is merged to play, the weights without it are kept beside."""
         s, play, names = stage.sizes, levers.play_batch, self._names
         mine = sum(name.startswith("policy") for name in names)
@@ -134,12 +134,12 @@ class Fit:
             "judge": max(played, stage.drawing(), stage.measuring(play)),
         }
 
-    def _once(self, stage: Stage, samples: int) -> float:
+    def _once(self, stage: PhaseCosts, samples: int) -> float:
         """Seconds of one sample's way through the network, so many at once."""
         card = self._card
         return stage.forward.seconds(samples, card.operations, card.bytes, card.start) / samples
 
-    def _seconds(self, stage: Stage, levers: Levers) -> dict[str, float]:
+    def _seconds(self, stage: PhaseCosts, levers: Levers) -> dict[str, float]:
         """Of one round."""
         settings, card = self._settings, self._card
         guided = 2 if settings.play.guidance > 1 else 1
@@ -158,7 +158,7 @@ class Fit:
         }
 
 
-def words(levers: Levers, batch: int) -> str:
+def describe_levers(levers: Levers, batch: int) -> str:
     """The memory levers of a combination, for people."""
     base = {"none": "", "int8": "base in 8 bits, ", "nf4": "base in 4 bits, "}[levers.quantize]
     graphs = "one graph at a time" if levers.one_graph else "graphs at once"

@@ -5,43 +5,45 @@ from functools import cache
 from pathlib import Path
 
 from spinlite.config.settings import Settings
-from spinlite.families.blank import blank
-from spinlite.memory.device import Device, Levers, choose
-from spinlite.plan.card import CONTEXT, FRAGMENTS, GIB, PYTHON, Card, found, typical
-from spinlite.plan.fit import Fit, Tried
-from spinlite.plan.plan import Plan, made_of
-from spinlite.plan.stage import Stage
+from spinlite.families.blank import with_random_weights
+from spinlite.memory.device import Device, Levers, choose_device
+from spinlite.plan.card import CONTEXT, FRAGMENTS, GIB, PYTHON, Card, measure_card, typical_card
+from spinlite.plan.fit import Combination, Fit
+from spinlite.plan.phase_costs import PhaseCosts
+from spinlite.plan.plan import Plan, cache_name
 
 
 def card_for(settings: Settings, vram: float | None) -> Card:
     """The card asked for, or the one that the preset names, or the device at hand with what is free on it."""
     named = vram or settings.memory.vram
-    card = typical(named) if named else found(choose(settings.memory))
+    card = typical_card(named) if named else measure_card(choose_device(settings.memory))
     return replace(card, precision=settings.memory.precision or card.precision)
 
 
-def take(
+def plan_device(
     preset: str, settings: Settings, where: Device, train: int, heldout: int, shelf: Path | None, kept: Levers | None = None
 ) -> tuple[Device, Plan]:
     """The device with the levers that the plan chooses for what is free on it, [memory].vram at the most; and that plan.
 
     `kept`: those to go on with as long as they fit. Raises SpinliteError where nothing fits.
     """
-    plan = make(preset, settings, found(where, settings.memory.vram), train, heldout, shelf, kept)
+    plan = make_plan(preset, settings, measure_card(where, settings.memory.vram), train, heldout, shelf, kept)
     return replace(where, levers=Levers(**plan.levers)), plan
 
 
-def make(
+def make_plan(
     preset: str, settings: Settings, card: Card, train: int, heldout: int, shelf: Path | None, kept: Levers | None = None
 ) -> Plan:
     """The plan for so many pictures. What was rehearsed is kept on the shelf. Raises SpinliteError where nothing fits."""
     method = settings.build_method()
 
     @cache
-    def stages(precision: str, quantize: str) -> Stage:
-        model = blank(settings.model).model_dump(exclude={"alpha", "prediction", "zero_snr"})  # these take no memory
-        name = made_of("stage", model, settings.learn.optimizer, precision, quantize)
-        return Stage(settings, precision, quantize, shelf, name)
+    def stages(precision: str, quantize: str) -> PhaseCosts:
+        model = with_random_weights(settings.model).model_dump(
+            exclude={"alpha", "prediction", "zero_snr"}
+        )  # these take no memory
+        name = cache_name("stage", model, settings.learn.optimizer, precision, quantize)
+        return PhaseCosts(settings, precision, quantize, shelf, name)
 
     chosen, tried = Fit(settings, card, stages, train, heldout).choose(kept)
     sizes = stages(chosen.levers.precision, chosen.levers.quantize).sizes
@@ -60,7 +62,7 @@ def make(
     )  # fmt: skip
 
 
-def _row(tried: Tried, chosen: bool, card: Card) -> dict[str, object]:
+def _row(tried: Combination, chosen: bool, card: Card) -> dict[str, object]:
     fits = tried.peak <= card.memory
     return {"levers": asdict(tried.levers), "memory": tried.memory, "seconds": tried.seconds, "fits": fits, "chosen": chosen}
 

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from spinlite.config.presets import presets
-from spinlite.config.settings import Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.presets import shipped_presets
+from spinlite.config.settings import Settings
 from spinlite.plan.card import GIB, Card
-from spinlite.plan.make import card_for, make
+from spinlite.plan.make import card_for, make_plan
 from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, cache_folder
 
 COMPUTER = Card("any computer", "cpu", 16 * GIB, "fp32", 1e11, 1e10, 1e-6, False)
@@ -20,9 +21,9 @@ def card(settings: Settings) -> Card:
 def peak(name: str, shelf: Path | None) -> int:
     """Bytes that a shipped preset takes on its card."""
     settings = load_settings(name)
-    return make(name, settings, card(settings), TRAIN, HELDOUT, shelf).peak
+    return make_plan(name, settings, card(settings), TRAIN, HELDOUT, shelf).peak
 
 
 if __name__ == "__main__":
-    found = {name: peak(name, cache_folder()) for name in presets()}
+    found = {name: peak(name, cache_folder()) for name in shipped_presets()}
     PEAKS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

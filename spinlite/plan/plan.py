@@ -55,14 +55,14 @@ def cache_folder() -> Path:
     return base / "spinlite" / "plan"
 
 
-def made_of(*names: Any) -> str:
+def cache_name(*names: Any) -> str:
     """A name for what was made of these: of this program's code and the packages it computes with, too."""
-    text = json.dumps([code(), *names], sort_keys=True, default=str)
+    text = json.dumps([code_hash(), *names], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @cache
-def code() -> str:
+def code_hash() -> str:
     """A hash of the program and of the versions of what it computes with."""
     found = hashlib.sha256(sys.version.encode())
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -72,7 +72,7 @@ def code() -> str:
     return found.hexdigest()
 
 
-def recall(shelf: Path, name: str) -> Plan | None:
+def load_plan(shelf: Path, name: str) -> Plan | None:
     """A plan that was kept under this name."""
     path = shelf / f"plan-{name}.json"
     try:
@@ -81,7 +81,7 @@ def recall(shelf: Path, name: str) -> Plan | None:
         return None
 
 
-def keep(shelf: Path, name: str, plan: Plan) -> None:
+def save_plan(shelf: Path, name: str, plan: Plan) -> None:
     """Keep a plan; where that can't be written, it is made again the next time."""
     try:
         shelf.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ def expected_seconds(
     size = settings.learn.batch
     x = gaussian((size, *family.latent_shape), "plan").to(device)
     u = (torch.arange(size) + 0.5) / size
-    conds = {name: value.to(device) for name, value in family.prompt([""] * size).items()}
+    conds = {name: value.to(device) for name, value in family.encode_captions([""] * size).items()}
     family.free()
     batch = Batch(x, x, x, family.path.times(u).to(device), conds)
 

@@ -4,8 +4,8 @@ settings.toml            every setting, defaults written out; itself a preset
 journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
 snapshots/k.safetensors  the ladder, round by round; k-u.safetensors: after update u of round k, where learn.snapshot_every asks
-ahead/                   the opponent's errors of the round under way, where they are measured ahead
-sound/u.safetensors      the policy after update u of the round under way: the last two that a guard may go back to
+opponent_errors/         the opponent's errors of the round under way, where they are measured ahead
+good/u.safetensors       the policy after update u of the round under way: the last two that a guard may go back to
 samples/round-k.png      fixed prompts x base | previous | current
 export/NAME.safetensors  the LoRA of the best round for other programs; NAME-last.safetensors where the last is another
 """
@@ -21,15 +21,15 @@ from typing import Any
 import tomli_w
 from torch import Tensor
 
-from spinlite.config.settings import load_settings
+from spinlite.config.load import load_settings
 from spinlite.config.settings import Memory, Settings
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import read, replace, write
+from spinlite.runs.store import read_tensors, write_bytes, write_tensors
 from spinlite.runs.trees import flatten, unflatten
 
 LEVERS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
-Rung = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
-MENDS = {"learn.lr", "method.beta"}  # what may differ besides, where a guard undid a round
+SnapshotName = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
+FIXES = {"learn.lr", "method.beta"}  # what may differ besides, where a guard undid a round
 CHANGEABLE = {"about", "run.rounds", "judge.stop"} | LEVERS  # what may differ when a run goes on
 
 
@@ -44,17 +44,17 @@ class Run:
         self.state = self._read_state()
         self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # what was given up where memory ran out
         self._other_memory = False
-        if self._kept.exists():
-            kept = _load(self._kept)
+        if self._settings_path.exists():
+            kept = _load(self._settings_path)
             self._compare(kept, settings)
             self._other_memory = kept.memory != settings.memory
             if self._other_memory:
                 self.lowered = []
-            if self.state.get("undone") and _changed(kept, settings) & MENDS:
+            if self.state.get("undone") and _changed(kept, settings) & FIXES:
                 self.state |= {"stopped": None, "exported": False}
 
     @staticmethod
-    def found(folder: Path) -> "Run":
+    def open_existing(folder: Path) -> "Run":
         """A run that is there, with its own settings; nothing is changed. Raises SpinliteError where there is none."""
         kept = folder / "settings.toml"
         if not kept.is_file():
@@ -68,7 +68,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.state.get("undone"):
             self.save({}, **self.state)  # before the settings: a run that was mended goes on, wherever it is cut off
-        replace(self._kept, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
+        write_bytes(self._settings_path, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
         self._journal_lowered()
 
     @property
@@ -76,58 +76,63 @@ class Run:
         return self.folder.name
 
     @property
+    def cache(self) -> Path:
+        """What runs beside this one share: encoded pictures and captions, fakes, what is known of files."""
+        return self.folder.parent / "cache"
+
+    @property
     def memory(self) -> Memory:
         """[memory], with the base quantised as it was when the run began, where the plan chose that: snapshots are of it."""
-        quantize = self._went[0]["quantize"] if self._went else self.settings.memory.quantize
+        quantize = self._levers_used[0]["quantize"] if self._levers_used else self.settings.memory.quantize
         return self.settings.memory.model_copy(update={"quantize": quantize})
 
     @property
     def levers(self) -> dict[str, Any] | None:
         """Those that the run last went with, unless [memory] has changed since."""
-        return None if self._other_memory or not self._went else self._went[-1]
+        return None if self._other_memory or not self._levers_used else self._levers_used[-1]
 
     @property
-    def _went(self) -> list[dict[str, Any]]:
+    def _levers_used(self) -> list[dict[str, Any]]:
         """The levers at the begin, and those that were changed to."""
         return [event["levers"] for name in ("begin", "levers") for event in self.events(name)] if self.state else []
 
-    def snapshot(self, rung: Rung) -> Path:
-        return self.folder / "snapshots" / f"{rung}.safetensors"
+    def snapshot_path(self, name: SnapshotName) -> Path:
+        return self.folder / "snapshots" / f"{name}.safetensors"
 
-    def rungs(self, round_: int) -> list[Rung]:
+    def snapshots_within(self, round_: int) -> list[SnapshotName]:
         """The snapshots within a round, in order."""
         found = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
         return [f"{round_}-{update}" for update in sorted(update_of(path.stem) for path in found)]
 
-    def sheet(self, round_: int) -> Path:
+    def sheet_path(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"
 
-    def ahead(self, made_of: str) -> Path:
+    def opponent_errors_path(self, made_of: str) -> Path:
         """Where the opponent's errors are kept, named by the hash of what made them."""
-        return self.folder / "ahead" / f"{made_of}.safetensors"
+        return self.folder / "opponent_errors" / f"{made_of}.safetensors"
 
-    def sound(self) -> dict[int, Path]:
+    def good_policies(self) -> dict[int, Path]:
         """The policies that a guard may go back to, by the updates of the round under way that they had."""
-        return {int(path.stem): path for path in (self.folder / "sound").glob("*.safetensors")}
+        return {int(path.stem): path for path in (self.folder / "good").glob("*.safetensors")}
 
-    def keep_sound(self, update: int, state: Mapping[str, Tensor]) -> None:
+    def keep_good_policy(self, update: int, state: Mapping[str, Tensor]) -> None:
         """Add one, and let go of all but the last two."""
-        write(self.folder / "sound" / f"{update}.safetensors", state)
-        for old in sorted(self.sound())[:-2]:
-            self.sound()[old].unlink()
+        write_tensors(self.folder / "good" / f"{update}.safetensors", state)
+        for old in sorted(self.good_policies())[:-2]:
+            self.good_policies()[old].unlink()
 
     def forget_round(self) -> None:
         """What is of no more use when a round is over."""
-        for place in ("ahead", "sound"):
+        for place in ("opponent_errors", "good"):
             shutil.rmtree(self.folder / place, ignore_errors=True)
 
     @property
-    def exported(self) -> Path:
+    def export_path(self) -> Path:
         """The LoRA of the best round."""
         return self.folder / "export" / f"{self.name}.safetensors"
 
     @property
-    def exported_last(self) -> Path:
+    def last_export_path(self) -> Path:
         """The LoRA of the last round, where that is not the best."""
         return self.folder / "export" / f"{self.name}-last.safetensors"
 
@@ -136,8 +141,8 @@ class Run:
         """The round with the lowest held-out error on real pictures, the start included; 0 before one is judged. Not one after
         which a guard ended the run."""
         rounds = self.events("judge")
-        sound = (math.inf if event.get("stopped") else event["policy_real"] for event in rounds)
-        errors = [*(event["previous_real"] for event in rounds[:1]), *sound]
+        good = (math.inf if event.get("stopped") else event["policy_real"] for event in rounds)
+        errors = [*(event["previous_real"] for event in rounds[:1]), *good]
         return errors.index(min(errors)) if errors else 0
 
     def log(self, event: str, **fields: Any) -> None:
@@ -159,34 +164,34 @@ class Run:
         flat, plain = flatten(tensors)
         size = self._journal.stat().st_size if self._journal.exists() else 0
         self.state = where | {"lowered": self.lowered, "journal": size}
-        write(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
+        write_tensors(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
 
     def undo(self, round_: int, update: int) -> None:
         """Forget what a round did after `update`, all of it after 0: its snapshots are deleted; its events stay in the journal
         under another name, and are not read."""
-        for rung in [*(rung for rung in self.rungs(round_) if update_of(rung) > update), round_]:
-            self.snapshot(rung).unlink(missing_ok=True)
+        for snapshot in [*(snapshot for snapshot in self.snapshots_within(round_) if update_of(snapshot) > update), round_]:
+            self.snapshot_path(snapshot).unlink(missing_ok=True)
         lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
         for line in lines:
             if line.get("round") == round_ and line["event"] in ("probe", "update", "won") and line.get("update", 1) > update:
                 line["event"] = "discarded " + line["event"]
-        replace(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+        write_bytes(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
-    def lower(self) -> None:
+    def save_lowered(self) -> None:
         """Keep at once what was just added to `lowered`, so that a run that is cut off starts with it."""
         if self.state:
             self._journal_lowered()
             self.state["lowered"] = self.lowered
-            flat, metadata = read(self._state_path)
-            write(self._state_path, flat, metadata | {"state": json.dumps(self.state)})
+            flat, metadata = read_tensors(self._state_path)
+            write_tensors(self._state_path, flat, metadata | {"state": json.dumps(self.state)})
 
     def tensors(self) -> dict[str, Any]:
         """What was last saved."""
-        flat, metadata = read(self._state_path)
+        flat, metadata = read_tensors(self._state_path)
         return unflatten(flat, json.loads(metadata["plain"]))
 
     @property
-    def _kept(self) -> Path:
+    def _settings_path(self) -> Path:
         return self.folder / "settings.toml"
 
     @property
@@ -194,7 +199,7 @@ class Run:
         return self.folder / "state.safetensors"
 
     def _read_state(self) -> dict[str, Any]:
-        return json.loads(read(self._state_path)[1]["state"]) if self._state_path.exists() else {}
+        return json.loads(read_tensors(self._state_path)[1]["state"]) if self._state_path.exists() else {}
 
     def _journal_lowered(self) -> None:
         """Also what was given up before the run began, or cut off after its last save, becomes an event: each has its time."""
@@ -210,7 +215,7 @@ class Run:
 
     def _compare(self, kept: Settings, now: Settings) -> None:
         was, is_ = _leaves(kept.model_dump()), _leaves(now.model_dump())
-        refused = _changed(kept, now) - CHANGEABLE - (MENDS if self.state.get("undone") else set())
+        refused = _changed(kept, now) - CHANGEABLE - (FIXES if self.state.get("undone") else set())
         changed = [f"{key} = {was.get(key)!r} there, {is_.get(key)!r} now" for key in sorted(refused)]
         if changed:
             raise SpinliteError(
@@ -219,9 +224,9 @@ class Run:
             )
 
 
-def update_of(rung: Rung) -> int:
+def update_of(name: SnapshotName) -> int:
     """After which update of its round a snapshot within one was taken."""
-    return int(str(rung).partition("-")[2])
+    return int(str(name).partition("-")[2])
 
 
 def _changed(kept: Settings, now: Settings) -> set[str]:

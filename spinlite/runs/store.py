@@ -42,14 +42,14 @@ def fingerprint_bytes(content: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()[:16]
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file, whole or not at all, also where the power goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    replace(path, save(plain, dict(metadata) if metadata else None))
+    write_bytes(path, save(plain, dict(metadata) if metadata else None))
 
 
-def replace(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file by way of a neighbour, so that a reader sees the old or the new one."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     with draft.open("wb") as file:
@@ -59,7 +59,7 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(draft, path)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file. The tensors are copies: a file that is mapped can't be replaced on Windows."""
     try:
         with safe_open(path, "pt") as file:
@@ -136,7 +136,7 @@ class Store:
             for name, _, _ in kind
         }
         shard = self.folder / f"{fingerprint(list(groups.values()))}.safetensors"
-        write(shard, tensors, {"keys": json.dumps(list(groups.values()))})
+        write_tensors(shard, tensors, {"keys": json.dumps(list(groups.values()))})
         self._waiting, self._bytes = {}, 0
         self._index(shard)
 

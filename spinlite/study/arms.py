@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spinlite.config.settings import Settings, validate_settings
+from spinlite.config.load import validate_settings
+from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint
-from spinlite.training.step import asked
+from spinlite.training.step import required_errors
 
 SPIN = {"name": "spin", "beta": 5000.0, "anchor": 0.0}
 SEPPO = {"name": "seppo", "beta": 5000.0, "anchor": 0.0}
@@ -157,7 +158,7 @@ class Cell:
     def policy_errors(self) -> int:
         """How many errors of the policy a pair has: 1 for SFT, 2 for all others."""
         method = validate_settings({"method": dict(self.arm.method)}).build_method()
-        return sum(name.startswith("policy") for name in asked(method))
+        return sum(name.startswith("policy") for name in required_errors(method))
 
     @property
     def updates(self) -> int:

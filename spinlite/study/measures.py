@@ -19,13 +19,13 @@ from spinlite.data.pictures import open_picture
 from spinlite.data.records import Record
 from spinlite.evaluate.kid import contrasts, features, off_diagonal, read_reals, resampled
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
-from spinlite.lora.start import slots_for
+from spinlite.lora.start import make_slots
 from spinlite.maths.draws import generator
 from spinlite.memory import device
 from spinlite.progress import Progress
-from spinlite.runs.store import Store, fingerprint, fingerprint_files, read
+from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors
 from spinlite.study.arms import Scale
 from spinlite.study.samples import SHOWN
 from spinlite.study.towers import Towers
@@ -86,11 +86,11 @@ class Yardstick:
 
     def _opened(self, settings: Settings, snapshot: Path | None) -> tuple[Family, Encoded, Slots, str]:
         """The model with a snapshot as its policy, the judged records as it takes them, and what names its samples."""
-        base = family(settings.model, device.choose(settings.memory))
+        base = load_family(settings.model, device.choose_device(settings.memory))
         encoded = Encoded(base, self.records, self._cache, BATCH, lambda done, of: None)
-        slots = slots_for(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+        slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
         if snapshot:
-            slots.load("policy", read(snapshot)[0])
+            slots.load("policy", read_tensors(snapshot)[0])
         return base, encoded, slots, fingerprint_files([snapshot]) if snapshot else "base"
 
     def _samples(

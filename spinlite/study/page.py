@@ -6,12 +6,12 @@ A table stands between `<!-- study:NAME -->` and `<!-- /study -->`; what is arou
 import re
 from pathlib import Path
 
-from spinlite.runs.store import replace
+from spinlite.runs.store import write_bytes
 from spinlite.study.arms import ARMS, GROUPS, NAMED
 from spinlite.study.claims import claims_table
 from spinlite.study.plots import draw
 from spinlite.study.results import BASE, REALS, Table
-from spinlite.study.samples import write_sheet
+from spinlite.study.samples import write_samples_sheet
 from spinlite.study.words import MEASURES, number, signed
 
 BESIDE = {  # rows beside a group's own, where SPIN's alone is not enough
@@ -31,14 +31,14 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
     blocks |= {"done": done(table), "regimes": ""}
     blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
     draw(table, figures)
-    write_sheet(figures)
+    write_samples_sheet(figures)
     for name, block in blocks.items():
         if (figures / f"{name}.png").exists():
             block += f"\n\n![{GROUPS.get(name, 'SFT and SPIN by regime')}]({figures.name}/{name}.png)"
         pattern = rf"(<!-- study:{name} -->\n).*?(<!-- /study -->)"
         text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.DOTALL)
     page.parent.mkdir(parents=True, exist_ok=True)
-    replace(page, text.encode())
+    write_bytes(page, text.encode())
 
 
 def bare() -> str:

@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from spinlite.study.arms import ARMS, NAMED
 from spinlite.study.results import BASE, REALS
-from spinlite.training.sheet import sheet
+from spinlite.training.sheet import write_sheet
 
 SIDE = 64  # px
 SHOWN = 8  # captions
@@ -26,7 +26,7 @@ def keep(path: Path, captions: Sequence[str], pictures: Sequence[Image.Image]) -
     strip.save(path, pnginfo=told)
 
 
-def write_sheet(folder: Path) -> None:
+def write_samples_sheet(folder: Path) -> None:
     """The strips of a folder as one sheet, `samples.png`, in the order of the arms; none where there are none."""
     rows, captions = {}, []
     for name, title in ROWS.items():
@@ -35,4 +35,4 @@ def write_sheet(folder: Path) -> None:
                 captions = json.loads(strip.info[CAPTIONS])
                 rows[title] = [strip.crop((SIDE * i, 0, SIDE * (i + 1), SIDE)).convert("RGB") for i in range(len(captions))]
     if rows:
-        sheet(folder / "samples.png", "The same captions and noise, after the last round (seed 0)", captions, rows)
+        write_sheet(folder / "samples.png", "The same captions and noise, after the last round (seed 0)", captions, rows)

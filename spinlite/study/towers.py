@@ -25,7 +25,7 @@ from spinlite.demo import materials as emoji
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.kid import features
 from spinlite.maths.draws import generator
-from spinlite.runs.store import read, write
+from spinlite.runs.store import read_tensors, write_tensors
 
 PICTURE, CAPTION, HIDDEN, OUT = 1280, 384, 256, 128
 STEPS, BATCH, RATE = 1500, 256, 1e-3
@@ -60,14 +60,14 @@ class Towers:
         tensors = {f"{name}.{key}": t.half() for name, part in parts.items() for key, t in part.state_dict().items()}
         names = list(self._known)
         known = torch.stack([self._known[name] for name in names]).half()
-        write(path, tensors | {"known": known}, {"captions": json.dumps(names)})
+        write_tensors(path, tensors | {"known": known}, {"captions": json.dumps(names)})
 
     @staticmethod
     def load(path: Path) -> "Towers":
         """Raises SpinliteError where the file is not there."""
         if not path.is_file():
             raise SpinliteError(f"{path}, which judges alignment, is not there", fix="train it anew with --materials DIR")
-        tensors, about = read(path)
+        tensors, about = read_tensors(path)
         parts = {name: tower(width) for name, width in (("picture", PICTURE), ("caption", CAPTION))}
         for name, part in parts.items():
             part.load_state_dict({key: tensors[f"{name}.{key}"].float() for key in part.state_dict()})

@@ -49,7 +49,7 @@ def _slopes(method: Method, errors: Errors) -> float:
     return sum(slope.abs().sum().item() for slope in found if slope is not None)
 
 
-def alarm(recent: Sequence[Figures], batch: int, played: bool) -> tuple[str, str] | None:
+def find_alarm(recent: Sequence[Figures], batch: int, played: bool) -> tuple[str, str] | None:
     """(guard, why) where the last PAIRS pairs show that the round has gone wrong; `recent` are the updates so far, of `batch`
     each, and their fakes were `played` by the opponent or not.
 
@@ -81,19 +81,19 @@ def won(recent: Sequence[Figures], batch: int) -> bool:
     return mean is not None and mean.get("pull", 1.0) < SPENT and mean["margin"] > 0
 
 
-def kept(recent: Sequence[Figures], batch: int) -> list[Figures]:
+def keep_recent(recent: Sequence[Figures], batch: int) -> list[Figures]:
     """As many of the updates as anything here looks at."""
-    return list(recent[-updates(LONG, batch) :])
+    return list(recent[-updates_for(LONG, batch) :])
 
 
-def updates(pairs: int, batch: int) -> int:
+def updates_for(pairs: int, batch: int) -> int:
     """How many of them show so many pairs."""
     return -(-pairs // batch)
 
 
 def _mean(recent: Sequence[Figures], batch: int, pairs: int) -> dict[str, float] | None:
     """Figures averaged over so many pairs; none before there are as many."""
-    count = updates(pairs, batch)
+    count = updates_for(pairs, batch)
     if len(recent) < count:
         return None
     return {name: sum(each[name] for each in recent[-count:]) / count for name in recent[-1]}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spinlite.data.encoded import Encoded, runs
+from spinlite.data.encoded import Encoded, group_by_shape
 from spinlite.data.records import Record
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
@@ -26,7 +26,7 @@ def heldout_errors(
     rows = [(record, epoch) for record in records for epoch in range(draws)]
     found = {name: torch.empty(len(rows)) for name in names}
     done = 0
-    for run in runs([record.bucket for record, _ in rows], batch):
+    for run in group_by_shape([record.bucket for record, _ in rows], batch):
         made = make_batch(family, encoded, [rows[i] for i in run], fakes, None, ("heldout",))
         for name in names:
             found[name][run] = measure(family, slots, name, made).cpu()
@@ -34,7 +34,7 @@ def heldout_errors(
     return {name: values.view(len(records), draws).mean(1) for name, values in found.items()}
 
 
-def grew(before: Tensor, after: Tensor) -> bool:
+def has_grown(before: Tensor, after: Tensor) -> bool:
     """Whether errors (records,) grew beyond chance: their mean paired difference is above 2 of its standard errors."""
     difference = (after - before).double()
     if len(difference) < 2:
@@ -42,7 +42,7 @@ def grew(before: Tensor, after: Tensor) -> bool:
     return difference.mean().item() > 2 * difference.std().item() / math.sqrt(len(difference))
 
 
-def strayed(real: Latents, start: Latents, now: Latents) -> bool:
+def has_strayed(real: Latents, start: Latents, now: Latents) -> bool:
     """Whether samples, (C, ...) each, have moved away from the real ones: their channels' means or deviations are further from
     theirs than at the start, by more than two halves of the real ones are apart. Never with fewer than 8."""
     if len(real) < 8:

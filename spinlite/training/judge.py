@@ -4,7 +4,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.data.encoded import runs
+from spinlite.data.encoded import group_by_shape
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
@@ -12,9 +12,9 @@ from spinlite.memory.device import Levers
 from spinlite.progress import Progress
 from spinlite.training.batches import Fakes
 from spinlite.training.guards import Diverged
-from spinlite.training.heldout import drift, grew, heldout_errors, strayed
-from spinlite.training.session import Game
-from spinlite.training.sheet import sheet
+from spinlite.training.heldout import drift, has_grown, has_strayed, heldout_errors
+from spinlite.training.session import Session
+from spinlite.training.sheet import write_sheet
 from spinlite.training.step import figures
 
 OTHER = 0.01  # of a held-out error: more apart than precision and batches put two measurements of one snapshot
@@ -22,98 +22,103 @@ _ASTRAY = "after round {} the colours or the contrast of samples are further fro
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
-def judge(game: Game, k: int, fakes: Fakes) -> str | None:
+def judge(session: Session, k: int, fakes: Fakes) -> str | None:
     """Measure round k, journal it, draw its sheet; returns why the run must stop, if it must."""
-    title = game.title(k, "judge")
-    settings = game.settings.judge
+    title = session.title(k, "judge")
+    settings = session.settings.judge
 
     def errors(names: list[str], progress: Progress) -> dict[str, Tensor]:
-        return game.fallback.run("judge", len(game.heldout) * settings.draws, lambda levers: heldout_errors(
-            game.family, game.slots, game.encoded, game.heldout, fakes, names, settings.draws, levers.play_batch, progress
+        return session.fallback.run("judge", len(session.heldout) * settings.draws, lambda levers: heldout_errors(
+            session.family, session.slots, session.encoded, session.heldout, fakes, names, settings.draws, levers.play_batch,
+            progress,
         ))  # fmt: skip
 
-    game.enter(game.rival(k))
-    with game.watch.phase(title, len(game.heldout) * settings.draws) as progress:
+    session.load_opponent(session.opponent(k))
+    with session.watch.phase(title, len(session.heldout) * settings.draws) as progress:
         measured = errors(ERRORS, progress)
     previous = measured["opponent_real"]
-    if game.rival(k) != k - 1:
-        game.enter(k - 1)
+    if session.opponent(k) != k - 1:
+        session.load_opponent(k - 1)
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
     if not measured["policy_real"].isfinite().all():
-        raise Diverged("numbers", "the held-out error is not a number", game.settings.learn.updates)
-    moved, astray = _samples(game, k, title)
+        raise Diverged("numbers", "the held-out error is not a number", session.settings.learn.updates)
+    moved, astray = _samples(session, k, title)
     found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
-    why = _grown(k, previous, measured["policy_real"]) or _impostor(game, k, found) or (_ASTRAY.format(k) if astray else None)
+    why = (
+        _grown(k, previous, measured["policy_real"])
+        or _wrong_opponent(session, k, found)
+        or (_ASTRAY.format(k) if astray else None)
+    )
     stopped = why if settings.stop else None
-    rivals = {str(rung): len(records) for rung, records in game.rivals(k).items()}
-    game.run.log("judge", round=k, opponent=game.rival(k), opponents=rivals, stopped=stopped, **found)
-    game.watch.judged(k, game.settings.run.rounds, found)
+    opponents = {str(snapshot): len(records) for snapshot, records in session.opponents(k).items()}
+    session.run.log("judge", round=k, opponent=session.opponent(k), opponents=opponents, stopped=stopped, **found)
+    session.watch.show_round(k, session.settings.run.rounds, found)
     return stopped
 
 
 def _grown(k: int, previous: Tensor, now: Tensor) -> str | None:
-    if not grew(previous, now):
+    if not has_grown(previous, now):
         return None
     return f"the held-out error on real pictures grew in round {k} ({previous.mean():.4f} to {now.mean():.4f})"
 
 
-def _impostor(game: Game, k: int, found: dict[str, float]) -> str | None:
+def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | None:
     """An opponent is a snapshot: its held-out error, of the same draws, must be what it was when that was judged."""
-    rival = game.rival(k)
-    known = {event["round"]: event["policy_real"] for event in game.run.events("judge")}
-    if not game.family.start:
+    opponent = session.opponent(k)
+    known = {event["round"]: event["policy_real"] for event in session.run.events("judge")}
+    if not session.family.start:
         known[0] = found["base_real"]
-    was, now = known.get(rival), found["opponent_real"]
+    was, now = known.get(opponent), found["opponent_real"]
     if was is None or abs(now - was) < OTHER * was:
         return None
-    return f"round {k}'s opponent was not snapshot {rival}: its held-out error is {now:.4f}, and was {was:.4f}"
+    return f"round {k}'s opponent was not snapshot {opponent}: its held-out error is {now:.4f}, and was {was:.4f}"
 
 
-def _samples(game: Game, k: int, title: str) -> tuple[dict[str, float], bool]:
+def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bool]:
     """The sheet of round k; returns the drift of the policy's samples from the base's and from the held-out pictures, and
     whether they have strayed from these."""
-    count = min(game.settings.judge.prompts, len(game.heldout))
-    shown = [game.heldout[i * len(game.heldout) // count] for i in range(count)]
+    count = min(session.settings.judge.prompts, len(session.heldout))
+    shown = [session.heldout[i * len(session.heldout) // count] for i in range(count)]
 
     def each(fakes: Fakes, records: list[Record]) -> list[Tensor]:
         return [fakes([record])[0] for record in records]
 
-    base = game.played("base", 0, game.heldout, title + " (samples)", "heldout")
-    before = game.played("opponent", k - 1, game.heldout, title + " (samples)", "heldout")
-    now = game.played("policy", k, game.heldout, title + " (samples)", "heldout")
+    base = session.sample_snapshot("base", 0, session.heldout, title + " (samples)", "heldout")
+    before = session.sample_snapshot("opponent", k - 1, session.heldout, title + " (samples)", "heldout")
+    now = session.sample_snapshot("policy", k, session.heldout, title + " (samples)", "heldout")
     latents = {
         "base": each(base, shown),
-        "previous" if k > 1 else "your LoRA" if game.family.start else "previous (base)": each(before, shown),
+        "previous" if k > 1 else "your LoRA" if session.family.start else "previous (base)": each(before, shown),
         f"round {k} (current)": each(now, shown),
-        "your picture, held out": each(game.encoded.real, shown),
+        "your picture, held out": each(session.encoded.real, shown),
     }
-    _sheet(game, k, [r.caption for r in shown], latents)
-    start = game.played("opponent", 0, game.heldout, title + " (samples)", "heldout")
-    real, samples = each(game.encoded.real, game.heldout), each(now, game.heldout)
-    shift, spread = drift(each(base, game.heldout), samples)
+    _sheet(session, k, [r.caption for r in shown], latents)
+    start = session.sample_snapshot("opponent", 0, session.heldout, title + " (samples)", "heldout")
+    real, samples = each(session.encoded.real, session.heldout), each(now, session.heldout)
+    shift, spread = drift(each(base, session.heldout), samples)
     away_mean, away_deviation = drift(real, samples)
     found = {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
-    return found, strayed(real, each(start, game.heldout), samples)
+    return found, has_strayed(real, each(start, session.heldout), samples)
 
 
-def _sheet(game: Game, k: int, captions: list[str], latents: dict[str, list[Tensor]]) -> None:
+def _sheet(session: Session, k: int, captions: list[str], latents: dict[str, list[Tensor]]) -> None:
     def decode(levers: Levers) -> dict[str, list[Image]]:
-        return {label: decoded(game.family, rows, levers.play_batch) for label, rows in latents.items()}
+        return {label: decode_latents(session.family, rows, levers.play_batch) for label, rows in latents.items()}
 
     try:
-        rows = game.fallback.run("sheet", len(captions), decode)
+        rows = session.fallback.run("sheet", len(captions), decode)
     except SpinliteError as error:  # it is for looking at alone: the run does without
-        game.watch.say(f"no sample sheet of round {k}: {error.problem}")
+        session.watch.say(f"no sample sheet of round {k}: {error.problem}")
         return
     finally:
-        game.family.free()
-    name = f"{game.run.name} · round {k} of {game.settings.run.rounds} · {game.settings.method['name']}"
-    sheet(game.run.sheet(k), name, captions, rows)
+        session.family.free()
+    name = f"{session.run.name} · round {k} of {session.settings.run.rounds} · {session.settings.method['name']}"
+    write_sheet(session.run.sheet_path(k), name, captions, rows)
 
 
-def decoded(family: Family, latents: list[Tensor], batch: int) -> list[Image]:
+def decode_latents(family: Family, latents: list[Tensor], batch: int) -> list[Image]:
     """Latents, (C, ...) each, of whatever shapes -> their pictures; `batch` of one shape are decoded at once."""
     found: dict[int, Image] = {}
-    for run in runs([x.shape for x in latents], batch):
+    for run in group_by_shape([x.shape for x in latents], batch):
         found |= zip(run, family.decode(torch.stack([latents[i] for i in run])), strict=True)
     return [found[i] for i in range(len(latents))]

@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from spinlite.config.settings import Learn
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
-from spinlite.maths.leash import automatic_beta, running
-from spinlite.memory.device import Levers, averaged, learning
+from spinlite.maths.auto_beta import automatic_beta, running_mean
+from spinlite.memory.device import Levers, averaged_weights, training_weights
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
 from spinlite.runs.run import update_of
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
-from spinlite.training.batches import Batch, Batches, Errors, Fakes, Walks
-from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, alarm, kept, pull, updates, won
+from spinlite.training.batches import Batch, Batches, Errors, Fakes, PathsOf
+from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, find_alarm, keep_recent, pull, updates_for, won
 from spinlite.training.opponent_errors import known_errors
 from spinlite.training.probe import probe
-from spinlite.training.session import Game
+from spinlite.training.session import Session
 from spinlite.training.step import figures, margins, step
 
 SAVE_SECONDS = 10.0  # of learning that a cut-off run may lose, and the update under way
 
 
 @dataclass
-class Progressed:
+class LearnState:
     """Where a round's learning stands; with the policy and the optimizer, all that a resume needs."""
 
     update: int = 0
@@ -44,108 +44,123 @@ class Progressed:
             return method
         return replace(method, beta=automatic_beta(self.margin, self.level, aim))  # pyright: ignore[reportCallIssue]
 
-    def see(self, errors: Errors, weight: Tensor | None) -> None:
+    def take_in(self, errors: Errors, weight: Tensor | None) -> None:
         """Take in the pairs of an update."""
         if "opponent_fake" not in errors:
             return
         weight = torch.ones_like(errors["policy_real"]) if weight is None else weight.to(errors["policy_real"].device)
         margin = weight * margins(errors)
-        self.margin = running(self.margin, margin.abs())
-        self.level = running(self.level, weight * errors["opponent_real"])
+        self.margin = running_mean(self.margin, margin.abs())
+        self.level = running_mean(self.level, weight * errors["opponent_real"])
 
 
-def lesson(game: Game, k: int, fakes: Fakes | None) -> str | None:
+def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:
     """Bring the policy to the end of round k, or where a guard acts back to how it was before that; returns why it did.
 
     Raises SpinliteError where the policy as its own opponent does not lose what it must, and Diverged where a guard acts and
     the policy was kept nowhere within the round before.
     """
-    state, walks = _resume(game, k), game.walks(k)
-    if state.update == 0 and game.method.opponent:
-        probe(game, k, fakes, walks)
+    state, paths = _resume(session, k), session.fake_paths(k)
+    if state.update == 0 and session.method.opponent:
+        probe(session, k, fakes, paths)
     try:
-        _learn(game, k, state, fakes, walks)
+        _learn(session, k, state, fakes, paths)
     except Diverged as error:
-        kept = game.run.sound() | {update_of(rung): game.run.snapshot(rung) for rung in game.run.rungs(k)}
-        back = max((u for u in kept if u <= error.update - updates(PAIRS, game.settings.learn.batch)), default=0)
+        kept = session.run.good_policies() | {
+            update_of(snapshot): session.run.snapshot_path(snapshot) for snapshot in session.run.snapshots_within(k)
+        }
+        back = max((u for u in kept if u <= error.update - updates_for(PAIRS, session.settings.learn.batch)), default=0)
         if not back:
             raise
-        game.slots.load("policy", read(kept[back])[0])
-        return undo(game, k, error, back)
-    if state.update < game.settings.learn.updates:
-        game.run.log("won", round=k, update=state.update)
-        game.watch.say(f"round {k} ends after {state.update} of {game.settings.learn.updates} updates: all its pairs are won")
+        session.slots.load("policy", read_tensors(kept[back])[0])
+        return undo(session, k, error, back)
+    if state.update < session.settings.learn.updates:
+        session.run.log("won", round=k, update=state.update)
+        session.watch.say(
+            f"round {k} ends after {state.update} of {session.settings.learn.updates} updates: all its pairs are won"
+        )
     return None
 
 
-def undo(game: Game, k: int, error: Diverged, update: int = 0) -> str:
+def undo(session: Session, k: int, error: Diverged, update: int = 0) -> str:
     """Round k is taken back to an update, or to its start; returns why and how, in words."""
     back = f"update {update} of round {k}" if update else f"the end of round {k - 1}" if k > 1 else "the start"
     said = f"{error}, after update {error.update} of round {k}; rolled back to {back}"
-    game.run.undo(k, update)
-    game.run.log("guard", round=k, update=error.update, guard=error.guard, why=str(error), back=update)
-    game.watch.say(said)
+    session.run.undo(k, update)
+    session.run.log("guard", round=k, update=error.update, guard=error.guard, why=str(error), back=update)
+    session.watch.say(said)
     return said
 
 
-def _resume(game: Game, k: int) -> Progressed:
+def _resume(session: Session, k: int) -> LearnState:
     """The policy as it stands in round k: from the state, or as the previous snapshot left it."""
-    if game.run.state.get("round") == k and game.run.state["update"] > 0:
-        game.slots.load("policy", game.run.tensors()["policy"])
-        return Progressed(**{f.name: game.run.state[f.name] for f in fields(Progressed)})
-    game.slots.load("policy", game.ladder(k - 1))
-    return Progressed()
+    if session.run.state.get("round") == k and session.run.state["update"] > 0:
+        session.slots.load("policy", session.run.tensors()["policy"])
+        return LearnState(**{f.name: session.run.state[f.name] for f in fields(LearnState)})
+    session.slots.load("policy", session.load_snapshot(k - 1))
+    return LearnState()
 
 
-def _learn(game: Game, k: int, state: Progressed, fakes: Fakes | None, walks: Walks | None) -> None:
-    settings = game.settings.learn
-    optimizer = game.device.optimizer(settings.optimizer, game.slots.parameters(), settings.rate)
+def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, paths: PathsOf | None) -> None:
+    settings = session.settings.learn
+    optimizer = session.device.optimizer(settings.optimizer, session.slots.parameters(), settings.rate)
     if state.update:
-        restore_optimizer(optimizer, game.run.tensors().get("optimizer", {}))
-    drawn, seed = game.settings.draw, game.settings.run.seed
-    batches = Batches(game.family, game.encoded, game.train, fakes, settings, seed, k, drawn, walks)
-    batches.known = known_errors(game, k, batches)
-    sound_every = updates(LONG, settings.batch) if game.settings.judge.stop else 0
+        restore_optimizer(optimizer, session.run.tensors().get("optimizer", {}))
+    drawn, seed = session.settings.draw, session.settings.run.seed
+    batches = Batches(session.family, session.encoded, session.train, fakes, settings, seed, k, drawn, paths)
+    batches.known = known_errors(session, k, batches)
+    good_every = updates_for(LONG, settings.batch) if session.settings.judge.stop else 0
     saved = time.monotonic()
-    with game.watch.phase(game.title(k, "learn"), settings.updates) as progress:
+    with session.watch.phase(session.title(k, "learn"), settings.updates) as progress:
 
         def after(found: dict[str, float]) -> None:
             nonlocal saved
-            game.run.log("update", round=k, **found)
+            session.run.log("update", round=k, **found)
             progress(state.update, settings.updates, **found)
-            rung, sound = (bool(every) and state.update % every == 0 for every in (settings.snapshot_every, sound_every))
-            if (rung or sound) and state.update < settings.updates:
-                with averaged(optimizer):
-                    if rung:
-                        game.keep(f"{k}-{state.update}")
-                    if sound:
-                        game.run.keep_sound(state.update, game.slots.state("policy"))
+            due, good = (bool(every) and state.update % every == 0 for every in (settings.snapshot_every, good_every))
+            if (due or good) and state.update < settings.updates:
+                with averaged_weights(optimizer):
+                    if due:
+                        session.save_snapshot(f"{k}-{state.update}")
+                    if good:
+                        session.run.keep_good_policy(state.update, session.slots.state("policy"))
             if time.monotonic() - saved >= SAVE_SECONDS:
-                tensors = {"policy": game.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
-                game.run.save(tensors, round=k, stopped=None, **asdict(state))
+                tensors = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
+                session.run.save(tensors, round=k, stopped=None, **asdict(state))
                 saved = time.monotonic()
 
-        with learning(optimizer):
-            guarded = game.settings.judge.stop
-            learn(game.family, game.slots, game.method, batches, optimizer, settings, game.fallback, state, after, guarded)
+        with training_weights(optimizer):
+            guarded = session.settings.judge.stop
+            learn(
+                session.family, session.slots, session.method, batches, optimizer, settings, session.fallback, state, after,
+                guarded,
+            )  # fmt: skip
+
+
+def learning_rate(settings: Learn, update: int) -> float:
+    """The rate of an update of a round, from 0: it rises over the first 5 % and falls to 0 along a cosine.
+
+    A round ends in a snapshot, and a snapshot taken at full rate is a noisy one. Schedule-free averages its steps instead.
+    """
+    rise = min(1.0, (update + 1) / max(1, settings.updates // 20))
+    fall = 1.0 if settings.optimizer == "schedulefree" else 0.5 + 0.5 * math.cos(math.pi * update / settings.updates)
+    return settings.rate * rise * fall
 
 
 def learn(
     family: Family, slots: Slots, method: Method, batches: Batches, optimizer: torch.optim.Optimizer, settings: Learn,
-    fallback: Fallback, state: Progressed, after: Callable[[dict[str, float]], None], guarded: bool = True,
+    fallback: Fallback, state: LearnState, after: Callable[[dict[str, float]], None], guarded: bool = True,
 ) -> None:  # fmt: skip
     """Bring the policy from `state.update` to the round's end; `after` each update is given its figures. Where it is `guarded`,
     a round whose pairs are all won ends sooner.
 
-    The learning rate rises over the first 5 % of the round and falls to 0 along a cosine: a round ends in a snapshot, and
-    a snapshot taken at full rate is a noisy one; schedule-free averages its steps instead. A gradient longer than 3 x the
-    running mean of their norms is shortened to that: unlike a fixed limit this means the same for every beta, method and model.
+    A gradient longer than 3 x the running mean of their norms is shortened to that: unlike a fixed limit this means the same
+    for every beta, method and model.
 
     Where memory runs out in a step, its gradients are dropped and the same draws are stepped again with a cheaper setting.
     Where beta is found (`settings.aim`), the loss is divided by it, so that its changes don't change the gradients' size.
     Raises Diverged where a guard acts; where it is that of numbers, the policy and `state` are as they were before that update.
     """
-    warmup = max(1, settings.updates // 20)
     parameters = slots.parameters()
 
     def attempt(levers: Levers) -> tuple[Tensor, Errors, dict[str, float]]:
@@ -155,8 +170,7 @@ def learn(
 
     while state.update < settings.updates and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:
-            rise, fall = (state.update + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * state.update / settings.updates)
-            group["lr"] = settings.rate * min(1.0, rise) * (1.0 if settings.optimizer == "schedulefree" else fall)
+            group["lr"] = learning_rate(settings, state.update)
         loss, errors, found = fallback.run("learn", settings.batch, attempt)
         limit = 3 * state.norm if state.norm else float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit).item()
@@ -168,14 +182,14 @@ def learn(
         state.norm = clipped if state.norm is None else 0.9 * state.norm + 0.1 * clipped
         state.update += 1
         measured = figures(errors) | found
-        state.recent = kept([*state.recent, measured], settings.batch)
+        state.recent = keep_recent([*state.recent, measured], settings.batch)
         after({"update": state.update, "loss": loss.item(), "grad_norm": norm, **measured})
-        if guarded and (problem := alarm(state.recent, settings.batch, method.fakes == "played")):
+        if guarded and (problem := find_alarm(state.recent, settings.batch, method.fakes == "played")):
             raise Diverged(*problem, state.update)
 
 
 def _update(
-    family: Family, slots: Slots, method: Method, shapes: Sequence[Batch], levers: Levers, settings: Learn, state: Progressed
+    family: Family, slots: Slots, method: Method, shapes: Sequence[Batch], levers: Levers, settings: Learn, state: LearnState
 ) -> tuple[Tensor, Errors, dict[str, float]]:
     """Add the gradient of an update's samples, those of one shape after the other; returns (loss, errors, further figures)."""
     now = state.method(method, settings.aim)
@@ -189,7 +203,7 @@ def _update(
     weights = [batch.weight for batch in shapes if batch.weight is not None]
     weight = torch.cat(weights) if weights else None
     if settings.aim:
-        state.see(errors, weight)
+        state.take_in(errors, weight)
     told = {"beta": beta} if settings.aim else {}
     if "opponent_fake" in errors:
         told["pull"] = pull(now, errors, weight)

@@ -11,18 +11,18 @@ import torch
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.progress import Progress
-from spinlite.runs.run import Rung
-from spinlite.runs.store import fingerprint, fingerprint_files, read, write
+from spinlite.runs.run import SnapshotName
+from spinlite.runs.store import fingerprint, fingerprint_files, read_tensors, write_tensors
 from spinlite.training.batches import Batches, Errors
 from spinlite.training.play import fake_key
-from spinlite.training.session import Game
-from spinlite.training.step import asked, measure
+from spinlite.training.session import Session
+from spinlite.training.step import measure, required_errors
 
 SAVE_SECONDS = 10.0  # of measuring that a cut-off run may lose
 
 
 @torch.no_grad()
-def errors_ahead(
+def measure_opponent(
     family: Family, slots: Slots, names: Sequence[str], batches: Batches, places: Sequence[int], path: Path, batch: int,
     progress: Progress,
 ) -> Errors:  # fmt: skip
@@ -41,7 +41,7 @@ def errors_ahead(
     groups = batches.by_shape(places)
     order = [place for group in groups for place in group]
     ends = list(accumulate(len(group) for group in groups))
-    found = read(path)[0] if path.exists() else {name: torch.empty(0) for name in names}
+    found = read_tensors(path)[0] if path.exists() else {name: torch.empty(0) for name in names}
     done = kept = len(found[names[0]])
     saved = time.monotonic()
     try:
@@ -52,57 +52,72 @@ def errors_ahead(
             done = len(found[names[0]])
             progress(done, len(places))
             if time.monotonic() - saved >= SAVE_SECONDS:
-                write(path, found)
+                write_tensors(path, found)
                 saved, kept = time.monotonic(), done
     finally:
         if done > kept:
-            write(path, found)
+            write_tensors(path, found)
     at = {place: row for row, place in enumerate(order)}
     return {name: value[[at[place] for place in places]] for name, value in found.items()}
 
 
-def known_errors(game: Game, k: int, batches: Batches) -> Errors:
+def known_errors(session: Session, k: int, batches: Batches) -> Errors:
     """The opponent's errors of the round's draws, where they are measured ahead, as they are where there are several opponents:
     a step needs none then. Else none, and the opponent has entered."""
-    rivals = game.rivals(k)
-    names = [n for n in asked(game.method) if not n.startswith("policy") and not (batches.walks and n.endswith("fake"))]
-    if not names or not (game.device.levers.cache_opponent or len(rivals) > 1):
-        game.enter(game.rival(k))
+    opponents = session.opponents(k)
+    names = [
+        n for n in required_errors(session.method) if not n.startswith("policy") and not (batches.paths and n.endswith("fake"))
+    ]
+    if not names or not (session.device.levers.cache_opponent or len(opponents) > 1):
+        session.load_opponent(session.opponent(k))
         return {}
-    place_of: dict[Rung, list[int]] = {rung: [] for rung in rivals}
-    rung_of = {fake_key(record): rung for rung, records in rivals.items() for record in records}
+    place_of: dict[SnapshotName, list[int]] = {snapshot: [] for snapshot in opponents}
+    snapshot_of = {fake_key(record): snapshot for snapshot, records in opponents.items() for record in records}
     for place, (record, _) in enumerate(batches.rows(range(batches.draws))):
-        place_of[rung_of[fake_key(record)]].append(place)
+        place_of[snapshot_of[fake_key(record)]].append(place)
     known, done = {name: torch.empty(batches.draws) for name in names}, 0
-    with game.watch.phase(game.title(k, "opponent"), batches.draws) as progress:
-        for rung, places in place_of.items():
-            game.enter(rung)
-            found = _ahead_of(game, k, rung, names, batches, places, partial(_shifted, progress, done, batches.draws))
+    with session.watch.phase(session.title(k, "opponent"), batches.draws) as progress:
+        for snapshot, places in place_of.items():
+            session.load_opponent(snapshot)
+            found = _errors_of(
+                session, k, snapshot, names, batches, places, partial(_offset_progress, progress, done, batches.draws)
+            )
             done += len(places)
             for name in names:
                 known[name][places] = found[name]
     return known
 
 
-def _shifted(progress: Callable[..., None], start: int, of: int, done: int, _: int) -> None:
+def _offset_progress(progress: Callable[..., None], start: int, of: int, done: int, _: int) -> None:
     progress(start + done, of)
 
 
-def _ahead_of(
-    game: Game, k: int, rung: Rung, names: Sequence[str], batches: Batches, places: Sequence[int], progress: Progress
+def _errors_of(
+    session: Session,
+    k: int,
+    snapshot: SnapshotName,
+    names: Sequence[str],
+    batches: Batches,
+    places: Sequence[int],
+    progress: Progress,
 ) -> Errors:
     """The errors of one opponent, which has entered, at its places."""
-    path = _ahead_file(game, k, rung, names)
-    return game.fallback.run("opponent", len(places), lambda levers: errors_ahead(
-        game.family, game.slots, names, batches, places, path, levers.play_batch, progress
+    path = _errors_file(session, k, snapshot, names)
+    return session.fallback.run("opponent", len(places), lambda levers: measure_opponent(
+        session.family, session.slots, names, batches, places, path, levers.play_batch, progress
     ))  # fmt: skip
 
 
-def _ahead_file(game: Game, k: int, rung: Rung, names: Sequence[str]) -> Path:
+def _errors_file(session: Session, k: int, snapshot: SnapshotName, names: Sequence[str]) -> Path:
     """Named by all that its numbers depend on."""
-    levers, settings = game.device.levers, game.settings
-    who = [game.family.base_hash, fingerprint_files([game.run.snapshot(rung)]), levers.precision, levers.quantize]
-    data = [[r.key, r.lose_key, r.caption] for r in game.train]
+    levers, settings = session.device.levers, session.settings
+    who = [
+        session.family.base_hash,
+        fingerprint_files([session.run.snapshot_path(snapshot)]),
+        levers.precision,
+        levers.quantize,
+    ]
+    data = [[r.key, r.lose_key, r.caption] for r in session.train]
     draws = [settings.learn.updates, settings.learn.batch, settings.learn.caption_dropout, settings.run.seed, k]
-    how = [game.method.opponent, game.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
-    return game.run.ahead(fingerprint(who, names, data, draws, how))
+    how = [session.method.opponent, session.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
+    return session.run.opponent_errors_path(fingerprint(who, names, data, draws, how))

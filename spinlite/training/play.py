@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from spinlite.config.settings import Play
-from spinlite.data.encoded import Encoded, runs
+from spinlite.data.encoded import Encoded, group_by_shape
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family
-from spinlite.maths.draws import gaussian, generator, order
+from spinlite.maths.draws import gaussian, generator, permutation
 from spinlite.progress import Progress
 from spinlite.runs.store import Store, fingerprint
 from spinlite.training.guards import Diverged
 
 # See(step, t, x_t, with caption, without): t (B,), the rest (B, ...); predictions as the network gave them
-See = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+StepCallback = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 
 def play(
@@ -35,15 +35,17 @@ def play(
     """
     done = 0
     with store:
-        for chunk in ([records[i] for i in run] for run in runs([r.bucket for r in records], batch)):
+        for chunk in ([records[i] for i in run] for run in group_by_shape([r.bucket for r in records], batch)):
             if any(fake_key(r) not in store for r in chunk):
                 shape = encoded.real(chunk).shape[1:]
                 noise = torch.stack([gaussian(shape, "play", *names, r.key) for r in chunk])
                 chance = [generator("sampler", *names, r.key) for r in chunk]
-                path = Kept(settings, len(solver(family, settings, "cpu").timesteps), [(*names, r.key) for r in chunk])
+                path = PathRecorder(
+                    settings, len(make_scheduler(family, settings, "cpu").timesteps), [(*names, r.key) for r in chunk]
+                )
                 fakes = sample(
                     family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
-                    path.see if settings.points else None,
+                    path.record if settings.points else None,
                 )  # fmt: skip
                 if not fakes.isfinite().all():
                     raise Diverged("numbers", "samples are not numbers")
@@ -56,7 +58,7 @@ def fake_key(record: Record) -> str:
     return fingerprint(record.key, record.caption, *(record.bucket or ()))
 
 
-class Kept:
+class PathRecorder:
     """Points of the sampling paths of a batch, each sample's own steps, as a function of its names."""
 
     def __init__(self, settings: Play, steps: int, names: Sequence[tuple[int | str, ...]]) -> None:
@@ -64,10 +66,10 @@ class Kept:
             raise SpinliteError(
                 f"play.points = {settings.points}, but a path has {steps} steps", fix="lower play.points, or raise play.steps"
             )
-        self._wanted = [order(steps, "points", *each)[: settings.points] for each in names]
+        self._wanted = [permutation(steps, "points", *each)[: settings.points] for each in names]
         self._rows: list[dict[int, dict[str, Tensor]]] = [{} for _ in names]
 
-    def see(self, step: int, t: Tensor, x_t: Tensor, own: Tensor, own_empty: Tensor) -> None:
+    def record(self, step: int, t: Tensor, x_t: Tensor, own: Tensor, own_empty: Tensor) -> None:
         """Keep what is wanted of this step. The state is kept in the predictions' precision, the network's own."""
         for row, wanted in enumerate(self._wanted):
             if step in wanted:
@@ -87,10 +89,10 @@ class Kept:
         }  # fmt: skip
 
 
-def solver(family: Family, settings: Play, device: torch.device | str) -> Any:
+def make_scheduler(family: Family, settings: Play, device: torch.device | str) -> Any:
     """The diffusers scheduler of these settings, its steps set. Raises SpinliteError where they don't go together."""
     scheduler = family.sampler(settings.sampler)
-    if settings.eta and "eta" not in _takes(scheduler):
+    if settings.eta and "eta" not in _step_options(scheduler):
         raise SpinliteError(f"sampler {settings.sampler!r} has no eta", fix='set play.eta = 0, or play.sampler = "ddim"')
     scheduler.set_timesteps(settings.steps, device=device)
     return scheduler
@@ -99,7 +101,7 @@ def solver(family: Family, settings: Play, device: torch.device | str) -> Any:
 @torch.no_grad()
 def sample(
     family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play, chance: Sequence[torch.Generator] = (),
-    see: See | None = None,
+    see: StepCallback | None = None,
 ) -> Tensor:  # fmt: skip
     """Latents (B, ...) on the CPU, in fp32, from unit noise (B, ...), with classifier-free guidance where it is > 1.
 
@@ -108,9 +110,9 @@ def sample(
     `chance` gives a stochastic sampler its noise, a generator for each sample. `see` is shown every step.
     """
     device = next(family.net.parameters()).device
-    scheduler = solver(family, settings, device)
+    scheduler = make_scheduler(family, settings, device)
     options: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
-    if chance and "generator" in _takes(scheduler):
+    if chance and "generator" in _step_options(scheduler):
         options["generator"] = list(chance)
     both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond}
     captioned = {name: value.to(device) for name, value in cond.items()}
@@ -133,6 +135,6 @@ def sample(
     return x.float().cpu()
 
 
-def _takes(scheduler: Any) -> Any:
+def _step_options(scheduler: Any) -> Any:
     """The names of what a scheduler's step can be told."""
     return inspect.signature(scheduler.step).parameters

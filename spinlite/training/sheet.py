@@ -11,7 +11,7 @@ CURRENT = "spinlite current"  # where the sheet's PNG says which part of it the 
 INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
 
 
-def sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> None:
+def write_sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> None:
     """Rows of pictures, one picture a caption, each row with its label; written as PNG."""
     cell = max(128, min(256, max(next(iter(rows.values()))[0].size)))
     gap, left = cell // 16, cell
@@ -39,7 +39,7 @@ def sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Se
     draft.replace(path)
 
 
-def current(path: Path) -> Image.Image | None:
+def read_current(path: Path) -> Image.Image | None:
     """The first picture of a sheet's third row, the round's own; None for a sheet that does not say where it is."""
     with Image.open(path) as image:
         place = image.info.get(CURRENT)

@@ -20,8 +20,8 @@ def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
     On a fake's own path it is the squared distance to what the opponent predicted there: the opponent's own is 0.
     """
     who, _, side = name.partition("_")
-    if side == "fake" and batch.walked:
-        x_t, t, target = batch.walked.x_t, batch.walked.t, batch.walked.own
+    if side == "fake" and batch.path_points:
+        x_t, t, target = batch.path_points.x_t, batch.path_points.t, batch.path_points.own
     else:
         x0 = batch.real if side == "real" else batch.fake
         assert x0 is not None, f"{name} was asked for without fakes"
@@ -31,7 +31,7 @@ def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
         return error(family.denoise(x_t, t, batch.cond), target)
 
 
-def asked(method: Method) -> list[str]:
+def required_errors(method: Method) -> list[str]:
     """The names of the errors a method's loss is made of, the policy's last."""
     return sorted(inspect.signature(method.loss).parameters, key=lambda name: name.startswith("policy"))
 
@@ -46,14 +46,14 @@ def step(
     for each sample, so that the mean over the batch is the mean of its parts' means, each weighed by its share.
     """
     done = [
-        _part(family, slots, method, part, one_graph, scale * len(part.t) / len(batch.t))
+        _step_part(family, slots, method, part, one_graph, scale * len(part.t) / len(batch.t))
         for part in batch.parts(micro_batch or len(batch.t))
     ]
     errors = {name: torch.cat([found[name] for _, found in done]) for name in done[0][1]}
     return torch.stack([loss for loss, _ in done]).sum(), errors
 
 
-def _part(
+def _step_part(
     family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, share: float
 ) -> tuple[Tensor, Errors]:
     """The step on samples that go through the network at once; their mean loss counts `share`.
@@ -62,14 +62,14 @@ def _part(
     found without the network, and every policy error is then driven back by its own slope, in a graph of its own. The
     one measured last keeps its first graph; each other costs one more forward. The gradient is the same.
     """
-    names = asked(method)
+    names = required_errors(method)
     mine = [name for name in names if name.startswith("policy")]
     graphs: Errors = {}
 
     def found(name: str) -> Tensor:
         if name in batch.known:
             return batch.known[name]
-        if not batch.walked or name.endswith("real"):
+        if not batch.path_points or name.endswith("real"):
             return measure(family, slots, name, batch)
         # What the opponent's own noise on its path adds to both errors is the same for both and cancels. In its place
         # stands the opponent's error on real: the bound and the figures keep their units.

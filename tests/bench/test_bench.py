@@ -12,18 +12,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spinlite.bench import data as bench_data
-from spinlite.bench.meter import Live, metered
+from spinlite.bench.meter import Live, measure_peak
 from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import as_json, paste, verdicts
-from spinlite.bench.turns import ATTENTION, Call, Row, ratio, together, turns
+from spinlite.bench.turns import ATTENTION, Call, Row, measure_in_turns, ratio, together
 from spinlite.bench.ways import AHEAD, AT_ONCE, LIVE, ONE_GRAPH, PLAIN, SFT_WAY, Ways, plain_step, states, weights
 from spinlite.cli.app import main
-from spinlite.config.settings import Memory, Model, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Memory, Model
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.maths.draws import gaussian
-from spinlite.memory.device import choose
+from spinlite.memory.device import choose_device
 from spinlite.methods.spin import SPIN
 from spinlite.training.batches import Batch
 from spinlite.training.step import step
@@ -66,7 +67,7 @@ def test_every_block_is_metered_from_its_own_start():
     held = [torch.zeros(1024, 1024)]
     peaks = []
     for size in (3, 1):
-        with metered(CPU, held) as peak:
+        with measure_peak(CPU, held) as peak:
             torch.zeros(size, 1024, 1024)
         peaks.append(peak.bytes)
     assert peaks == [4 * MB, 2 * MB]
@@ -95,7 +96,7 @@ def test_calls_take_turns_and_one_that_does_not_fit_has_no_figures():
     calls = [Call("a", "pair", 4, lambda: heard.append("a")), Call("b", "pair", 2, too_large),
              Call("c", "pair", 2, lambda: heard.append("c"), scale=3)]  # fmt: skip
     told: list[None] = []
-    rows = turns(calls, 3, CPU, tuple, lambda: told.append(None))
+    rows = measure_in_turns(calls, 3, CPU, tuple, lambda: told.append(None))
     assert heard == ["a", "too large", "c", *["a", "c"] * 4] and len(told) == 15
     assert [len(row.times) for row in rows] == [3, 0, 3] and rows[1] == Row("b", "pair", 2)
     assert rows[2].seconds == sorted(rows[2].times)[1]
@@ -115,15 +116,15 @@ def test_a_ratio_is_of_what_stood_side_by_side():
 @pytest.fixture(scope="module")
 def learner() -> tuple[Family, Slots, Batch, nn.Module]:
     """The demo's model with a small LoRA that has learned something, pairs, and its network without LoRA."""
-    model = family(Model(base="demo"), choose(Memory(precision="fp32")))
-    rival = copy.deepcopy(model.net)
+    model = load_family(Model(base="demo"), choose_device(Memory(precision="fp32")))
+    opponent = copy.deepcopy(model.net)
     slots = Slots(model.net, model.lora_targets["linear"], 4, 4, seed=0)
     with torch.no_grad():
         for i, p in enumerate(slots.parameters()):
             p.add_(gaussian(tuple(p.shape), "bench", i).to(p.device), alpha=1e-3)
     real, fake, eps = (gaussian((2, *model.latent_shape), "test", name) for name in ("real", "fake", "eps"))
-    batch = Batch(real, fake, eps, model.path.times(torch.tensor([0.3, 0.7])), model.prompt(["a cat", "a dog"]))
-    return model, slots, batch, rival
+    batch = Batch(real, fake, eps, model.path.times(torch.tensor([0.3, 0.7])), model.encode_captions(["a cat", "a dog"]))
+    return model, slots, batch, opponent
 
 
 def gradient(slots: Slots, call: Any) -> list[torch.Tensor]:
@@ -135,9 +136,9 @@ def gradient(slots: Slots, call: Any) -> list[torch.Tensor]:
 
 def test_the_plain_way_is_a_fair_yardstick_since_it_computes_the_same(learner: tuple[Family, Slots, Batch, nn.Module]):
     """A second network as the opponent, real and fake at once: the same loss and gradient as spinlite's step."""
-    model, slots, batch, rival = learner
+    model, slots, batch, opponent = learner
     other = copy.copy(model)
-    other.net = rival
+    other.net = opponent
     losses: list[torch.Tensor] = []
     plain = gradient(slots, lambda: losses.append(plain_step(model, other, SPIN(), batch)))
     ours = gradient(slots, lambda: losses.append(step(model, slots, SPIN(), batch, one_graph=True)[0]))
@@ -150,10 +151,10 @@ def test_the_plain_way_is_a_fair_yardstick_since_it_computes_the_same(learner: t
 def test_one_graph_takes_the_memory_of_plain_training_and_two_networks_take_more(
     learner: tuple[Family, Slots, Batch, nn.Module],
 ):
-    model, slots, batch, rival = learner
+    model, slots, batch, opponent = learner
     optimizer = torch.optim.AdamW(slots.parameters(), lr=0.0)
-    ways = Ways(model, slots, optimizer, batch, rival)
-    rows = {row.name: row for row in turns(ways.calls(), 1, CPU, lambda: weights(model.net), lambda: None)}
+    ways = Ways(model, slots, optimizer, batch, opponent)
+    rows = {row.name: row for row in measure_in_turns(ways.calls(), 1, CPU, lambda: weights(model.net), lambda: None)}
     against = {name: ratio(row, rows[SFT_WAY]) for name, row in rows.items()}
     assert list(rows) == [SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN]
     peaks, work = ({name: found[i] for name, found in against.items() if found} for i in (1, 2))
@@ -162,7 +163,7 @@ def test_one_graph_takes_the_memory_of_plain_training_and_two_networks_take_more
     assert work[SFT_WAY] == 1 and work[AT_ONCE] == pytest.approx(2, abs=0.02) and 2.3 < work[ONE_GRAPH] < 2.6
     assert work[LIVE] == pytest.approx(work[ONE_GRAPH] + work[AHEAD], abs=0.02)
     assert len(states(optimizer)) >= 2 * len(slots.parameters())
-    assert next(rival.parameters()).device == CPU
+    assert next(opponent.parameters()).device == CPU
 
 
 # The command

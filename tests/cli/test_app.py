@@ -201,7 +201,7 @@ def test_text_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str]):
     console = Console()
     console.say(text)
     console.error(text, text)
-    console.facts({"data": text})
+    console.show_facts({"data": text})
     with console.phase(text, 3) as progress:
         progress(1, 3, loss=0.5)
     out, err = capsys.readouterr()
@@ -239,7 +239,9 @@ def test_names_and_captions_that_look_like_markup_change_nothing(command: Comman
 
 def test_help_is_there_without_torch(tmp_path: Path):
     """A missing torch is one clear error, and `--help` does not even look for it."""
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['spinlite', {words}]; from spinlite.cli import main; main()"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['spinlite', {words}]; from spinlite.cli.app import main; main()"
+    )
     ended = python(code.format(words="'--help'"), tmp_path)
     assert ended.code == 0 and "train" in ended.out and not ended.err
     problem, fix = python(code.format(words="'train', 'demo'"), tmp_path).error()

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from spinlite.config.settings import load_settings
+from spinlite.config.load import load_settings
 from spinlite.runs.run import Run
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from tests.conftest import Command
 from tests.toy import TOY, Quiet
@@ -37,13 +37,15 @@ def test_export_writes_the_round_and_form_that_is_asked_for(command: Command, ru
     ended = command("export", run.folder, "--round", "1", "--dtype", "fp32", "--strength", "0.5", "--sidecars", "-o", "mine")
     assert ended.code == 0 and not ended.err
     assert "mine.safetensors (round 1, kohya layout, fp32)" in ended.out and "of 277 modules, largest" in ended.out
-    tensors, said = read(Path("mine.safetensors"))
+    tensors, said = read_tensors(Path("mine.safetensors"))
     assert said["spinlite.strength"] == "0.5" and said["ss_output_name"] == "mine" and Path("mine.png").exists()
     assert all(key.startswith("lora_unet_") for key in tensors)
     assert json.loads(Path("mine.json").read_text(encoding="utf-8"))["sd version"] == "SD1"
     ended = command("export", run.folder, "--round", "last", "--format", "diffusers", "--negative-guidance", "0.3")
     assert ended.code == 0 and "fox-2-diffusers-negative.safetensors" in ended.out
-    assert json.loads(read(run.folder / "export" / "fox-2-diffusers-negative.safetensors")[1]["spinlite.strength"]) == -0.3
+    assert (
+        json.loads(read_tensors(run.folder / "export" / "fox-2-diffusers-negative.safetensors")[1]["spinlite.strength"]) == -0.3
+    )
 
 
 def test_sample_draws_a_run_and_a_file(command: Command, run: Run, tiny_bases: Path):
@@ -59,27 +61,27 @@ def test_sample_draws_a_run_and_a_file(command: Command, run: Run, tiny_bases: P
     with Image.open("tries/sheet.png") as sheet:
         assert sheet.height > sheet.width > 256
     Path("prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
-    ended = command("sample", run.exported, "--base", tiny_bases / "sd15", *words[2:], "--prompt", "@prompts.txt")
-    assert ended.code == 0 and len(list((run.exported.with_suffix("") / "tries").glob("fox-1-*.png"))) == 2
+    ended = command("sample", run.export_path, "--base", tiny_bases / "sd15", *words[2:], "--prompt", "@prompts.txt")
+    assert ended.code == 0 and len(list((run.export_path.with_suffix("") / "tries").glob("fox-1-*.png"))) == 2
 
 
 def test_inspect_shows_a_screen_or_json(command: Command, run: Run, tiny_bases: Path):
-    ended = command("inspect", run.exported)
+    ended = command("inspect", run.export_path)
     assert ended.code == 0 and not ended.err and len(ended.out.splitlines()) < 50
     for words in ("LoRA for SD 1.x, of other sizes than the published one", "a fox (", "A1111", "up 3", "predicts"):
         assert words in ended.out
-    tree = json.loads(command("inspect", run.exported, "--json").out)
+    tree = json.loads(command("inspect", run.export_path, "--json").out)
     assert tree["rank"] == "4" and tree["modules"] == {"UNet": 277} and tree["metadata"]["ss_output_name"] == "fox"
     assert tree["metadata"]["modelspec.thumbnail"].endswith("characters")
     assert "SD 1.x checkpoint" in command("inspect", tiny_bases / "sd15.safetensors").out
 
 
 def test_resize_lowers_the_rank_and_says_what_that_loses(command: Command, run: Run):
-    small = run.exported.with_name("fox-r1.safetensors")
-    ended = command("resize", run.exported, "--rank", "1")
+    small = run.export_path.with_name("fox-r1.safetensors")
+    ended = command("resize", run.export_path, "--rank", "1")
     assert ended.code == 0 and not ended.err and f"{small} (rank 4 to 1" in ended.out and "worst 1" in ended.out
     assert {t.shape[0] for key, t in load_file(small).items() if "lora_down" in key} == {1}
-    tree = json.loads(command("resize", run.exported, "--rank", "2", "-o", "two", "--json").out)
+    tree = json.loads(command("resize", run.export_path, "--rank", "2", "-o", "two", "--json").out)
     assert tree["file"] == "two.safetensors" and len(tree["errors"]) == 277 and 0 < tree["total"] < 1
 
 
@@ -88,7 +90,7 @@ def test_merge_writes_a_model_that_draws_as_the_run_does(command: Command, run: 
     ended = command("merge", run.folder, "--into", base, "-o", "whole", "--round", "2", "--strength", "30")
     assert ended.code == 0 and not ended.err and "277 modules changed" in ended.out
     assert load_file("whole.safetensors").keys() == load_file(base).keys()
-    assert json.loads(read(Path("whole.safetensors"))[1]["spinlite.merged"])["round"] == 2
+    assert json.loads(read_tensors(Path("whole.safetensors"))[1]["spinlite.merged"])["round"] == 2
     words = ("--prompt", "a fox", "--steps", "4", "--seeds", "1")
     command("sample", run.folder, *words, "--round", "all", "--strength", "30", "-o", "live")
     command("export", run.folder, "--round", "2", "--strength", "1e-9", "-o", "nothing")
@@ -126,7 +128,9 @@ WRONG = {
 def test_what_makes_no_sense_is_answered_in_two_lines(
     command: Command, words: list[str], problem: str, fix: str, run: Run, configs: Path
 ):
-    given = [w.replace("RUN", str(run.folder)).replace("FILE", str(run.exported)).replace("BASES", str(configs)) for w in words]
+    given = [
+        w.replace("RUN", str(run.folder)).replace("FILE", str(run.export_path)).replace("BASES", str(configs)) for w in words
+    ]
     said = command(*given).error()
     assert problem in said[0] and fix in said[1]
     assert not [p for p in Path.cwd().iterdir() if p.name != "tries"]

@@ -13,15 +13,16 @@ import pytest
 import tomli_w
 from pydantic import ValidationError
 
-from spinlite.config.presets import presets
-from spinlite.config.settings import Settings, load_settings, validate_settings
+from spinlite.config.load import load_settings, validate_settings
+from spinlite.config.presets import shipped_presets
+from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
 from spinlite.methods.registry import METHODS
 from spinlite.methods.seppo import SePPO
 from spinlite.methods.spin import SPIN
 from tests.toy import TOY
 
-SHIPPED = sorted(presets()["demo"].parent.rglob("*.toml"))
+SHIPPED = sorted(shipped_presets()["demo"].parent.rglob("*.toml"))
 Write = Callable[..., str]
 
 
@@ -55,11 +56,11 @@ def test_every_shipped_preset_loads_and_builds_its_method(path: Path):
 
 
 def test_every_shipped_preset_has_a_name():
-    assert sorted(presets().values()) == SHIPPED
-    assert all(load_settings(name) == load_settings(str(path)) for name, path in presets().items())
+    assert sorted(shipped_presets().values()) == SHIPPED
+    assert all(load_settings(name) == load_settings(str(path)) for name, path in shipped_presets().items())
 
 
-@pytest.mark.parametrize("preset", [*presets(), TOY], ids=lambda p: Path(p).stem)
+@pytest.mark.parametrize("preset", [*shipped_presets(), TOY], ids=lambda p: Path(p).stem)
 @pytest.mark.parametrize("overrides", [[], ["method.name=spin", "method.bound=inf", "model.alpha=3.5", 'data.folder="a\\"c"']])
 def test_settings_survive_being_written_out(tmp_path: Path, preset: str, overrides: list[str]):
     settings = load_settings(preset, overrides)

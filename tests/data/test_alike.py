@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from spinlite.config.presets import PACKAGE
 from spinlite.config.settings import Data
-from spinlite.data.alike import FAR, alike, likeness
+from spinlite.data.alike import FAR, find_alike, fingerprint_look
 from spinlite.data.pictures import open_picture
 from spinlite.data.survey import examine
 
@@ -38,21 +38,27 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_picture_that_was_changed_a_little_is_found(name: str):
     pictures = [open_picture(path) for path in DEMO]
-    marks = [likeness(picture) for picture in pictures]
-    assert alike([*marks, *(likeness(CHANGES[name](picture)) for picture in pictures)]) == {40 + i: i for i in range(40)}
+    marks = [fingerprint_look(picture) for picture in pictures]
+    assert find_alike([*marks, *(fingerprint_look(CHANGES[name](picture)) for picture in pictures)]) == {
+        40 + i: i for i in range(40)
+    }
 
 
 def test_a_mirrored_or_recoloured_picture_is_another():
-    marks = [likeness(open_picture(path)) for path in DEMO]
-    assert not alike([*marks, *(likeness(ImageOps.mirror(open_picture(path))) for path in DEMO)]).keys() & {0, 1, 2}
+    marks = [fingerprint_look(open_picture(path)) for path in DEMO]
+    assert not find_alike([*marks, *(fingerprint_look(ImageOps.mirror(open_picture(path))) for path in DEMO)]).keys() & {
+        0,
+        1,
+        2,
+    }
     discs = [Image.new("RGB", (64, 64), "white") for _ in range(2)]
     for disc, colour in zip(discs, ("red", "blue"), strict=True):
         ImageDraw.Draw(disc).ellipse((4, 4, 50, 50), fill=colour)
-    assert not alike([likeness(disc) for disc in discs])
+    assert not find_alike([fingerprint_look(disc) for disc in discs])
 
 
 def test_plain_pictures_are_not_compared():
-    assert likeness(Image.new("RGB", (64, 64), "red")) == "" and alike(["", ""]) == {} and alike([]) == {}
+    assert fingerprint_look(Image.new("RGB", (64, 64), "red")) == "" and find_alike(["", ""]) == {} and find_alike([]) == {}
 
 
 def test_what_is_found_is_what_comparing_all_pairs_finds():
@@ -65,14 +71,14 @@ def test_what_is_found_is_what_comparing_all_pairs_finds():
         colours = abs(int(a[16:18], 16) - int(b[16:18], 16)) <= 24
         return colours and (int(a[:16], 16) ^ int(b[:16], 16)).bit_count() <= FAR
 
-    found = alike(marks)
+    found = find_alike(marks)
     firsts = [next(j for j in range(i + 1) if close(marks[i], marks[j])) for i in range(len(marks))]
     assert {i: found.get(i, i) for i in range(len(marks))} == dict(enumerate(firsts)) and len(found) > 150
 
 
 def test_a_hundred_thousand_pictures_are_compared():
     bits = np.random.default_rng(1).integers(0, 2**63, 100_000).tolist()
-    assert alike([*map(mark_of, bits), mark_of(bits[7] ^ 0b101)]) == {100_000: 7}
+    assert find_alike([*map(mark_of, bits), mark_of(bits[7] ^ 0b101)]) == {100_000: 7}
 
 
 def test_those_of_a_folder_are_named_and_used(tmp_path: Path):

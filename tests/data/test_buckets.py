@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spinlite.config.settings import Data, Model
-from spinlite.data.buckets import Grid, centring, kept, scale
+from spinlite.data.buckets import Grid, crop_centre, fill_scale, kept_share
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.families.load import frame
+from spinlite.families.load import size_and_step
 
 XL, SD = Grid((1024, 1024), 64), Grid((512, 512), 64)
 grids = st.builds(
@@ -36,7 +36,7 @@ def test_a_bucket_has_whole_steps_and_no_more_pixels_than_the_model_has(grid: Gr
 @given(grids, sizes)
 def test_no_picture_is_enlarged_beyond_the_factor(grid: Grid, size: tuple[int, int]):
     bucket = grid.bucket(size)
-    assert bucket is None or scale(size, bucket) <= grid.upscale + 1e-9
+    assert bucket is None or fill_scale(size, bucket) <= grid.upscale + 1e-9
 
 
 @given(grids, sizes)
@@ -52,7 +52,7 @@ def test_only_a_picture_that_is_too_small_for_the_smallest_bucket_has_none(grid:
 def test_a_picture_on_its_side_has_the_bucket_on_its_side(grid: Grid, size: tuple[int, int]):
     bucket, turned = grid.bucket(size), grid.bucket((size[1], size[0]))
     assert (bucket is None) == (turned is None)
-    assert not (bucket and turned) or kept(size, bucket) == kept(size, (turned[1], turned[0]))
+    assert not (bucket and turned) or kept_share(size, bucket) == kept_share(size, (turned[1], turned[0]))
 
 
 @given(grids, sizes)
@@ -64,8 +64,8 @@ def test_no_larger_shape_that_is_allowed_keeps_as_much_of_the_picture(grid: Grid
     own, step = grid.native[0], grid.step
     sides = [side for side in range(step, 2 * own + 1, step) if side >= own / 2] + [own]
     for other in ((w, h) for w in sides for h in sides):
-        if bucket[0] * bucket[1] < other[0] * other[1] <= own * own and scale(size, other) <= grid.upscale:
-            assert kept(size, other) < kept(size, bucket)
+        if bucket[0] * bucket[1] < other[0] * other[1] <= own * own and fill_scale(size, other) <= grid.upscale:
+            assert kept_share(size, other) < kept_share(size, bucket)
 
 
 @given(grids)
@@ -81,7 +81,7 @@ def test_two_pictures_of_one_shape_are_neither_of_them_enlarged_too_far(grid: Gr
     shared = grid.bucket(a, b)
     assert shared == grid.bucket(b, a)
     if shared:
-        assert max(scale(a, shared), scale(b, shared)) <= grid.upscale + 1e-9
+        assert max(fill_scale(a, shared), fill_scale(b, shared)) <= grid.upscale + 1e-9
     else:
         assert "too small" in grid.refusal(a, b)
 
@@ -113,19 +113,22 @@ def test_small_pictures_get_small_buckets():
 
 @given(st.text(), st.text())
 def test_a_random_cut_is_the_pictures_own(key: str, other: str):
-    assert centring(key, "centre") == (0.5, 0.5)
-    cut = centring(key, "random")
-    assert cut == centring(key, "random") and all(0 <= place < 1 for place in cut)
-    assert key == other or cut != centring(other, "random")
+    assert crop_centre(key, "centre") == (0.5, 0.5)
+    cut = crop_centre(key, "random")
+    assert cut == crop_centre(key, "random") and all(0 <= place < 1 for place in cut)
+    assert key == other or cut != crop_centre(other, "random")
 
 
 def test_the_frames_of_models_are_known_before_they_are_loaded():
-    assert frame(Model(base="blank:sdxl")) == ((1024, 1024), 64) and frame(Model(base="blank:sd1")) == ((512, 512), 64)
-    assert frame(Model(base="demo")) == ((64, 64), 16) and frame(Model(base="0", family="toy")) == ((8, 8), 8)
+    assert size_and_step(Model(base="blank:sdxl")) == ((1024, 1024), 64) and size_and_step(Model(base="blank:sd1")) == (
+        (512, 512),
+        64,
+    )
+    assert size_and_step(Model(base="demo")) == ((64, 64), 16) and size_and_step(Model(base="0", family="toy")) == ((8, 8), 8)
 
 
 def test_the_square_pictures_of_the_demo_are_all_of_its_own_size():
-    found = survey(Data(folder="demo"), grid=Grid(*frame(Model())))
+    found = survey(Data(folder="demo"), grid=Grid(*size_and_step(Model())))
     assert {r.bucket for r in found.train + found.heldout} == {(64, 64)} and len(found.train + found.heldout) == 160
 
 

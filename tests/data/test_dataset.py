@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from spinlite.cli import app as cli
-from spinlite.config.settings import validate_settings
+from spinlite.config.load import validate_settings
 from spinlite.data import dataset as module
 from spinlite.data.records import Survey
 from spinlite.data.survey import examine, survey

@@ -17,7 +17,7 @@ from spinlite.data.encoded import Encoded
 from spinlite.data.records import Record
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.families.toy import Toy
 from spinlite.memory import device
 from spinlite.runs import store as shelf
@@ -28,7 +28,7 @@ from tests.toy import Quiet
 NOTHING: Any = lambda *_: None  # noqa: E731
 @pytest.fixture
 def toy_model() -> Toy:
-    made = family(Model(base="0", family="toy"), device.choose(Memory()))
+    made = load_family(Model(base="0", family="toy"), device.choose_device(Memory()))
     assert isinstance(made, Toy)
     return made
 
@@ -52,7 +52,7 @@ def test_a_picture_is_encoded_once_whatever_its_captions_and_a_caption_once_what
     toy_model: Toy, swatches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     records, seen = found_in(swatches), {"encode": 0, "prompt": 0}
-    for name, whole in (("encode", toy_model.encode), ("prompt", toy_model.prompt)):
+    for name, whole in (("encode", toy_model.encode_pictures), ("prompt", toy_model.encode_captions)):
 
         def counted(some: Any, *others: Any, name: str = name, whole: Any = whole) -> Any:
             seen[name] += len(some)
@@ -74,7 +74,7 @@ def test_an_edited_picture_is_encoded_again_and_only_that_one(
     before = contents(tmp_path)
     Image.new("RGB", (16, 16), "white").save(swatches / "p3.png")
     seen = []
-    whole = toy_model.encode
+    whole = toy_model.encode_pictures
     monkeypatch.setattr(toy_model, "encode", lambda some, *others: (seen.extend(some), whole(some, *others))[1])
     again = found_in(swatches)
     encoded = Encoded(toy_model, again, tmp_path, 8, NOTHING)
@@ -93,7 +93,7 @@ def test_a_picture_edited_after_it_was_looked_at_is_not_kept_as_what_it_was(toy_
 def test_a_run_looks_again_at_what_was_edited_while_it_encoded(
     toy: Settings, swatches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole, watch = Toy.encode, Quiet()
+    whole, watch = Toy.encode_pictures, Quiet()
 
     def edits(made: Toy, some: Any, *others: Any) -> Any:
         if not (swatches / "edited").exists():
@@ -118,7 +118,7 @@ def test_a_run_looks_again_at_what_was_edited_while_it_encoded(
 def test_pictures_that_cant_be_encoded_are_named_and_the_rest_goes_on(
     toy_model: Toy, swatches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    records, whole = found_in(swatches), toy_model.encode
+    records, whole = found_in(swatches), toy_model.encode_pictures
     damaged = (swatches / "p3.png").read_bytes()[:60]
     (swatches / "p3.png").write_bytes(damaged)
     (swatches / "p4.png").unlink()

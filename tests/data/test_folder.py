@@ -16,7 +16,7 @@ from PIL import Image, features
 
 from spinlite.config.settings import Data
 from spinlite.data.pictures import open_picture
-from spinlite.data.records import Record, Survey, listing, shows
+from spinlite.data.records import Record, Survey, epoch_slots, list_names
 from spinlite.data.split import split
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
@@ -126,8 +126,8 @@ def test_a_picture_that_is_there_twice_with_two_captions_is_shown_with_each_in_t
     (swatches / "again.txt").write_text("another caption")
     found = look(swatches)
     assert found.notes == ["1 the same as another picture, with another caption: shown with each in turn: p0.png"]
-    places = [show for show in shows(found.train + found.heldout) if len(show.variants) > 1]
-    assert len(shows(found.train + found.heldout)) == 40 and len(places) == 1
+    places = [show for show in epoch_slots(found.train + found.heldout) if len(show.variants) > 1]
+    assert len(epoch_slots(found.train + found.heldout)) == 40 and len(places) == 1
     seen = [places[0].at(epoch) for epoch in range(4)]
     captions = [(swatches / name).read_text() for name in ("again.txt", "p0.txt")]
     assert [r.caption for r, _ in seen] == captions * 2 and [turn for _, turn in seen] == [0, 1, 2, 3]
@@ -289,8 +289,8 @@ def test_the_share_itself_does_not_stop_the_run(swatches: Path):
 
 
 def test_a_listing_is_short():
-    assert listing(["a", "b"]) == "a, b"
-    assert listing(list("abcdefgh")) == "a, b, c, d, e and 3 more"
+    assert list_names(["a", "b"]) == "a, b"
+    assert list_names(list("abcdefgh")) == "a, b, c, d, e and 3 more"
 
 
 # Pictures that are read, but not as they are

@@ -13,8 +13,8 @@ from PIL import Image, ImageCms, features
 
 from spinlite.config.settings import Data
 from spinlite.data import looks as looks_module
-from spinlite.data.looks import Memo, glance_at, in_order, look_at
-from spinlite.data.pictures import open_picture, peek
+from spinlite.data.looks import LookCache, decode_all, in_order, read_headers
+from spinlite.data.pictures import open_picture, read_size
 from spinlite.data.records import Survey
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
@@ -137,9 +137,9 @@ def test_a_header_tells_the_size_that_the_picture_has(tmp_path: Path):
         exif[0x112] = turn
         path = tmp_path / f"{turn}.{chance.choice(['jpg', 'png', 'webp', 'tif'])}"
         Image.new("RGB", (20 + turn, 10)).save(path, exif=exif)
-        assert peek(path)[0] == open_picture(path).size
-    assert [look.size for look in glance_at(sorted(tmp_path.iterdir())).values()] == [
-        look.size for look in look_at(sorted(tmp_path.iterdir()), "white").values()
+        assert read_size(path)[0] == open_picture(path).size
+    assert [look.size for look in read_headers(sorted(tmp_path.iterdir())).values()] == [
+        look.size for look in decode_all(sorted(tmp_path.iterdir()), "white").values()
     ]
 
 
@@ -147,7 +147,7 @@ def test_headers_find_the_same_files_by_their_contents(tmp_path: Path):
     for name, content in {"a.bmp": b"1", "b.bmp": b"2", "c.bmp": b"1"}.items():
         Image.new("RGB", (4, 4), (int(content), 0, 0)).save(tmp_path / name)
     Image.new("RGB", (5, 5)).save(tmp_path / "d.bmp")
-    keys = [look.key for look in glance_at(sorted(tmp_path.iterdir())).values()]
+    keys = [look.key for look in read_headers(sorted(tmp_path.iterdir())).values()]
     assert keys[0] == keys[2] == fingerprint_files([tmp_path / "a.bmp"]) and len(set(keys)) == 3
 
 
@@ -156,7 +156,7 @@ def test_a_key_is_the_same_from_bytes_and_from_a_file(tmp_path: Path):
     assert fingerprint_bytes(b"some bytes") == fingerprint_files([tmp_path / "a"])
 
 
-def settled(memo: Path, folder: Path, background: str = "white") -> tuple[Memo, list[str]]:
+def settled(memo: Path, folder: Path, background: str = "white") -> tuple[LookCache, list[str]]:
     """A memo, and the files that a look with it decodes."""
     decoded: list[str] = []
     whole = looks_module.decode
@@ -167,8 +167,8 @@ def settled(memo: Path, folder: Path, background: str = "white") -> tuple[Memo, 
 
     looks_module.decode = counted
     try:
-        made = Memo(memo, background)
-        look_at(sorted(folder.glob("*.png")), background, made)
+        made = LookCache(memo, background)
+        decode_all(sorted(folder.glob("*.png")), background, made)
     finally:
         looks_module.decode = whole
     return made, sorted(decoded)
@@ -192,13 +192,13 @@ def test_an_edit_that_keeps_length_and_time_is_seen(swatches: Path, tmp_path: Pa
     monkeypatch.setattr(looks_module, "SETTLED", -1.0)
     path = swatches / "p3.bmp"
     Image.new("RGB", (4, 4), RED).save(path)
-    memo = Memo(tmp_path / "memo.json", "white")
-    before = look_at([path], "white", memo)[path]
+    memo = LookCache(tmp_path / "memo.json", "white")
+    before = decode_all([path], "white", memo)[path]
     stamp = path.stat()
     time.sleep(0.02)
     Image.new("RGB", (4, 4), "blue").save(path)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    after = look_at([path], "white", memo)[path]
+    after = decode_all([path], "white", memo)[path]
     assert path.stat().st_size == stamp.st_size and before.key != after.key
 
 

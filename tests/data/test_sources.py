@@ -12,13 +12,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from spinlite.config.settings import Data, Learn, Memory, Model, load_settings, validate_settings
+from spinlite.config.load import load_settings, validate_settings
+from spinlite.config.settings import Data, Learn, Memory, Model
 from spinlite.data.encoded import Encoded
-from spinlite.data.records import Record, Survey, shows, whole_numbers
+from spinlite.data.records import Record, Survey, epoch_slots, whole_numbers
 from spinlite.data.split import split
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.memory import device
 from spinlite.runs.store import fingerprint_files
 from spinlite.training.batches import Batches
@@ -119,7 +120,7 @@ def test_a_picture_with_several_captions_has_one_place_in_an_epoch_and_one_side(
     for name in "abc":
         (three / f"{name}.txt").write_text("\n".join(f"{name} {i}" for i in range(7)))
     found = look(three, lines="each")
-    assert len(shows(found.train)) + len(shows(found.heldout)) == 3
+    assert len(epoch_slots(found.train)) + len(epoch_slots(found.heldout)) == 3
     assert not {r.key for r in found.train} & {r.key for r in found.heldout}
 
 
@@ -316,7 +317,7 @@ def test_weights_say_how_often_a_picture_is_shown(tmp_path: Path):
     one, two = sources(tmp_path)
     found = survey(validate_settings({"data": {**one, "sources": [{**two, "weight": 1.5}]}}).data)
     assert {r.path.name: r.repeats for r in found.train + found.heldout} == {"a.png": 2, "b.png": 2, "c.png": 3, "d.png": 3}
-    places = Counter(show.variants[0].path.name for show in shows(found.train + found.heldout))
+    places = Counter(show.variants[0].path.name for show in epoch_slots(found.train + found.heldout))
     assert places == {"a.png": 2, "b.png": 2, "c.png": 3, "d.png": 3}
 
 
@@ -340,7 +341,7 @@ def test_weights_become_the_smallest_whole_numbers():
 
 def test_a_repeated_picture_is_never_shown_with_the_same_turn_twice():
     record = Record(Path("a.png"), "a", "k", repeats=3)
-    turns = [show.at(epoch)[1] for epoch in range(4) for show in shows([record])]
+    turns = [show.at(epoch)[1] for epoch in range(4) for show in epoch_slots([record])]
     assert turns == list(range(12))
 
 
@@ -349,10 +350,10 @@ def test_learning_shows_repeats_and_captions_in_turn(swatches: Path, tmp_path: P
     a, b, c = (fingerprint_files([path]) for path in paths)
     some = [Record(paths[0], caption, a) for caption in ("one", "two")]
     some += [Record(paths[1], "cat", b), Record(paths[2], "dog", c, repeats=2)]
-    toy = family(Model(base="0", family="toy"), device.choose(Memory()))
+    toy = load_family(Model(base="0", family="toy"), device.choose_device(Memory()))
     encoded = Encoded(toy, some, tmp_path, 4, lambda done, of: None)
     batches = Batches(toy, encoded, some, None, Learn(batch=4, caption_dropout=0.0), 0, 1)
-    words = {caption: toy.prompt([caption])["words"][0].tolist() for caption in ("one", "two", "cat", "dog")}
+    words = {caption: toy.encode_captions([caption])["words"][0].tolist() for caption in ("one", "two", "cat", "dog")}
     assert len({str(value) for value in words.values()}) == 4
     wanted = [["cat", "dog", "dog", "one"], ["cat", "dog", "dog", "two"]] * 2
     for update, captions in enumerate(wanted):

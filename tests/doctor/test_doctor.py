@@ -226,12 +226,12 @@ def test_a_library_that_crashes_or_hangs_costs_only_its_own_line(tmp_path: Path,
     library(tmp_path, "xformers", "import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     heard: list[str] = []
-    found, _ = probes.attempt(["sdpa", "adamw8bit", "bf16"], heard.append)
+    found, _ = probes.run_trials(["sdpa", "adamw8bit", "bf16"], heard.append)
     assert list(found) == ["sdpa", "adamw8bit", "bf16"] and found["sdpa"].ok and found["bf16"].ok
     assert not found["adamw8bit"].ok and "ended its process (code" in found["adamw8bit"].said
     assert "gone" in found["adamw8bit"].said and "bf16" in heard
     monkeypatch.setattr(probes, "SECONDS", 2.0)
-    found, _ = probes.attempt(["xformers"])
+    found, _ = probes.run_trials(["xformers"])
     assert found["xformers"] == Trial(False, "did not end within 2 s")
 
 

@@ -18,7 +18,7 @@ from spinlite.errors import SpinliteError
 from spinlite.export.inspect import LoraReport, ModelReport, inspect
 from spinlite.families.names import kohya_name, original_name
 from spinlite.families.programs import PROGRAMS
-from spinlite.lora.layouts import diffusers, kohya
+from spinlite.lora.layouts import to_diffusers, to_kohya
 from spinlite.lora.tensors import Pair, norm
 from tests.export.test_write import KINDS, LISTS, real_shapes
 from tests.families import tiny
@@ -61,8 +61,8 @@ def written(layout: str, kind: str, lora: Lora) -> tuple[Tensors, dict[str, str]
         return plain.replace("lora_te_", "lora_te1_") if layout == "kohya te1" else plain
 
     if layout.startswith("kohya"):
-        return kohya(lora, key, torch.float16)[0], said
-    tensors = diffusers(lora, torch.float16)
+        return to_kohya(lora, key, torch.float16)[0], said
+    tensors = to_diffusers(lora, torch.float16)
     match layout:
         case "peft":
             return {f"base_model.model.{k.removeprefix('unet.')}": v for k, v in tensors.items()}, {}

@@ -15,14 +15,14 @@ from torch import Tensor
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
 from spinlite.export import merge as merging
-from spinlite.export.merge import Base, merge, of_file
+from spinlite.export.merge import Base, lora_of_file, merge
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.families.names import kohya_name
 from spinlite.lora.apply import applied
-from spinlite.lora.layouts import kohya
+from spinlite.lora.layouts import to_kohya
 from spinlite.lora.tensors import Pair, norm
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.training.play import sample
 from tests.families import tiny
 from tests.lora.test_start import CPU, KIND, lora_of
@@ -37,7 +37,7 @@ def quiet(done: int, of: int) -> None:
 
 def load(base: Path) -> Family:
     prediction = "eps" if base.stem == "sd21" or base.name == "m.safetensors" else "auto"
-    return family(Model(base=str(base), prediction=prediction), CPU)  # pyright: ignore[reportArgumentType]
+    return load_family(Model(base=str(base), prediction=prediction), CPU)  # pyright: ignore[reportArgumentType]
 
 
 def whole_lora(kind: str, net: torch.nn.Module) -> dict[str, Pair]:
@@ -51,14 +51,14 @@ def whole_lora(kind: str, net: torch.nn.Module) -> dict[str, Pair]:
 
 def saved(path: Path, kind: str, lora: dict[str, Pair]) -> Path:
     of: Any = {**KIND, "sd21": "sd2"}[kind]
-    return tiny.save(path, kohya(lora, lambda name: kohya_name(name, of), torch.float32)[0])
+    return tiny.save(path, to_kohya(lora, lambda name: kohya_name(name, of), torch.float32)[0])
 
 
 def seen(made: Family) -> Tensor:
     """What a model predicts, captions encoded by its own text encoders."""
     torch.manual_seed(0)
     with torch.no_grad():
-        return made.denoise(torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), made.prompt(["a red fox", "ünï"]))
+        return made.denoise(torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), made.encode_captions(["a red fox", "ünï"]))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
@@ -100,7 +100,7 @@ def test_live_loaded_by_diffusers_and_merged_draw_the_same_picture(kind: str, pi
         return torch.tensor(list(picture.tobytes())).float()
 
     def live() -> Tensor:
-        return pixels(made.decode(sample(made, noise, made.prompt(["a fox"]), made.prompt([""]), play))[0])
+        return pixels(made.decode(sample(made, noise, made.encode_captions(["a fox"]), made.encode_captions([""]), play))[0])
 
     without = live()
     made.free()
@@ -116,7 +116,7 @@ def test_live_loaded_by_diffusers_and_merged_draw_the_same_picture(kind: str, pi
 
 def _into(path: Path, base: Path) -> tuple[dict[str, Pair], Base]:
     made = Base(str(base), torch.float32)
-    return dict(of_file(path, made)[0]), made
+    return dict(lora_of_file(path, made)[0]), made
 
 
 def test_all_that_is_not_changed_is_the_bases_own(configs: Path, tmp_path: Path):
@@ -131,7 +131,7 @@ def test_all_that_is_not_changed_is_the_bases_own(configs: Path, tmp_path: Path)
     pair = Pair(torch.randn(2, 32), torch.randn(32, 2))
     made = Base(str(base), torch.float32)
     found = merge({name: pair}, made, tmp_path / "m.safetensors", None, {"lora": "ünï"}, quiet)
-    tensors, metadata = read(tmp_path / "m.safetensors")
+    tensors, metadata = read_tensors(tmp_path / "m.safetensors")
     assert tensors.keys() == weights.keys() and found.tensors == len(weights)
     for key, value in weights.items():
         wanted = value + pair.change if key in (one, ema) else value
@@ -177,7 +177,7 @@ def test_what_can_not_be_merged_is_named_and_nothing_is_left(configs: Path, tmp_
     with pytest.raises(KeyboardInterrupt):
         merge(lora, base, to, None, {}, cut)
     assert not list(to.parent.iterdir())
-    whole = merging._exact
+    whole = merging._changed_tensor
     with monkeypatch.context() as patch, pytest.raises(SpinliteError, match="does not hold what was merged"):
         def broken(weight: Tensor, spots: Any) -> Tensor:
             return whole(weight, spots) * (1.001 if spots and to.exists() else 1)

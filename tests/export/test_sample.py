@@ -10,18 +10,29 @@ import pytest
 import torch
 from PIL import Image
 
-from spinlite.config.settings import Model, Play, Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Model, Play, Settings
 from spinlite.errors import SpinliteError
-from spinlite.export.export import Wanted, export
-from spinlite.export.sample import Asked, Drawn, draw, numbers, of_file, of_run, parameters, prompts, schedule
+from spinlite.export.export import ExportOptions, export
+from spinlite.export.sample import (
+    SampleRequest,
+    SampleSetup,
+    draw_samples,
+    parameters,
+    parse_numbers,
+    read_prompts,
+    schedule_type,
+    setup_of_file,
+    setup_of_run,
+)
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.families.schedule import OTHERS, SAMPLERS
 from spinlite.lora.apply import applied
-from spinlite.lora.layouts import diffusers
+from spinlite.lora.layouts import to_diffusers
 from spinlite.lora.tensors import Pair
 from spinlite.memory import device
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training.play import sample
 from tests.families import tiny
@@ -30,8 +41,8 @@ from tests.toy import TOY, Quiet
 CPU = device.Device(torch.device("cpu"), "a test")
 
 
-def drawn(base: Family, loras: dict[str, dict[str, Pair]], model: dict[str, str] | None = None) -> Drawn:
-    return Drawn(base, Play(), loras, {stem: "0123456789abcdef" for stem in loras}, model or {"Model": "demo"})
+def drawn(base: Family, loras: dict[str, dict[str, Pair]], model: dict[str, str] | None = None) -> SampleSetup:
+    return SampleSetup(base, Play(), loras, {stem: "0123456789abcdef" for stem in loras}, model or {"Model": "demo"})
 
 
 def of_middle(base: Family) -> dict[str, Pair]:
@@ -53,12 +64,12 @@ def told(path: Path) -> tuple[str, str, dict[str, str]]:
 @pytest.mark.parametrize("sampler", ["dpm++", "euler-a"])
 def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
     """The text in the file, read back as A1111 does; and the picture is that of the seed's own noise, a sampler's too."""
-    base = family(Model(), CPU)
+    base = load_family(Model(), CPU)
     lora = of_middle(base)
     play = Play(steps=2, guidance=2.5, sampler=sampler)
-    asked = Asked(["red apple", "a [dog] (big),  \\(ünï\\)"], "blurry (x)", 2, 7, [0.5, 1.0], play)
+    asked = SampleRequest(["red apple", "a [dog] (big),  \\(ünï\\)"], "blurry (x)", 2, 7, [0.5, 1.0], play)
     made = drawn(base, {"base": {}, "mine-2": lora}, {"Model hash": "abc", "Model": "my: model, 2"})
-    path = draw(made, asked, tmp_path / "tries", lambda done, of: None)
+    path = draw_samples(made, asked, tmp_path / "tries", lambda done, of: None)
     files = sorted(p.name for p in path.parent.glob("*.png") if p != path)
     assert len(files) == 3 * 2 * 2 and path.name == "sheet.png"
     picture = path.parent / "mine-2-0.5-prompt2-seed8.png"
@@ -72,7 +83,9 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
     chance = torch.Generator("cpu").manual_seed(8)
     noise = torch.randn((1, *base.latent_shape), generator=chance)
     with applied(base.net, lora, 0.5):
-        latents = sample(base, noise, base.prompt([asked.prompts[1]]), base.prompt([asked.negative]), play, [chance])
+        latents = sample(
+            base, noise, base.encode_captions([asked.prompts[1]]), base.encode_captions([asked.negative]), play, [chance]
+        )
     with Image.open(picture) as shown:
         assert base.decode(latents)[0].tobytes() == shown.convert("RGB").tobytes()
     assert told(path.parent / "base-1-prompt1-seed7.png")[0] == "red apple"
@@ -82,8 +95,8 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
 @pytest.mark.parametrize("sampler", [*SAMPLERS, *OTHERS])
 def test_every_sampler_has_a_name_and_the_nearest_schedule(sampler: str):
     """A1111's where it has the sampler; else its own. Times that A1111 makes by the same rule are named by it."""
-    base = family(Model(), CPU)
-    asked = Asked(["x"], "", 1, 0, [1.0], Play(steps=20, sampler=sampler))
+    base = load_family(Model(), CPU)
+    asked = SampleRequest(["x"], "", 1, 0, [1.0], Play(steps=20, sampler=sampler))
     said = parameters(drawn(base, {"base": {}}), "x", asked, 0, "base", 1.0).split("\n")[-1]
     names = {
         "dpm++": "DPM++ 2M", "ddim": "DDIM", "euler": "Euler", "euler-a": "Euler a", "heun": "Heun", "unipc": "UniPC",
@@ -97,29 +110,29 @@ def test_every_sampler_has_a_name_and_the_nearest_schedule(sampler: str):
 
 
 def test_a_schedule_is_known_by_its_times():
-    assert schedule(torch.tensor([999.0, 749.2, 499.5, 249.7])) == "SGM Uniform"
-    assert schedule(torch.tensor([999, 666, 333, 0])) == "Uniform"
-    assert schedule(torch.tensor([751, 501, 251, 251, 1])) == "DDIM"
+    assert schedule_type(torch.tensor([999.0, 749.2, 499.5, 249.7])) == "SGM Uniform"
+    assert schedule_type(torch.tensor([999, 666, 333, 0])) == "Uniform"
+    assert schedule_type(torch.tensor([751, 501, 251, 251, 1])) == "DDIM"
 
 
 def test_a_run_is_drawn_round_by_round_with_the_hashes_of_its_exports(toy: Settings, tmp_path: Path):
     run = train(load_settings(TOY, data__folder=toy.data.folder, judge__stop=False), tmp_path / "r", Quiet()).run
-    made = of_run(run.folder, "all")
+    made = setup_of_run(run.folder, "all")
     assert list(made.loras) == ["base", "r-1", "r-2"] and not made.loras["base"] and made.play == run.settings.play
-    assert [list(of_run(run.folder, word).loras) for word in ("last", "1")] == [["r-2"], ["r-1"]]
+    assert [list(setup_of_run(run.folder, word).loras) for word in ("last", "1")] == [["r-2"], ["r-1"]]
     for k in (1, 2):
-        export(run, family(run.settings.model, CPU), k, tmp_path / "x.safetensors", Wanted())
-        assert read(tmp_path / "x.safetensors")[1]["sshs_model_hash"] == made.hashes[f"r-{k}"]
+        export(run, load_family(run.settings.model, CPU), k, tmp_path / "x.safetensors", ExportOptions())
+        assert read_tensors(tmp_path / "x.safetensors")[1]["sshs_model_hash"] == made.hashes[f"r-{k}"]
     with pytest.raises(SpinliteError, match="would be 900 pictures"):
-        draw(made, Asked(["x"], "", 300, 0, [1.0], made.play), tmp_path / "t", lambda done, of: None)
+        draw_samples(made, SampleRequest(["x"], "", 300, 0, [1.0], made.play), tmp_path / "t", lambda done, of: None)
 
 
 def test_a_file_is_known_by_its_data_and_a_single_file_base_by_its_content(configs: Path, tmp_path: Path):
     key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     lora = {key: Pair(torch.randn(2, 32), torch.randn(32, 2))}
-    path = tiny.save(tmp_path / "mine.safetensors", diffusers(lora, torch.float32))
+    path = tiny.save(tmp_path / "mine.safetensors", to_diffusers(lora, torch.float32))
     base = configs / "sd15.safetensors"
-    made = of_file(path, str(base), [0.5])
+    made = setup_of_file(path, str(base), [0.5])
     content = path.read_bytes()
     assert made.hashes == {"mine": hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()}
     assert made.model == {"Model hash": hashlib.sha256(base.read_bytes()).hexdigest()[:10], "Model": "sd15"}
@@ -128,15 +141,15 @@ def test_a_file_is_known_by_its_data_and_a_single_file_base_by_its_content(confi
 def test_prompts_and_strengths_are_read(tmp_path: Path, tiny_bases: Path):
     file = tmp_path / "p.txt"
     file.write_text("\ufeffa cat\n\n  a dog \n", encoding="utf-8")
-    assert prompts(["x", f"@{file}"]) == ["x", "a cat", "a dog"] and numbers("0.6, 1") == [0.6, 1.0]
+    assert read_prompts(["x", f"@{file}"]) == ["x", "a cat", "a dog"] and parse_numbers("0.6, 1") == [0.6, 1.0]
     with pytest.raises(SpinliteError, match="no prompt"):
-        prompts([" "])
+        read_prompts([" "])
     with pytest.raises(SpinliteError, match="no list of numbers"):
-        numbers("much")
+        parse_numbers("much")
     key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
     both = {key: Pair(torch.randn(2, 24), torch.randn(24, 2)), "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q":
             Pair(torch.randn(2, 32), torch.randn(32, 2))}  # fmt: skip
-    path = tiny.save(tmp_path / "mine.safetensors", diffusers(both, torch.float32))
-    assert of_file(path, str(tiny_bases / "sd15"), [1.0]).loras.keys() == {"mine"}
+    path = tiny.save(tmp_path / "mine.safetensors", to_diffusers(both, torch.float32))
+    assert setup_of_file(path, str(tiny_bases / "sd15"), [1.0]).loras.keys() == {"mine"}
     with pytest.raises(SpinliteError, match="changes text encoders"):
-        of_file(path, str(tiny_bases / "sd15"), [0.5])
+        setup_of_file(path, str(tiny_bases / "sd15"), [0.5])

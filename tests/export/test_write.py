@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from spinlite.config.settings import Model, Settings, load_settings, validate_settings
+from spinlite.config.load import load_settings, validate_settings
+from spinlite.config.settings import Model, Settings
 from spinlite.errors import SpinliteError
-from spinlite.export.export import Wanted, _public, choose, export
-from spinlite.export.verify import modules
+from spinlite.export.export import ExportOptions, _public, choose_round, export
+from spinlite.export.verify import compare_modules
 from spinlite.export.write import write_lora
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.families.names import kohya_name
 from spinlite.families.sd import StableDiffusion
 from spinlite.families.single_file import CONFIGS
-from spinlite.lora.layouts import balanced, complete, diffusers, kohya
-from spinlite.lora.metadata import TAGS, About, header, tag_counts
-from spinlite.lora.svd import nearest, resized
-from spinlite.lora.tensors import Lora, Pair, norm, of_snapshot
+from spinlite.lora.layouts import balance, complete_attention, to_diffusers, to_kohya
+from spinlite.lora.metadata import TAGS, HeaderInfo, build_header, tag_counts
+from spinlite.lora.svd import lower_rank, nearest_pair
+from spinlite.lora.tensors import Lora, Pair, lora_of_snapshot, norm
 from spinlite.memory import device
 from spinlite.runs.run import Run
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from tests.toy import TOY, Quiet
 
@@ -76,7 +77,7 @@ def test_every_key_of_a_file_at_real_sizes(kind: str):
     shapes = real_shapes(kind)
     lora = {name: pair_for(shapes[name], 1 + i % 3, 10.0 ** -(i % 5)) for i, (_, name, _) in enumerate(rows)}
     keys = {name: key for _, name, key in rows}
-    tensors, alpha = kohya(lora, lambda name: kohya_name(name, KINDS[kind]), torch.float16)  # pyright: ignore[reportArgumentType]
+    tensors, alpha = to_kohya(lora, lambda name: kohya_name(name, KINDS[kind]), torch.float16)  # pyright: ignore[reportArgumentType]
     suffixes = ("lora_down.weight", "lora_up.weight", "alpha")
     assert tensors.keys() == {f"{key}.{suffix}" for key in keys.values() for suffix in suffixes}
     assert {t.item() for name, t in tensors.items() if name.endswith(".alpha")} == {alpha}
@@ -95,8 +96,8 @@ def test_a_change_of_any_size_survives_any_precision(size: float, dtype: torch.d
     torch.manual_seed(0)
     lora = {f"unet.{i}": pair_for((6, 8), rank, size * 10.0**-i) for i, rank in enumerate((1, 3, 4))}
     digits = {torch.float16: 5e-3, torch.bfloat16: 1e-2, torch.float32: 1e-6}[dtype]
-    written = kohya(lora, str, dtype)[0]
-    plain = diffusers(lora, dtype)
+    written = to_kohya(lora, str, dtype)[0]
+    plain = to_diffusers(lora, dtype)
     for name, pair in lora.items():
         for got in (
             read_as_the_programs_do(written, name),
@@ -108,14 +109,14 @@ def test_a_change_of_any_size_survives_any_precision(size: float, dtype: torch.d
 
 def test_balancing_changes_no_digit():
     pair = pair_for((6, 8), 3, 1e-6)
-    down, up = balanced(pair)
+    down, up = balance(pair)
     assert torch.equal(up @ down, pair.change) and 0.5 < up.abs().max() / down.abs().max() < 2
 
 
 def test_an_attention_is_written_whole():
     """A1111 applies SDXL's second text encoder only where q, k, v and out are all there."""
     query = "text_encoder_2.text_model.encoder.layers.3.self_attn.q_proj"
-    found = complete({query: pair_for((8, 8), 2), "unet.x.attn1.to_q": pair_for((8, 8), 2)})
+    found = complete_attention({query: pair_for((8, 8), 2), "unet.x.attn1.to_q": pair_for((8, 8), 2)})
     added = {f"{query.removesuffix('q_proj')}{leaf}" for leaf in ("k_proj", "v_proj", "out_proj")}
     assert found.keys() == {query, "unet.x.attn1.to_q"} | added
     assert all(not found[name].change.any() and found[name].shape == (8, 8) for name in added)
@@ -125,34 +126,34 @@ def test_resizing_keeps_the_largest_directions():
     torch.manual_seed(0)
     pair = pair_for((10, 4, 3, 3), 6)
     u, s, v = torch.linalg.svd(pair.change.flatten(1).double(), full_matrices=False)
-    smaller, lost = resized(pair, 2)
+    smaller, lost = lower_rank(pair, 2)
     assert smaller.rank == 2 and smaller.down.shape == (2, 4, 3, 3) and smaller.up.shape == (10, 2, 1, 1)
     assert_close(smaller.change.flatten(1).double(), (u[:, :2] * s[:2]) @ v[:2], rtol=1e-4, atol=1e-6)
     assert lost == pytest.approx((s[2:].norm() / s.norm()).item(), rel=1e-4)
-    same, nothing = resized(pair, 99)
+    same, nothing = lower_rank(pair, 99)
     assert nothing == 0
     assert_close(same.change, pair.change)
-    again, off = nearest(pair.change, 2)
+    again, off = nearest_pair(pair.change, 2)
     assert off == pytest.approx(lost, rel=1e-2) and again.shape == pair.shape
 
 
 # The header
 
 
-def about(**more: Any) -> About:
+def about(**more: Any) -> HeaderInfo:
     said = {"ss_base_model_version": "sd_v1", "modelspec.resolution": "512x768"}
-    return About("mine", said, finished=1.7e9, **more)
+    return HeaderInfo("mine", said, finished=1.7e9, **more)
 
 
 def test_hashes_are_of_the_data_alone_and_known(tmp_path: Path):
     tensors = {"a.lora_up.weight": torch.arange(4, dtype=torch.float16).view(2, 2)}
-    said = header(tensors, {"a": pair_for((2, 2), 2)}, 1.0, about())
+    said = build_header(tensors, {"a": pair_for((2, 2), 2)}, 1.0, about())
     known = hashlib.sha256(struct.pack("<4e", 0, 1, 2, 3)).hexdigest()
     assert said["sshs_model_hash"] == known and said["modelspec.hash_sha256"] == f"0x{known}"
     content = save(tensors, said)
     assert hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest() == known
     large = {"b": torch.arange(600_000, dtype=torch.float32)}
-    said = header(large, {"b": pair_for((2, 2), 2)}, 1.0, about())
+    said = build_header(large, {"b": pair_for((2, 2), 2)}, 1.0, about())
     kohyas = save(large, {k: v for k, v in said.items() if k.startswith("ss_")})
     assert said["sshs_legacy_hash"] == hashlib.sha256(kohyas[2**20 : 2**20 + 2**16]).hexdigest()[:8]
 
@@ -161,7 +162,7 @@ def test_a_header_says_what_programs_parse():
     picture = Image.new("RGB", (64, 64), "red")
     lora = {"unet.a": pair_for((6, 8, 3, 3), 4), "unet.b": pair_for((6, 8), 2)}
     tags = tag_counts(["a cat, red", "a cat , blue", "ünï, 猫"])
-    said = header({}, lora, 0.5, about(tags=tags, pictures=3, thumbnail=picture, ours={"method": {"name": "spin"}}))
+    said = build_header({}, lora, 0.5, about(tags=tags, pictures=3, thumbnail=picture, ours={"method": {"name": "spin"}}))
     assert all(isinstance(value, str) for value in said.values())
     assert json.loads(said["ss_tag_frequency"]) == {"mine": {"a cat": 2, "blue": 1, "red": 1, "ünï": 1, "猫": 1}}
     assert json.loads(said["ss_dataset_dirs"]) == {"mine": {"n_repeats": 1, "img_count": 3}}
@@ -180,10 +181,10 @@ def test_the_largest_header_is_below_1_mib():
     rows = [line.split("\t") for line in (LISTS / "lora-sdxl.tsv").read_text(encoding="utf-8").splitlines()]
     one = Pair(torch.zeros(1, 1), torch.zeros(1, 1))
     lora: Lora = {name: one for _, name, _ in rows}
-    tensors, alpha = kohya(lora, {name: key for _, name, key in rows}.__getitem__, torch.float16)
+    tensors, alpha = to_kohya(lora, {name: key for _, name, key in rows}.__getitem__, torch.float16)
     tags = tag_counts([f'"猫" number {i}, \\' for i in range(20_000)])
     assert len(tags) > 1000 and len(json.dumps(tags)) < TAGS
-    said = header(tensors, lora, alpha, about(tags=tags, thumbnail=Image.effect_noise((256, 256), 100)))
+    said = build_header(tensors, lora, alpha, about(tags=tags, thumbnail=Image.effect_noise((256, 256), 100)))
     assert int.from_bytes(save(tensors, said)[:8], "little") < 2**20
 
 
@@ -200,7 +201,7 @@ def test_a_file_that_is_not_what_was_trained_is_an_error(tmp_path: Path, monkeyp
     assert found.modules == 1 and found.worst < 1e-3 and found.step is not None and found.step < 1e-2
     wrong = {f"unet.{name}": lora[f"unet.{name}"].times(0.9)}
     with pytest.raises(SpinliteError, match=r"does not hold what was trained.*off by 11"):
-        modules(path, wrong, {f"unet.{name}": base.export_name(f"unet.{name}")})
+        compare_modules(path, wrong, {f"unet.{name}": base.export_name(f"unet.{name}")})
     monkeypatch.setattr(StableDiffusion, "export_name", lambda self, name: "lora_unet_down_blocks_0_resnets_0_conv2")
     with pytest.raises(SpinliteError, match=r"a denoising step.*differs by"):
         write_lora(path, lora, base, about(), "kohya", torch.float16)
@@ -212,13 +213,13 @@ def run(toy: Settings, tmp_path: Path) -> Run:
 
 
 def test_any_round_is_exported_as_asked(run: Run, tmp_path: Path):
-    base = family(run.settings.model, CPU)
+    base = load_family(run.settings.model, CPU)
     path = tmp_path / "out" / "x.safetensors"
-    assert [choose(run, word) for word in ("best", "last", "1")] == [run.best, 2, 1]
-    said = export(run, base, 1, path, Wanted(dtype="fp32", strength=-0.5, sidecars=True))
-    tensors, metadata = read(path)
-    state, kept = read(run.snapshot(1))
-    for name, pair in of_snapshot(state, json.loads(kept["spinlite"])["scale"]).items():
+    assert [choose_round(run, word) for word in ("best", "last", "1")] == [run.best, 2, 1]
+    said = export(run, base, 1, path, ExportOptions(dtype="fp32", strength=-0.5, sidecars=True))
+    tensors, metadata = read_tensors(path)
+    state, kept = read_tensors(run.snapshot_path(1))
+    for name, pair in lora_of_snapshot(state, json.loads(kept["spinlite"])["scale"]).items():
         got = read_as_the_programs_do(tensors, base.export_name(name))
         assert_close(got, -0.5 * pair.change.double(), rtol=1e-4, atol=1e-7)
     assert said.startswith("3 of 3 modules") and "denoising step" in said
@@ -233,16 +234,16 @@ def test_any_round_is_exported_as_asked(run: Run, tmp_path: Path):
 
 
 def test_what_can_not_be_exported_is_named(run: Run, tmp_path: Path):
-    base = family(run.settings.model, CPU)
+    base = load_family(run.settings.model, CPU)
     with pytest.raises(SpinliteError, match=r"has no round 9\nfix: give one of 0 to 2"):
-        export(run, base, 9, tmp_path / "x.safetensors", Wanted())
+        export(run, base, 9, tmp_path / "x.safetensors", ExportOptions())
     with pytest.raises(SpinliteError, match="'first' is no round"):
-        choose(run, "first")
+        choose_round(run, "first")
     with pytest.raises(SpinliteError, match="is no run"):
-        Run.found(tmp_path)
-    other = family(Model(base="1", family="toy"), CPU)
+        Run.open_existing(tmp_path)
+    other = load_family(Model(base="1", family="toy"), CPU)
     with pytest.raises(SpinliteError, match="has changed since"):
-        export(run, other, 1, tmp_path / "x.safetensors", Wanted())
+        export(run, other, 1, tmp_path / "x.safetensors", ExportOptions())
 
 
 def test_no_place_on_the_computer_is_in_a_header(swatches: Path):
@@ -254,5 +255,5 @@ def test_no_place_on_the_computer_is_in_a_header(swatches: Path):
 
 
 def test_a_lora_of_zeros_is_written_and_read(run: Run, tmp_path: Path):
-    said = export(run, family(run.settings.model, CPU), 0, tmp_path / "zero.safetensors", Wanted())
+    said = export(run, load_family(run.settings.model, CPU), 0, tmp_path / "zero.safetensors", ExportOptions())
     assert "largest relative error 0" in said and "denoising" not in said

@@ -19,9 +19,9 @@ from spinlite.families import single_file
 from spinlite.families.checkpoint import CLASSES
 from spinlite.families.clip import tokenizer
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.families.open import open_checkpoint
-from spinlite.families.schedule import noise_scheduler, settle
+from spinlite.families.schedule import noise_scheduler, resolve_prediction
 from spinlite.memory import device
 from tests.families import tiny
 
@@ -37,7 +37,7 @@ PARAMETERS = {  # of the published models
 
 
 def load(base: Path, **settings) -> Family:
-    return family(Model(base=str(base), **settings), CPU)
+    return load_family(Model(base=str(base), **settings), CPU)
 
 
 def relabelled(folder: Path, to: Path, **changes) -> Path:
@@ -100,7 +100,7 @@ def test_a_family_of_a_single_file_computes_what_that_of_the_folder_does(kind: s
     for base in (configs / kind, configs / f"{kind}.safetensors"):
         made = load(base)
         with torch.no_grad():
-            outputs.append(made.denoise(x, t, made.prompt(["a cat", ""])))
+            outputs.append(made.denoise(x, t, made.encode_captions(["a cat", ""])))
     assert_close(outputs[0], outputs[1])
 
 
@@ -112,7 +112,7 @@ def test_auto_tells_the_families_apart(configs: Path):
             assert type(made).__name__ == ("StableDiffusionXL" if kind == "sdxl" else "StableDiffusion")
     with pytest.raises(SpinliteError, match=r"is SDXL.*\nfix: .*auto"):
         load(configs / "sdxl", family="sd")
-    assert type(family(Model(base="0", family="toy"), CPU)).__name__ == "Toy"
+    assert type(load_family(Model(base="0", family="toy"), CPU)).__name__ == "Toy"
 
 
 @pytest.mark.parametrize("ending", [".ckpt", ".pt", ".pth", ".bin", ".CKPT"])
@@ -131,7 +131,7 @@ def test_pickles_are_refused(ending: str, tmp_path: Path, tiny_bases: Path):
 )
 def test_v_prediction_is_read_from_a_single_file(keys, metadata, configs: Path, tmp_path: Path):
     checkpoint = open_checkpoint(str(marked(configs, tmp_path / "x.safetensors", keys=keys, **metadata)))
-    assert settle(checkpoint, "auto", None) == ("v", False)
+    assert resolve_prediction(checkpoint, "auto", None) == ("v", False)
 
 
 def test_zero_terminal_snr_is_read_from_a_single_file(configs: Path, tmp_path: Path):
@@ -142,7 +142,7 @@ def test_zero_terminal_snr_is_read_from_a_single_file(configs: Path, tmp_path: P
 
 
 def test_a_preset_says_what_a_file_does_not(configs: Path):
-    assert settle(open_checkpoint(str(configs / "sdxl.safetensors")), "auto", None) == ("eps", False)
+    assert resolve_prediction(open_checkpoint(str(configs / "sdxl.safetensors")), "auto", None) == ("eps", False)
     made = load(configs / "sdxl.safetensors", prediction="v", zero_snr=True)
     assert made.path.prediction == "v" and made.path.alpha_bar is not None and made.path.alpha_bar[-1] == 0
     assert made.base_hash != load(configs / "sdxl.safetensors").base_hash  # other samples come of it
@@ -151,7 +151,7 @@ def test_a_preset_says_what_a_file_does_not(configs: Path):
 def test_a_folder_says_what_it_predicts(tiny_bases: Path, tmp_path: Path):
     labels = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     base = relabelled(tiny_bases / "sdxl", tmp_path / "v", **labels)
-    assert settle(open_checkpoint(str(base)), "auto", None) == ("v", True)
+    assert resolve_prediction(open_checkpoint(str(base)), "auto", None) == ("v", True)
     with pytest.raises(SpinliteError, match="'sample'"):
         open_checkpoint(str(relabelled(tiny_bases / "sdxl", tmp_path / "s", prediction_type="sample")))
 
@@ -159,15 +159,15 @@ def test_a_folder_says_what_it_predicts(tiny_bases: Path, tmp_path: Path):
 def test_contradictions_stop_the_run(configs: Path, tmp_path: Path):
     v = open_checkpoint(str(marked(configs, tmp_path / "v.safetensors", keys=("v_pred", "ztsnr"))))
     with pytest.raises(SpinliteError, match=r"preset says model.prediction = 'eps'.*v by its key v_pred"):
-        settle(v, "eps", None)
+        resolve_prediction(v, "eps", None)
     with pytest.raises(SpinliteError, match=r"zero terminal SNR.*model.zero_snr = false"):
-        settle(v, "auto", False)
+        resolve_prediction(v, "auto", False)
     with pytest.raises(SpinliteError, match=r"eps by scheduler_config\.json"):
-        settle(open_checkpoint(str(configs / "sdxl")), "v", None)
+        resolve_prediction(open_checkpoint(str(configs / "sdxl")), "v", None)
     both = marked(configs, tmp_path / "both.safetensors", keys=("v_pred",), modelspec_prediction__type="epsilon")
     with pytest.raises(SpinliteError, match="contradicts itself: v by its key v_pred, eps by modelspec"):
-        settle(open_checkpoint(str(both)), "auto", None)
-    assert settle(open_checkpoint(str(both)), "v", None) == ("v", False)  # the preset may decide between them
+        resolve_prediction(open_checkpoint(str(both)), "auto", None)
+    assert resolve_prediction(open_checkpoint(str(both)), "v", None) == ("v", False)  # the preset may decide between them
     with pytest.raises(SpinliteError, match="calls itself stable-diffusion-v1"):
         open_checkpoint(str(marked(configs, tmp_path / "a.safetensors", modelspec_architecture="stable-diffusion-v1")))
 
@@ -181,13 +181,13 @@ def test_eps_with_zero_terminal_snr_is_refused(configs: Path, tmp_path: Path):
 
 def test_a_file_that_may_be_either_must_be_told(configs: Path, tmp_path: Path):
     with pytest.raises(SpinliteError, match="does not say whether it predicts eps or v"):
-        settle(open_checkpoint(str(configs / "sd21.safetensors")), "auto", None)
+        resolve_prediction(open_checkpoint(str(configs / "sd21.safetensors")), "auto", None)
     named = shutil.copy(configs / "sdxl.safetensors", tmp_path / "MyMerge_vPred10.safetensors")
     with pytest.raises(SpinliteError, match="its name speaks of v"):
-        settle(open_checkpoint(str(named)), "auto", None)
+        resolve_prediction(open_checkpoint(str(named)), "auto", None)
     for size, said in (("512", "eps"), ("768-v", "v")):
         path = marked(configs, tmp_path / f"{said}.safetensors", "sd21", modelspec_architecture=f"stable-diffusion-v2-{size}")
-        assert settle(open_checkpoint(str(path)), "auto", None) == (said, False)
+        assert resolve_prediction(open_checkpoint(str(path)), "auto", None) == (said, False)
 
 
 def test_the_rescaled_schedule_keeps_its_start_and_ends_in_noise(tiny_bases: Path):
@@ -230,7 +230,7 @@ def test_a_file_without_all_its_weights_is_named(configs: Path, tmp_path: Path):
         without.decode(torch.zeros(1, 4, 8, 8))
     silent = load(tiny.save(path, {k: v for k, v in whole.items() if "layers.1.mlp.fc1.bias" not in k}))
     with pytest.raises(SpinliteError, match="is not whole: 1 weights of its text_encoder"):
-        silent.prompt([""])
+        silent.encode_captions([""])
 
 
 def test_another_vae_is_used_from_a_folder_and_from_a_file(configs: Path, tmp_path: Path):

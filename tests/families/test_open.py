@@ -16,7 +16,7 @@ from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import locate
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.families.open import open_checkpoint
 from spinlite.memory import device
 from spinlite.runs.store import fingerprint_files
@@ -26,7 +26,7 @@ CPU = device.Device(torch.device("cpu"), "a test")
 
 
 def load(base: Path | str, **settings) -> Family:
-    return family(Model(base=str(base), **settings), CPU)
+    return load_family(Model(base=str(base), **settings), CPU)
 
 
 NOWHERE = ["./nowhere", "../nowhere/x", "nowhere", "~/nowhere", "models/sub/x", "C:\\models\\x", "/nowhere/x"]

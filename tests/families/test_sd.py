@@ -13,20 +13,20 @@ from torch.testing import assert_close
 
 from spinlite.config.presets import PACKAGE
 from spinlite.config.settings import Play
-from spinlite.data.pictures import fit, open_picture
+from spinlite.data.pictures import open_picture, resize_and_crop
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.export.write import write_lora
 from spinlite.families.schedule import OTHERS, SAMPLERS
 from spinlite.families.sd import StableDiffusion
-from spinlite.lora.adapters import Slots, delta, modules
-from spinlite.lora.metadata import About
-from spinlite.lora.tensors import of_snapshot
+from spinlite.lora.adapters import Slots, delta, module_names
+from spinlite.lora.metadata import HeaderInfo
+from spinlite.lora.tensors import lora_of_snapshot
 from spinlite.maths.draws import gaussian, generator
 from spinlite.maths.losses import error
 from spinlite.memory import device
 from spinlite.methods.spin import SPIN
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.training.batches import Batch
 from spinlite.training.play import sample
 from spinlite.training.step import measure, step
@@ -55,7 +55,7 @@ def lora() -> tuple[StableDiffusion, Slots]:
 def batch(family: StableDiffusion, n: int = 3) -> Batch:
     torch.manual_seed(2)
     real, fake, eps = (torch.randn(n, *family.latent_shape) for _ in range(3))
-    return Batch(real, fake, eps, torch.tensor([50, 500, 950])[:n], family.prompt(CAPTIONS[:n]))
+    return Batch(real, fake, eps, torch.tensor([50, 500, 950])[:n], family.encode_captions(CAPTIONS[:n]))
 
 
 def pipeline() -> StableDiffusionPipeline:
@@ -74,7 +74,7 @@ def test_the_demo_is_read_as_what_it_is(family: StableDiffusion):
 def test_pictures_survive_encoding_and_decoding(family: StableDiffusion):
     paths = sorted((PACKAGE / "demo" / "fluent").glob("*.png"))[:8]
     pictures = [open_picture(path) for path in paths]
-    latents = family.encode([fit(picture, family.size) for picture in pictures])["x0"]
+    latents = family.encode_pictures([resize_and_crop(picture, family.size) for picture in pictures])["x0"]
     assert latents.shape == (8, 4, 16, 16) and 0.5 < latents.std() < 2
     for before, after in zip(pictures, family.decode(latents), strict=True):
         a, b = (torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).double() for p in (before, after))
@@ -84,7 +84,7 @@ def test_pictures_survive_encoding_and_decoding(family: StableDiffusion):
 def test_the_sampler_draws_what_diffusers_pipeline_draws(family: StableDiffusion):
     noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(3)])
     settings = Play(steps=6, guidance=3.0)
-    mine = sample(family, noise, family.prompt(CAPTIONS), family.prompt([""] * 3), settings)
+    mine = sample(family, noise, family.encode_captions(CAPTIONS), family.encode_captions([""] * 3), settings)
     with torch.no_grad():
         theirs = pipeline()(CAPTIONS, latents=noise, num_inference_steps=6, guidance_scale=3.0, output_type="latent")
     assert_close(mine, theirs.images, atol=2e-3, rtol=1e-3)  # pyright: ignore[reportAttributeAccessIssue]
@@ -96,7 +96,13 @@ def test_without_guidance_there_is_one_forward_a_step(family: StableDiffusion, m
     monkeypatch.setattr(family, "denoise", lambda x, t, c: (rows.append(len(x)), whole(x, t, c))[1])
     noise = torch.zeros(2, *family.latent_shape)
     for guidance in (1.0, 2.0):
-        sample(family, noise, family.prompt(CAPTIONS[:2]), family.prompt(["", ""]), Play(steps=3, guidance=guidance))
+        sample(
+            family,
+            noise,
+            family.encode_captions(CAPTIONS[:2]),
+            family.encode_captions(["", ""]),
+            Play(steps=3, guidance=guidance),
+        )
     assert rows == [2, 2, 2, 4, 4, 4]
 
 
@@ -117,9 +123,9 @@ def test_every_sampler_ends_with_the_clean_sample_of_a_perfect_network(name: str
 
 
 def test_captions_condition_and_the_empty_one_does_not_fail(family: StableDiffusion):
-    prompts = family.prompt([*CAPTIONS, ""])["prompt"]
+    prompts = family.encode_captions([*CAPTIONS, ""])["prompt"]
     assert prompts.shape[:2] == (4, 32) and not torch.equal(prompts[0], prompts[3])
-    assert torch.equal(prompts, family.prompt([*CAPTIONS, ""])["prompt"])
+    assert torch.equal(prompts, family.encode_captions([*CAPTIONS, ""])["prompt"])
 
 
 def test_one_graph_at_a_time_gives_the_same_gradient(lora):
@@ -138,7 +144,7 @@ def test_the_opponent_is_a_merged_copy_of_base_and_snapshot(lora):
     merged = StableDiffusion("demo", CPU)
     snapshot = slots.state("opponent")
     plain: dict[str, nn.Module] = dict(merged.net.named_modules())
-    for module in modules(snapshot):
+    for module in module_names(snapshot):
         plain[module].weight.data += delta(snapshot, module, slots.scale)  # pyright: ignore
     b = batch(family)
     x_t = family.path.noise(b.real, b.eps, b.t)
@@ -164,9 +170,9 @@ def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(layout: Any
     family, slots = lora
     path = tmp_path / "mine.safetensors"
     plain = StableDiffusion("demo", CPU)
-    lora = of_snapshot(slots.state("policy"), slots.scale)
-    said = write_lora(path, lora, plain, About("mine", plain.export_metadata()), layout, torch.float16)
-    assert said.modules == len(modules(slots.state("policy"))) == len(lora) and said.step is not None and said.step < 0.01
+    lora = lora_of_snapshot(slots.state("policy"), slots.scale)
+    said = write_lora(path, lora, plain, HeaderInfo("mine", plain.export_metadata()), layout, torch.float16)
+    assert said.modules == len(module_names(slots.state("policy"))) == len(lora) and said.step is not None and said.step < 0.01
     pipe = pipeline()
     pipe.load_lora_weights(str(path))
     b = batch(family)
@@ -185,14 +191,14 @@ def test_a_base_without_a_part_is_named(missing: str, tmp_path: Path):
     shutil.copytree(BASE, base)
     shutil.rmtree(base / missing)
     with pytest.raises(SpinliteError, match="can't read the base model"):
-        StableDiffusion(str(base), CPU).prompt(["x"])
+        StableDiffusion(str(base), CPU).encode_captions(["x"])
 
 
 def test_pickled_weights_are_not_opened(tmp_path: Path):
     base = tmp_path / "b"
     shutil.copytree(BASE, base)
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save(read(weights)[0], base / "unet" / "diffusion_pytorch_model.bin")
+    torch.save(read_tensors(weights)[0], base / "unet" / "diffusion_pytorch_model.bin")
     weights.unlink()
     with pytest.raises(SpinliteError, match="can't read the base model"):
         StableDiffusion(str(base), CPU)

@@ -10,20 +10,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from spinlite.config.settings import Play, validate_settings
+from spinlite.config.load import validate_settings
+from spinlite.config.settings import Play
 from spinlite.data.encoded import Encoded
-from spinlite.data.pictures import fit
+from spinlite.data.pictures import resize_and_crop
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.export.write import write_lora
 from spinlite.families.sdxl import StableDiffusionXL
-from spinlite.lora.adapters import Slots, modules
-from spinlite.lora.metadata import About
-from spinlite.lora.tensors import of_snapshot
+from spinlite.lora.adapters import Slots, module_names
+from spinlite.lora.metadata import HeaderInfo
+from spinlite.lora.tensors import lora_of_snapshot
 from spinlite.maths.draws import gaussian
 from spinlite.memory import device
 from spinlite.methods.spin import SPIN
-from spinlite.runs.store import Store, fingerprint_files, read
+from spinlite.runs.store import Store, fingerprint_files, read_tensors
 from spinlite.selfplay import train
 from spinlite.training.batches import Batch, make_batch
 from spinlite.training.play import fake_key, play, sample
@@ -55,7 +56,7 @@ def batch(family: StableDiffusionXL) -> Batch:
     torch.manual_seed(2)
     real, fake, eps = (torch.randn(2, *family.latent_shape) for _ in range(3))
     ids = torch.tensor([[100.0, 300.0, 0.0, 64.0, 64.0, 64.0], [64.0, 64.0, 0.0, 0.0, 64.0, 64.0]])
-    return Batch(real, fake, eps, torch.tensor([50, 800]), family.prompt(CAPTIONS) | {"time_ids": ids})
+    return Batch(real, fake, eps, torch.tensor([50, 800]), family.encode_captions(CAPTIONS) | {"time_ids": ids})
 
 
 def pipeline(base: Path) -> StableDiffusionXLPipeline:
@@ -77,7 +78,9 @@ def test_the_sampler_draws_what_diffusers_pipeline_draws(labels: dict, tiny_base
     base = relabelled(tiny_bases / "sdxl", tmp_path / "base", **labels)
     family = StableDiffusionXL(str(base), CPU)
     noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(2)])
-    mine = sample(family, noise, family.prompt(CAPTIONS), family.prompt([""] * 2), Play(steps=4, guidance=3.0))
+    mine = sample(
+        family, noise, family.encode_captions(CAPTIONS), family.encode_captions([""] * 2), Play(steps=4, guidance=3.0)
+    )
     pipe: Any = pipeline(base)
     spacing: dict[str, Any] = {"timestep_spacing": "trailing"} if labels else {}
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **spacing)
@@ -113,7 +116,7 @@ def test_what_a_picture_was_cut_from_conditions_it(family: StableDiffusionXL, pi
     encoded = Encoded(family, pictures, tmp_path / "cache", 2, lambda done, of: None)
     cond = encoded.cond(pictures, [False, True])
     assert cond["time_ids"].tolist() == [[90, 160, 0, 25, 64, 64], [128, 64, 32, 0, 64, 64]]
-    assert torch.equal(cond["prompt"][1], family.prompt([""])["prompt"][0]) and cond["pooled"].shape == (2, 40)
+    assert torch.equal(cond["prompt"][1], family.encode_captions([""])["prompt"][0]) and cond["pooled"].shape == (2, 40)
     plain = {name: value for name, value in cond.items() if name != "time_ids"}
     x, t = torch.randn(2, *family.latent_shape), torch.tensor([100, 100])
     with torch.no_grad():
@@ -127,7 +130,7 @@ def test_a_caption_is_encoded_once_and_nothing_but_the_network_stays(
 ):
     family = StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
     asked: list[str] = []
-    whole = family.prompt
+    whole = family.encode_captions
     monkeypatch.setattr(family, "prompt", lambda captions: (asked.extend(captions), whole(captions))[1])
     twice = [*pictures, Record(pictures[0].path, pictures[1].caption, pictures[0].key)]
     Encoded(family, twice, tmp_path / "cache", 2, lambda done, of: None)
@@ -141,8 +144,8 @@ def test_half_a_base_makes_half_precision_conditioning_and_a_vae_in_full(tiny_ba
         where = device.Device(torch.device("cpu"), "a test", device.Levers(precision=precision))
         family = StableDiffusionXL(str(tiny_bases / "sdxl"), where)
         assert family._parts.part("vae").dtype == vae
-        assert {value.dtype for value in family.prompt(CAPTIONS).values()} == {where.dtype}
-        encoded = family.encode([fit(Image.open(pictures[0].path), family.size)])
+        assert {value.dtype for value in family.encode_captions(CAPTIONS).values()} == {where.dtype}
+        encoded = family.encode_pictures([resize_and_crop(Image.open(pictures[0].path), family.size)])
         assert encoded["x0"].dtype == encoded["time_ids"].dtype == torch.float32 and encoded["x0"].isfinite().all()
 
 
@@ -185,10 +188,10 @@ def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(lora, tiny_
     family, slots = lora
     path = tmp_path / "mine.safetensors"
     plain = StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
-    lora = of_snapshot(slots.state("policy"), slots.scale)
-    said = write_lora(path, lora, plain, About("mine", plain.export_metadata()), "kohya", torch.float16)
-    assert said.modules == len(modules(slots.state("policy"))) and said.step is not None and said.step < 0.01
-    tensors, metadata = read(path)
+    lora = lora_of_snapshot(slots.state("policy"), slots.scale)
+    said = write_lora(path, lora, plain, HeaderInfo("mine", plain.export_metadata()), "kohya", torch.float16)
+    assert said.modules == len(module_names(slots.state("policy"))) and said.step is not None and said.step < 0.01
+    tensors, metadata = read_tensors(path)
     assert all(name.startswith(("lora_unet_input_", "lora_unet_middle_", "lora_unet_output_")) for name in tensors)
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
@@ -233,6 +236,6 @@ def test_a_run_from_a_single_file_ends_with_a_lora(configs: Path, swatches: Path
     })  # fmt: skip
     outcome = train(settings, tmp_path / "runs" / "xl", Quiet())
     assert len(outcome.rounds) == 1 and outcome.rounds[0]["policy_real"] > 0
-    tensors, metadata = read(outcome.run.exported)
+    tensors, metadata = read_tensors(outcome.run.export_path)
     assert "lora_unet_middle_block_1_proj_in.lora_up.weight" in tensors
     assert metadata["modelspec.prediction_type"] == "v"

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from spinlite.config.settings import Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.lora.adapters import Slots, delta, modules
-from spinlite.lora.bake import KEPT, baked
-from spinlite.runs.store import read
+from spinlite.lora.adapters import Slots, delta, module_names
+from spinlite.lora.bake import KEPT, bake_dora
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from tests.toy import TOY, Quiet
 
@@ -42,8 +43,8 @@ def test_a_slot_does_what_the_base_with_its_change_does(dora: bool, rslora: bool
     net, slots = moved(dora, rslora)
     assert slots.scale == (4.0 if rslora else 2.0)
     state, merged = slots.state("policy"), Net()
-    assert sorted(modules(state)) == ["conv", "linear"]
-    for module in modules(state):
+    assert sorted(module_names(state)) == ["conv", "linear"]
+    for module in module_names(state):
         layer = getattr(merged, module)
         layer.weight.data += delta(state, module, slots.scale, layer.weight.data)
     assert_close(net(X), merged(X))
@@ -70,8 +71,8 @@ def test_dora_learns_magnitudes_and_a_snapshot_holds_them():
 def test_a_dora_becomes_a_plain_lora_and_its_error_is_what_is_said():
     _, slots = moved(dora=True)
     state = slots.state("policy")
-    lora, off = baked(state, slots.scale, Net())
-    whole = {m: delta(state, m, slots.scale, getattr(Net(), m).weight.detach()) for m in modules(state)}
+    lora, off = bake_dora(state, slots.scale, Net())
+    whole = {m: delta(state, m, slots.scale, getattr(Net(), m).weight.detach()) for m in module_names(state)}
     left = torch.cat([(lora[f"unet.{m}"].change - change).flatten() for m, change in whole.items()])
     assert off == pytest.approx((left.norm() / torch.cat([c.flatten() for c in whole.values()]).norm()).item(), abs=1e-5)
     assert off < KEPT and all(pair.rank > 4 or pair.rank == min(pair.down.flatten(1).shape) for pair in lora.values())
@@ -83,7 +84,7 @@ def test_a_run_with_dora_exports_a_plain_lora(toy: Settings, tmp_path: Path):
     settings = load_settings(TOY, data__folder=toy.data.folder, model__dora=True, run__rounds=1, judge__stop=False)
     watch = Quiet()
     outcome = train(settings, tmp_path / "runs" / "r", watch)
-    assert any("magnitude" in name for name in read(outcome.run.snapshot(1))[0])
-    assert all("lora_" in name for name in read(outcome.run.exported)[0])
+    assert any("magnitude" in name for name in read_tensors(outcome.run.snapshot_path(1))[0])
+    assert all("lora_" in name for name in read_tensors(outcome.run.export_path)[0])
     assert any("DoRA as a plain LoRA" in line for line in watch.said)
     assert train(settings, tmp_path / "runs" / "r", Quiet()).already

@@ -9,12 +9,12 @@ import torch
 from torch.testing import assert_close
 
 from spinlite.errors import SpinliteError
-from spinlite.lora.layouts import kohya
-from spinlite.lora.read import parse
+from spinlite.lora.layouts import to_kohya
+from spinlite.lora.read import read_tensors_of
 from spinlite.lora.resize import resize
-from spinlite.lora.svd import resized
+from spinlite.lora.svd import lower_rank
 from spinlite.lora.tensors import Pair
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from tests.families import tiny
 from tests.lora.test_start import KIND, layouts, load_base, lora_of
 
@@ -28,11 +28,11 @@ def test_every_layout_keeps_its_keys_and_the_largest_directions(kind: str, tiny_
     for name, (tensors, metadata) in every.items():
         path = tiny.save(tmp_path / "x.safetensors", tensors, metadata)
         found = resize(path, 1, tmp_path / "y.safetensors")
-        before, after = parse(path), parse(tmp_path / "y.safetensors")
+        before, after = read_tensors_of(path), read_tensors_of(tmp_path / "y.safetensors")
         assert after.keys == before.keys and after.layout == before.layout, name
         assert "lora_adapter_metadata" not in after.metadata and found.rank == "2 to 3"
         for module in before.parts:
-            wanted, lost = resized(before.pair(module), 1)
+            wanted, lost = lower_rank(before.pair(module), 1)
             got = after.pair(module)
             assert got.rank == 1 and got.shape == wanted.shape
             assert_close(got.change, wanted.change, rtol=1e-3, atol=1e-5, msg=f"{name}: {module}")
@@ -44,14 +44,14 @@ def test_every_layout_keeps_its_keys_and_the_largest_directions(kind: str, tiny_
 def test_header_precision_and_smaller_modules_stay(tmp_path: Path):
     torch.manual_seed(0)
     wide, small = Pair(torch.randn(8, 6, 3, 3), torch.randn(9, 8, 1, 1)), Pair(torch.randn(2, 6), torch.randn(9, 2))
-    tensors = kohya({"lora_unet_a": wide, "lora_unet_b": small}, str, torch.float16)[0]
+    tensors = to_kohya({"lora_unet_a": wide, "lora_unet_b": small}, str, torch.float16)[0]
     said = {
         "ss_network_dim": "Dynamic", "ss_network_alpha": "9", "ss_network_args": "{}", "ss_output_name": "x",
         "modelspec.title": "x", "ss_tag_frequency": "{}", "sshs_model_hash": "0", "own": "ünï",
     }  # fmt: skip
     path = tiny.save(tmp_path / "x.safetensors", tensors | {"else": torch.ones(2)}, said)
     found = resize(path, 4, tmp_path / "small.safetensors")
-    made, header = read(tmp_path / "small.safetensors")
+    made, header = read_tensors(tmp_path / "small.safetensors")
     assert made.keys() == tensors.keys() | {"else"} and {t.dtype for k, t in made.items() if k != "else"} == {torch.float16}
     assert header["ss_network_dim"] == "Dynamic" and header["ss_output_name"] == header["modelspec.title"] == "small"
     assert json.loads(header["ss_network_args"])["conv_dim"] == "4" and header["own"] == "ünï"
@@ -65,7 +65,7 @@ def test_header_precision_and_smaller_modules_stay(tmp_path: Path):
 
 
 def test_what_can_not_be_resized_is_named(tmp_path: Path):
-    tensors = kohya({"lora_unet_a": Pair(torch.randn(4, 6), torch.randn(9, 4))}, str, torch.float32)[0]
+    tensors = to_kohya({"lora_unet_a": Pair(torch.randn(4, 6), torch.randn(9, 4))}, str, torch.float32)[0]
     path, to = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
     with pytest.raises(SpinliteError, match=r"has rank 4 already\nfix: give a --rank below 4"):
         resize(tiny.save(path, tensors), 4, to)

@@ -11,18 +11,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from spinlite.config.settings import Model, Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Model, Settings
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
-from spinlite.families.load import family
-from spinlite.families.names import kohya_name, original_name, shapes
+from spinlite.families.load import load_family
+from spinlite.families.names import kohya_name, module_shapes, original_name
 from spinlite.lora.adapters import Slots
 from spinlite.lora.apply import applied
-from spinlite.lora.layouts import diffusers, kohya
-from spinlite.lora.start import slots_for
-from spinlite.lora.tensors import Pair, of_snapshot
+from spinlite.lora.layouts import to_diffusers, to_kohya
+from spinlite.lora.start import make_slots
+from spinlite.lora.tensors import Pair, lora_of_snapshot
 from spinlite.memory import device
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from tests.families import tiny
 from tests.toy import TOY, Quiet
@@ -34,14 +35,14 @@ Layouts = dict[str, tuple[dict[str, Tensor], dict[str, str]]]
 
 
 def load_base(base: Path) -> Family:
-    return family(Model(base=str(base)), CPU)
+    return load_family(Model(base=str(base)), CPU)
 
 
 def lora_of(net: torch.nn.Module, width: int) -> dict[str, Pair]:
     """Attention, feed-forward, convolutions, of two ranks; and a text encoder's query."""
     torch.manual_seed(0)
     found = {}
-    for i, (name, shape) in enumerate(shapes(net).items()):
+    for i, (name, shape) in enumerate(module_shapes(net).items()):
         if name.endswith(("to_q", "to_out.0", "ff.net.0.proj", "conv1", "proj_in", "upsamplers.0.conv")):
             rank = 2 + i % 2
             up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2))
@@ -52,7 +53,7 @@ def lora_of(net: torch.nn.Module, width: int) -> dict[str, Pair]:
 def layouts(lora: dict[str, Pair], kind: Any) -> Layouts:
     """One LoRA as everybody writes it."""
     alpha = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "text_encoder.lora_alpha": 2})}
-    plain = diffusers(lora, torch.float32)
+    plain = to_diffusers(lora, torch.float32)
     double = {k: v * (v.shape[1] / 4 if k.startswith("unet") and "lora_B" in k else 1) for k, v in plain.items()}
     other = "unet" if kind == "sdxl" else "original"
 
@@ -66,8 +67,8 @@ def layouts(lora: dict[str, Pair], kind: Any) -> Layouts:
     raw = {f"{k.partition('.')[0]}.base_model.model.{k.partition('.')[2]}": v for k, v in plain.items()}
     flat = {k.replace(".text_model.", "."): v for k, v in plain.items()}
     return {
-        "kohya": (kohya(lora, lambda name: kohya_name(name, kind), torch.float32)[0], {}),
-        "other blocks": (kohya(lora, blocks, torch.float32)[0], {}),
+        "kohya": (to_kohya(lora, lambda name: kohya_name(name, kind), torch.float32)[0], {}),
+        "other blocks": (to_kohya(lora, blocks, torch.float32)[0], {}),
         "diffusers": (plain, {}), "alpha in the header": (double, alpha), "older": (old, {}), "oldest": (oldest, {}),
         "raw peft": (raw, {}), "without text_model": (flat, {}),
     }  # fmt: skip
@@ -95,7 +96,7 @@ def test_every_layout_means_the_same(kind: str, tiny_bases: Path, tmp_path: Path
 def test_a_file_of_numbered_modules_is_cloneofsimos(tiny_bases: Path, tmp_path: Path):
     """The order was: down, up, middle; in a block attention to itself, GEGLU, attention to the text."""
     made = load_base(tiny_bases / "sd15")
-    known = shapes(made.net)
+    known = module_shapes(made.net)
     inner = [name.removesuffix("attn1.to_q") for name in known if name.endswith("attn1.to_q")]
     blocks = [block for side in ("down", "up", "mid") for block in inner if block.startswith(side)]
     leaves = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj"]
@@ -119,9 +120,9 @@ def test_what_is_no_lora_for_the_base_is_named(tiny_bases: Path, tmp_path: Path)
         with pytest.raises(SpinliteError, match=rf"^mine\.safetensors {match}"):
             made.start_from(tiny.save(path, tensors))
 
-    right = kohya(lora_of(made.net, 24), lambda name: kohya_name(name, "sd1"), torch.float32)[0]
+    right = to_kohya(lora_of(made.net, 24), lambda name: kohya_name(name, "sd1"), torch.float32)[0]
     query = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    wrong = kohya(lora_of(other.net, 24), lambda name: kohya_name(name, "sdxl"), torch.float32)[0]
+    wrong = to_kohya(lora_of(other.net, 24), lambda name: kohya_name(name, "sdxl"), torch.float32)[0]
     refused(wrong, "does not fit an SD 1.x model")
     refused(right | {f"{query}.lora_down.weight": torch.zeros(3, 7)}, "does not fit.*changes .*where the base has")
     refused(right | {f"{query}.lora_down.weight": torch.zeros(5, 32)}, "holds .* which do not fit")
@@ -145,11 +146,13 @@ def test_what_is_no_lora_for_the_base_is_named(tiny_bases: Path, tmp_path: Path)
 def test_the_slots_hold_the_file_exactly_and_captions_its_text_part(tiny_bases: Path, tmp_path: Path):
     plain, made = load_base(tiny_bases / "sd15"), load_base(tiny_bases / "sd15")
     lora = lora_of(plain.net, 24)
-    made.start_from(tiny.save(tmp_path / "x.safetensors", diffusers(lora, torch.float32)))
-    assert made.base_hash != plain.base_hash and not torch.equal(made.prompt(["a"])["prompt"], plain.prompt(["a"])["prompt"])
-    slots = slots_for(made.net, made.lora_targets["linear"], Model(rank=1, alpha=2.0), 0, made.start)
+    made.start_from(tiny.save(tmp_path / "x.safetensors", to_diffusers(lora, torch.float32)))
+    assert made.base_hash != plain.base_hash and not torch.equal(
+        made.encode_captions(["a"])["prompt"], plain.encode_captions(["a"])["prompt"]
+    )
+    slots = make_slots(made.net, made.lora_targets["linear"], Model(rank=1, alpha=2.0), 0, made.start)
     assert slots.scale == 2 and isinstance(slots, Slots)
-    x, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), made.prompt(["a", "b"])
+    x, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), made.encode_captions(["a", "b"])
     with torch.no_grad():
         with applied(plain.net, lora):
             expected = plain.denoise(x, t, cond)
@@ -159,20 +162,22 @@ def test_the_slots_hold_the_file_exactly_and_captions_its_text_part(tiny_bases: 
         with slots.use("base"):
             assert_close(made.denoise(x, t, cond), plain.denoise(x, t, cond))
     with pytest.raises(SpinliteError, match=r"model\.dora"):
-        slots_for(load_base(tiny_bases / "sd15").net, ["to_q"], Model(dora=True), 0, made.start)
+        make_slots(load_base(tiny_bases / "sd15").net, ["to_q"], Model(dora=True), 0, made.start)
 
 
 def test_a_run_goes_on_from_another_runs_lora(toy: Settings, tmp_path: Path):
     """Snapshot 0 is the LoRA, the first opponent is the base with it, the probe holds, and the start may be the best."""
     first = train(load_settings(TOY, data__folder=toy.data.folder, judge__stop=False), tmp_path / "a" / "r", Quiet()).run
-    lora = of_snapshot(read(first.snapshot(2))[0], json.loads(read(first.snapshot(2))[1]["spinlite"])["scale"])
-    file = tiny.save(tmp_path / "mine.safetensors", kohya(lora, lambda n: f"lora_{n.replace('.', '_')}", torch.float32)[0])
+    lora = lora_of_snapshot(
+        read_tensors(first.snapshot_path(2))[0], json.loads(read_tensors(first.snapshot_path(2))[1]["spinlite"])["scale"]
+    )
+    file = tiny.save(tmp_path / "mine.safetensors", to_kohya(lora, lambda n: f"lora_{n.replace('.', '_')}", torch.float32)[0])
     watch = Quiet()
     settings = load_settings(TOY, data__folder=toy.data.folder, model__init_lora=str(file), model__rank=2, judge__stop=False)
     again = train(settings, tmp_path / "a" / "s", watch)
     assert any("mine.safetensors: rank 4, 3 modules" in line for line in watch.said)
-    kept, about = read(again.run.snapshot(0))
-    for name, pair in of_snapshot(kept, json.loads(about["spinlite"])["scale"]).items():
+    kept, about = read_tensors(again.run.snapshot_path(0))
+    for name, pair in lora_of_snapshot(kept, json.loads(about["spinlite"])["scale"]).items():
         assert_close(pair.change, lora[name].change, rtol=1e-4, atol=1e-6)
     assert [p["loss"] for p in again.run.events("probe")] == pytest.approx([math.log(2)] * 2)
     ended, begun = first.events("judge")[-1], again.rounds[0]
@@ -180,7 +185,7 @@ def test_a_run_goes_on_from_another_runs_lora(toy: Settings, tmp_path: Path):
     assert again.best == [begun["previous_real"], *(r["policy_real"] for r in again.rounds)].index(
         min(begun["previous_real"], *(r["policy_real"] for r in again.rounds))
     )
-    file.write_bytes(tiny.save(tmp_path / "other.safetensors", kohya(
+    file.write_bytes(tiny.save(tmp_path / "other.safetensors", to_kohya(
         {n: p.times(2) for n, p in lora.items()}, lambda n: f"lora_{n.replace('.', '_')}", torch.float32
     )[0]).read_bytes())  # fmt: skip
     with pytest.raises(SpinliteError, match="the LoRA to start from have changed"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spinlite.maths.draws import draw, gaussian, order, partners, seed_of
+from spinlite.maths.draws import draw, gaussian, partners, permutation, seed_of
 from spinlite.maths.losses import bounded, error, gate, hinge, preference
 from spinlite.maths.paths import Path
 
@@ -131,7 +131,9 @@ def test_the_times_of_one_sample_are_spread_and_of_many_uniform():
 
 
 def test_an_order_is_a_permutation():
-    assert sorted(order(9, "x", 1)) == list(range(9)) and order(9, "x", 1) == order(9, "x", 1) != order(9, "x", 2)
+    assert sorted(permutation(9, "x", 1)) == list(range(9)) and permutation(9, "x", 1) == permutation(9, "x", 1) != permutation(
+        9, "x", 2
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3, 50])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from spinlite.config.settings import Memory, Model
 from spinlite.errors import SpinliteError
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.memory import device
 from spinlite.memory.device import Device, Levers
 
@@ -38,18 +38,18 @@ def xformers(monkeypatch: pytest.MonkeyPatch, call: Any) -> None:
 
 def test_the_precision_is_the_cards(monkeypatch: pytest.MonkeyPatch):
     card(monkeypatch, bf16=False)
-    assert str(device.choose()) == "GTX 1660, fp16 (sm_75 has no bf16)" and device.choose().dtype == torch.float16
-    assert str(device.choose(Memory(precision="fp32"))).startswith("GTX 1660, fp32 (memory.precision)")
+    assert str(device.choose_device()) == "GTX 1660, fp16 (sm_75 has no bf16)" and device.choose_device().dtype == torch.float16
+    assert str(device.choose_device(Memory(precision="fp32"))).startswith("GTX 1660, fp32 (memory.precision)")
     with pytest.raises(SpinliteError, match=r'memory\.precision = "bf16", but GTX 1660, fp16 \(sm_75 has no bf16\)'):
-        device.choose(Memory(precision="bf16"))
+        device.choose_device(Memory(precision="bf16"))
     card(monkeypatch, bf16=True)
-    assert device.choose().levers.precision == "bf16" and not device.choose().levers.merge
+    assert device.choose_device().levers.precision == "bf16" and not device.choose_device().levers.merge
 
 
 def test_what_memory_pins_is_said():
-    chosen = device.choose(Memory(quantize="nf4", checkpointing=False))
+    chosen = device.choose_device(Memory(quantize="nf4", checkpointing=False))
     assert chosen.levers.quantize == "nf4" and str(chosen).endswith("; pinned by [memory]: quantize, checkpointing")
-    assert str(device.choose()).endswith("; the LoRA is merged to play")
+    assert str(device.choose_device()).endswith("; the LoRA is merged to play")
 
 
 def test_attention_without_xformers_says_why():
@@ -93,8 +93,8 @@ def test_a_card_predicts_what_the_cpu_does(kind: str, levers: dict[str, Any], ti
     x, t, outputs = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), []
     for where in ("cpu", "cuda"):
         chosen = Device(torch.device(where), "a test", Levers(**levers))
-        made = family(Model(base=str(tiny_bases / kind)), chosen)
-        cond = {name: value.to(where) for name, value in made.prompt(["a cat", ""]).items()}
+        made = load_family(Model(base=str(tiny_bases / kind)), chosen)
+        cond = {name: value.to(where) for name, value in made.encode_captions(["a cat", ""]).items()}
         with torch.no_grad():
             outputs.append(made.denoise(x.to(where), t.to(where), cond).float().cpu())
     assert (outputs[1] - outputs[0]).norm() < 0.01 * outputs[0].norm()

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from spinlite.config.settings import Memory, Model
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.memory import device
-from spinlite.memory.device import Levers, pinned
+from spinlite.memory.device import Levers, apply_pins
 from spinlite.memory.quantized import Quantized
 from spinlite.methods.dpo import DPO
 from spinlite.methods.seppo import SePPO
@@ -33,7 +33,7 @@ METHODS = [SFT(), SPIN(beta=30.0), SePPO(beta=30.0), SePPO(beta=30.0, gate="indi
 def made(base: Path, dora: bool = False, **levers: Any) -> tuple[Family, Slots]:
     """A family under some levers, and a LoRA as large as a trained one in both slots."""
     where = device.Device(torch.device("cpu"), "a test", Levers(**levers))
-    found = family(Model(base=str(base)), where)
+    found = load_family(Model(base=str(base)), where)
     slots = Slots(found.net, found.lora_targets["all"], rank=4, alpha=4.0, seed=1, dora=dora)
     torch.manual_seed(5)
     for who in ("policy", "opponent"):
@@ -44,7 +44,7 @@ def made(base: Path, dora: bool = False, **levers: Any) -> tuple[Family, Slots]:
 def batch(found: Family, n: int = 2) -> Batch:
     torch.manual_seed(2)
     real, fake, eps = (torch.randn(n, *found.latent_shape) for _ in range(3))
-    return Batch(real, fake, eps, torch.tensor([50, 900])[:n], found.prompt(["a cat", "two dogs"][:n]))
+    return Batch(real, fake, eps, torch.tensor([50, 900])[:n], found.encode_captions(["a cat", "two dogs"][:n]))
 
 
 def gradient(found: Family, slots: Slots, method: Any = PLAIN, one_graph: bool = False) -> list[Tensor]:
@@ -270,7 +270,7 @@ def test_a_lora_is_merged_into_fp32_alone(tiny_bases: Path):
         slots = made(tiny_bases / "sd15", precision=precision, quantize=quantize)[1]
         with pytest.raises(ValueError, match="fp32"), slots.merged("policy"):
             pass
-    assert pinned(Levers("fp32"), Memory()).merge and not pinned(Levers("fp32"), Memory(merge=False)).merge
-    assert not pinned(Levers("bf16"), Memory()).merge and not pinned(Levers("fp32"), Memory(quantize="nf4")).merge
+    assert apply_pins(Levers("fp32"), Memory()).merge and not apply_pins(Levers("fp32"), Memory(merge=False)).merge
+    assert not apply_pins(Levers("bf16"), Memory()).merge and not apply_pins(Levers("fp32"), Memory(quantize="nf4")).merge
     with pytest.raises(SpinliteError, match=r"memory\.merge = true, but bf16 would round"):
-        pinned(Levers("bf16"), Memory(merge=True))
+        apply_pins(Levers("bf16"), Memory(merge=True))

@@ -17,8 +17,8 @@ from spinlite.errors import SpinliteError
 from spinlite.families.toy import Toy
 from spinlite.memory.device import Device, Levers
 from spinlite.memory.oom import Fallback, out_of_memory
-from spinlite.memory.spill import Wary, spilled
-from spinlite.runs.store import read
+from spinlite.memory.spill import SpillWatch, spilled
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import step as step_module
 from tests.toy import Quiet, changed
@@ -115,7 +115,7 @@ class Limited(Quiet):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, end: str, most: int, error: Exception) -> None:
         super().__init__()
         self.raised, self.now = 0, ""
-        denoise, encode = Toy.denoise, Toy.encode
+        denoise, encode = Toy.denoise, Toy.encode_pictures
 
         def tight(count: int) -> None:
             if self.now.endswith(end) and count > most:
@@ -162,11 +162,13 @@ def test_a_run_that_runs_out_of_memory_ends_as_the_run_that_does_not(
     assert [(drop["phase"], drop["lever"], drop["to"]) for drop in lowered] == expected
     assert tight.raised == len(lowered) == sum("out of memory" in line for line in tight.said), "in round 2 it was known"
     for k in (1, 2):
-        assert_close(read(outcome.run.snapshot(k))[0], read(whole.run.snapshot(k))[0], atol=1e-5, rtol=1e-4)
+        assert_close(
+            read_tensors(outcome.run.snapshot_path(k))[0], read_tensors(whole.run.snapshot_path(k))[0], atol=1e-5, rtol=1e-4
+        )
     for mine, theirs in zip(outcome.rounds, whole.rounds, strict=True):
         for name in ("policy_real", "policy_fake", "opponent_fake", "base_real"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
-    assert outcome.run.exported.exists()
+    assert outcome.run.export_path.exists()
 
 
 def test_gradients_of_a_step_that_failed_half_way_are_dropped(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -186,7 +188,9 @@ def test_gradients_of_a_step_that_failed_half_way_are_dropped(small: Settings, t
     monkeypatch.setattr(step_module, "measure", failing)
     outcome = train(settings, tmp_path / "b" / "r", watch)
     assert [drop["to"] for drop in outcome.run.events("lowered")] == [2]
-    assert_close(read(outcome.run.snapshot(2))[0], read(whole.run.snapshot(2))[0], atol=1e-5, rtol=1e-4)
+    assert_close(
+        read_tensors(outcome.run.snapshot_path(2))[0], read_tensors(whole.run.snapshot_path(2))[0], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_run_with_the_opponent_ahead_is_the_run_without(small: Settings, tmp_path: Path):
@@ -197,8 +201,10 @@ def test_a_run_with_the_opponent_ahead_is_the_run_without(small: Settings, tmp_p
     for mine, theirs in zip(outcome.run.events("update"), whole.run.events("update"), strict=True):
         for name in ("opponent_real", "opponent_fake", "policy_real", "policy_fake", "loss"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
-    assert_close(read(outcome.run.snapshot(2))[0], read(whole.run.snapshot(2))[0], atol=1e-5, rtol=1e-4)
-    assert not (outcome.run.folder / "ahead").exists()
+    assert_close(
+        read_tensors(outcome.run.snapshot_path(2))[0], read_tensors(whole.run.snapshot_path(2))[0], atol=1e-5, rtol=1e-4
+    )
+    assert not (outcome.run.folder / "opponent_errors").exists()
 
 
 def test_a_run_cut_off_after_it_ran_out_of_memory_goes_on_with_the_cheaper_setting(
@@ -242,7 +248,7 @@ def test_a_sheet_that_does_not_fit_is_left_out(small: Settings, tmp_path: Path, 
     monkeypatch.setattr(Toy, "decode", lambda toy, latents: _raise(LACKS[0]))
     watch = Quiet()
     outcome = train(small, tmp_path / "r", watch)
-    assert len(outcome.rounds) == 2 and not outcome.run.sheet(1).exists() and outcome.run.exported.exists()
+    assert len(outcome.rounds) == 2 and not outcome.run.sheet_path(1).exists() and outcome.run.export_path.exists()
     assert any(said.startswith("no sample sheet of round 1: out of memory drawing the sample sheet") for said in watch.said)
 
 
@@ -257,7 +263,7 @@ def test_a_spill_is_what_exceeds_the_card_or_what_was_free():
 def test_a_spill_is_told_once_a_phase():
     watch, gb = Quiet(), 2**30
     room = iter([(5 * gb, 8 * gb, 2 * gb), (1 * gb, 8 * gb, 6 * gb), *[(0, 8 * gb, int(8.5 * gb))] * 2])
-    with Wary(watch, lambda: next(room)).phase("round 1/3 · play", 3) as progress:
+    with SpillWatch(watch, lambda: next(room)).phase("round 1/3 · play", 3) as progress:
         for done in range(1, 3):
             progress(done, 3)
         assert len(watch.said) == 1 and watch.said[0].startswith("round 1/3 · play: 1.5 GB have spilled")

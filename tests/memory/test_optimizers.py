@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spinlite.config.settings import Learn, Settings, validate_settings
+from spinlite.config.load import validate_settings
+from spinlite.config.settings import Learn, Settings
 from spinlite.errors import SpinliteError
 from spinlite.memory import device
 from spinlite.runs.run import Run
@@ -26,7 +27,7 @@ def test_an_optimizer_goes_down_a_valley(kind: str):
     torch.manual_seed(0)
     weight, goal = nn.Parameter(torch.zeros(100, 50)), torch.randn(100, 50) * 0.05
     optimizer = CPU.optimizer(kind, [weight], Learn(optimizer=kind).rate * (1 if kind == "prodigy" else 10))  # pyright: ignore
-    with device.learning(optimizer):
+    with device.training_weights(optimizer):
         for _ in range(300):
             weight.grad = weight.detach() - goal
             optimizer.step()
@@ -36,7 +37,7 @@ def test_an_optimizer_goes_down_a_valley(kind: str):
 def test_schedule_frees_snapshot_is_its_average_and_not_where_it_stands():
     weight = nn.Parameter(torch.zeros(3))
     optimizer = CPU.optimizer("schedulefree", [weight], 0.1)
-    with device.learning(optimizer):
+    with device.training_weights(optimizer):
         for slope in (1.0, -1.0, 1.0):
             weight.grad = torch.full((3,), slope)
             optimizer.step()
@@ -85,16 +86,16 @@ def test_a_restored_optimizer_steps_as_if_nothing_had_happened(kind: str, tmp_pa
             optimizer.step()
 
     first, second = (CPU.optimizer(kind, ws, 1e-2) for ws in (weights, twins))
-    with device.learning(first):
+    with device.training_weights(first):
         advance(first, weights, slice(0, 4))
-    with contextlib.suppress(KeyboardInterrupt), device.learning(second):
+    with contextlib.suppress(KeyboardInterrupt), device.training_weights(second):
         advance(second, twins, slice(0, 2))
         run = Run(tmp_path, toy)
         run.save({"optimizer": optimizer_tree(second)}, round=1, update=2, stopped=None)
         raise KeyboardInterrupt
     resumed = CPU.optimizer(kind, twins, 1e-2)
     restore_optimizer(resumed, Run(tmp_path, toy).tensors()["optimizer"])
-    with device.learning(resumed):
+    with device.training_weights(resumed):
         advance(resumed, twins, slice(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(weights, twins, strict=True))
 

@@ -14,7 +14,7 @@ from spinlite.methods.seppo import SePPO
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
 from spinlite.methods.sudo import SUDO
-from spinlite.training.step import asked
+from spinlite.training.step import required_errors
 
 INF = float("inf")
 PAIRED = [SPIN(), DPO(), SePPO(), SePPO(gate="indicator"), SePPO(gate="sft"), SePPO(gate="none"), SUDO()]
@@ -166,7 +166,7 @@ def test_sft_is_the_error():
 @pytest.mark.parametrize("method", [SFT(), *PAIRED, DDO(), KTO(), DRO()], ids=str)
 def test_slopes_agree_with_differences(method):
     torch.manual_seed(1)
-    values = {name: (torch.rand(7, dtype=torch.float64) * 1e-3 + 0.1).requires_grad_() for name in asked(method)}
+    values = {name: (torch.rand(7, dtype=torch.float64) * 1e-3 + 0.1).requires_grad_() for name in required_errors(method)}
 
 
     def loss(*errors: Tensor) -> Tensor:
@@ -176,8 +176,8 @@ def test_slopes_agree_with_differences(method):
 
 
 def test_the_policy_is_measured_last():
-    assert asked(SPIN())[:2] == ["opponent_real", "opponent_fake"]
-    assert asked(SFT()) == ["policy_real"]
+    assert required_errors(SPIN())[:2] == ["opponent_real", "opponent_fake"]
+    assert required_errors(SFT()) == ["policy_real"]
 
 
 def test_methods_are_frozen_and_named():

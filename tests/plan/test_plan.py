@@ -14,21 +14,22 @@ from torch import Tensor, nn
 
 from spinlite.bench.meter import Live
 from spinlite.cli.app import main
-from spinlite.cli.plan import _room
-from spinlite.config.presets import presets
-from spinlite.config.settings import Learn, Memory, Model, Settings, load_settings, validate_settings
+from spinlite.cli.plan import _free_memory
+from spinlite.config.load import load_settings, validate_settings
+from spinlite.config.presets import shipped_presets
+from spinlite.config.settings import Learn, Memory, Model, Settings
 from spinlite.errors import SpinliteError
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.memory.device import Device, Levers
 from spinlite.methods.spin import SPIN
 from spinlite.plan import peaks
 from spinlite.plan.card import DESKTOP, GIB, PYTHON, Card
 from spinlite.plan.fit import Fit
-from spinlite.plan.make import make
+from spinlite.plan.make import make_plan
+from spinlite.plan.phase_costs import PhaseCosts
 from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan
-from spinlite.plan.rehearsal import META, rehearse
-from spinlite.plan.stage import Stage
+from spinlite.plan.simulation import META, simulate
 from spinlite.runs.run import Run
 from spinlite.selfplay import train
 from spinlite.training.step import Batch, step
@@ -52,8 +53,8 @@ def tiny(tiny_bases: Path, **sections: Any) -> Settings:
 def fit(shelf: Path) -> Callable[[Settings, float], Fit]:
     """Combinations for settings of `tiny` on a card of so many GB; their networks are rehearsed once."""
 
-    def stage(settings: Settings) -> Callable[[str, str], Stage]:
-        return lambda precision, quantize: Stage(settings, precision, quantize, shelf, f"tiny {precision} {quantize}")
+    def stage(settings: Settings) -> Callable[[str, str], PhaseCosts]:
+        return lambda precision, quantize: PhaseCosts(settings, precision, quantize, shelf, f"tiny {precision} {quantize}")
 
     return lambda settings, gb: Fit(settings, card(gb), stage(settings), 90, 10)
 
@@ -68,14 +69,14 @@ def test_a_storage_counts_once_from_its_making_to_its_last_holder():
         del x
         return (y.view(61, 10, 100).transpose(1, 2) + torch.empty(1000, device=META).view(100, 10)).sum((1, 2))
 
-    cost = rehearse(call)
+    cost = simulate(call)
     assert cost.peaks == [(8000, 4000)] and cost.kept == (4, 0)
     assert cost.peak(3) == 3 * 8000 + 4000 and cost.peak(3, (10, 1)) == 3 * 8010 + 4001
 
 
 def test_work_is_what_torchs_counter_counts():
     layer = nn.Linear(30, 50, device=META)
-    cost = rehearse(lambda: layer(torch.empty(61, 30, device=META)))
+    cost = simulate(lambda: layer(torch.empty(61, 30, device=META)))
     assert cost.operations() == 2 * 30 * 50
     assert cost.seconds(7, 1e9, 1e30, 0) == pytest.approx(7 * 2 * 30 * 50 / 1e9)
     assert cost.seconds(7, 1e30, 1e30, 0.5) >= 0.5
@@ -85,14 +86,14 @@ def test_work_is_what_torchs_counter_counts():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_rehearsed_peak_of_a_step_is_the_real_one(tiny_bases: Path, checkpointing: bool, one_graph: bool, shelf: Path):
     settings = tiny(tiny_bases)
-    stage = Stage(settings, "fp32", "none", shelf, "tiny fp32 none")
+    stage = PhaseCosts(settings, "fp32", "none", shelf, "tiny fp32 none")
     graph = stage.graph(checkpointing)
     foreseen = max(graph.peak(3, (0, 0) if one_graph else graph.kept), stage.forward.peak(3))
 
-    base = family(settings.model, Device(torch.device("cpu"), "test", Levers(checkpointing=checkpointing)))
+    base = load_family(settings.model, Device(torch.device("cpu"), "test", Levers(checkpointing=checkpointing)))
     slots = Slots(base.net, base.lora_targets["linear"], 4, 4, 0)
     latents = torch.randn(6, *base.latent_shape)
-    cond = {name: value.expand(6, *value.shape[1:]).clone() for name, value in base.prompt(["a cat"]).items()}
+    cond = {name: value.expand(6, *value.shape[1:]).clone() for name, value in base.encode_captions(["a cat"]).items()}
     base.free()
     batch = Batch(latents, latents + 1, torch.randn_like(latents), base.path.times(torch.rand(6)), cond)
     for parameter in slots.parameters():
@@ -141,14 +142,14 @@ def test_where_nothing_fits_it_is_said_what_would_be_needed(tiny_bases: Path, fi
     assert "remove memory.quantize, memory.play_batch" in error.value.fix
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", shipped_presets())
 def test_every_preset_fits_the_card_it_names_and_takes_what_is_told_of_it(name: str, shelf: Path):
     settings = load_settings(name)
     assert settings.memory.vram or settings.model.base == "demo"
-    plan = make(name, settings, peaks.card(settings), TRAIN, HELDOUT, shelf)
+    plan = make_plan(name, settings, peaks.card(settings), TRAIN, HELDOUT, shelf)
     told = json.loads(PEAKS.read_text(encoding="utf-8"))
     assert plan.peak == pytest.approx(told[name], rel=0.01), "python -m spinlite.plan.peaks writes them anew"
-    assert told.keys() == presets().keys()
+    assert told.keys() == shipped_presets().keys()
     assert plan.peak <= plan.limit < (settings.memory.vram or 17) * GIB
     chosen = [row for row in plan.tried if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
@@ -161,16 +162,16 @@ def test_every_preset_fits_the_card_it_names_and_takes_what_is_told_of_it(name: 
 
 def test_what_was_rehearsed_is_read_again(tiny_bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = tiny(tiny_bases)
-    first: Plan = make("x", settings, card(8), 90, 10, tmp_path)
+    first: Plan = make_plan("x", settings, card(8), 90, 10, tmp_path)
 
     def never(*_: Any) -> None:
         raise AssertionError("rehearsed again")
 
-    monkeypatch.setattr("spinlite.plan.stage.family", never)
-    assert make("x", settings, card(8), 90, 10, tmp_path) == first
+    monkeypatch.setattr("spinlite.plan.phase_costs.family", never)
+    assert make_plan("x", settings, card(8), 90, 10, tmp_path) == first
     other = settings.model_copy(update={"model": settings.model.model_copy(update={"rank": 5})})
     with pytest.raises(AssertionError, match="again"):
-        make("x", other, card(8), 90, 10, tmp_path)
+        make_plan("x", other, card(8), 90, 10, tmp_path)
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["sizes"]
 
 
@@ -214,7 +215,7 @@ def test_a_plan_is_printed_kept_and_shown_again(
 
 
 def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Command, monkeypatch: pytest.MonkeyPatch):
-    free = _room()
+    free = _free_memory()
     assert 0 < free[2] < 10_000, "memory in steps of 2 GiB"
     monkeypatch.setattr("spinlite.cli.plan._room", lambda: free)
     assert "for this run" in command("plan", TOY)[1]
@@ -246,7 +247,7 @@ def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: P
 
 def test_presets_are_listed_and_shown_with_every_default(command: Command):
     code, out, _ = command("presets")
-    assert code == 0 and all(name in out for name in presets())
+    assert code == 0 and all(name in out for name in shipped_presets())
     planned = json.loads(PEAKS.read_text(encoding="utf-8"))["sdxl-12gb"] / GIB
     row = next(line for line in out.splitlines() if line.startswith("sdxl-12gb"))
     assert row.split() == ["sdxl-12gb", "stable-diffusion-xl-base-1.0", "12", "GB", f"{planned:.1f}", "GB", "spin"]
@@ -263,7 +264,7 @@ def on(settings: Settings, **memory: Any) -> Settings:
 
 def least(settings: Settings) -> float:
     """GB of a named card on which these settings just fit."""
-    return (make("r", settings, card(1000, "cpu"), 36, 4, None).peak + 1) / GIB / (1 - DESKTOP)
+    return (make_plan("r", settings, card(1000, "cpu"), 36, 4, None).peak + 1) / GIB / (1 - DESKTOP)
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_bas
     """On a card that has no room for the base in full, then on one that has."""
     counted = Fit._bytes
 
-    def large(fit: Fit, stage: Stage, levers: Levers) -> dict[str, int]:
+    def large(fit: Fit, stage: PhaseCosts, levers: Levers) -> dict[str, int]:
         return {name: size + GIB * (levers.quantize == "none") for name, size in counted(fit, stage, levers).items()}
 
     monkeypatch.setattr(Fit, "_bytes", large)
@@ -313,7 +314,7 @@ def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_bas
         watch = Quiet()
         more = small.model_copy(update={"run": small.run.model_copy(update={"rounds": rounds})})
         outcome = train(on(more, **memory), tmp_path / "r", watch)
-        assert len(outcome.rounds) == rounds and outcome.run.exported.exists()
+        assert len(outcome.rounds) == rounds and outcome.run.export_path.exists()
         return outcome.run, next(line for line in watch.said if line.startswith("memory:"))
 
     pins = {"checkpointing": True, "play_batch": 2}

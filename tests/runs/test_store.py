@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import Store, fingerprint, read, write
+from spinlite.runs.store import Store, fingerprint, read_tensors, write_tensors
 
 
 def test_a_store_gives_back_what_was_added_in_the_order_asked(tmp_path: Path):
@@ -44,13 +44,13 @@ def test_a_draft_is_not_read(tmp_path: Path):
 def test_a_damaged_file_is_named(tmp_path: Path):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(SpinliteError, match=r"x\.safetensors is damaged"):
-        read(tmp_path / "x.safetensors")
+        read_tensors(tmp_path / "x.safetensors")
 
 
 def test_shared_and_strided_tensors_are_written_as_they_read(tmp_path: Path):
     x = torch.arange(6.0).view(2, 3)
-    write(tmp_path / "x.safetensors", {"a": x, "b": x, "c": x.t()}, {"k": "v"})
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    write_tensors(tmp_path / "x.safetensors", {"a": x, "b": x, "c": x.t()}, {"k": "v"})
+    tensors, metadata = read_tensors(tmp_path / "x.safetensors")
     assert torch.equal(tensors["c"], x.t()) and torch.equal(tensors["a"], tensors["b"]) and metadata == {"k": "v"}
 
 

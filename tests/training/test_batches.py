@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spinlite.config.settings import Draw, Settings, load_settings
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Draw, Settings
 from spinlite.errors import SpinliteError
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import learn as learn_module
 from spinlite.training import probe as probe_module
-from spinlite.training.batches import Walked
+from spinlite.training.batches import PathPoints
 from spinlite.training.step import measure, step
 from tests.toy import TOY, Quiet, changed
 from tests.training.test_step import batch, exact, gradient, toy  # noqa: F401
@@ -23,10 +24,10 @@ from tests.training.test_step import batch, exact, gradient, toy  # noqa: F401
 EXACT = {"play__points": 3, "play__steps": 4, "method__anchor": 0.0}
 
 
-def walked(n: int = 8) -> Walked:
+def walked(n: int = 8) -> PathPoints:
     torch.manual_seed(11)
     x_t, own = (torch.randn(n, 2, dtype=torch.float64) for _ in range(2))
-    return Walked(x_t, torch.rand(n, dtype=torch.float64), own)
+    return PathPoints(x_t, torch.rand(n, dtype=torch.float64), own)
 
 
 @pytest.mark.parametrize("one_graph", [False, True])
@@ -88,7 +89,7 @@ def test_the_exact_objective_runs_resumes_and_learns(toy_settings: Settings, tmp
         train(settings, tmp_path / "b" / "r", Quiet(lambda title, done: "round 2/2 · learn" in title and done == 13))
     train(settings, tmp_path / "b" / "r", Quiet())
     for k in (1, 2):
-        first, second = (read(tmp_path / name / "r" / "snapshots" / f"{k}.safetensors")[0] for name in "ab")
+        first, second = (read_tensors(tmp_path / name / "r" / "snapshots" / f"{k}.safetensors")[0] for name in "ab")
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -108,8 +109,8 @@ def test_predictions_of_another_network_are_refused(toy_settings: Settings, tmp_
 
     def other(*args, **options):
         made = whole(*args, **options)
-        assert made.walked is not None
-        return replace(made, walked=replace(made.walked, own=made.walked.own + 0.5))
+        assert made.path_points is not None
+        return replace(made, walked=replace(made.path_points, own=made.path_points.own + 0.5))
 
     monkeypatch.setattr(probe_module, "make_batch", other)
     with pytest.raises(SpinliteError, match="no longer predicts what it did while it played"):

@@ -20,12 +20,12 @@ from spinlite.methods.kto import KTO
 from spinlite.methods.seppo import SePPO
 from spinlite.methods.spin import SPIN
 from spinlite.methods.sudo import SUDO
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import Outcome, train
 from spinlite.training import learn as learn_module
-from spinlite.training.guards import LONG, PAIRS, alarm, pull, won
-from spinlite.training.heldout import heldout_errors, strayed
-from spinlite.training.session import Game
+from spinlite.training.guards import LONG, PAIRS, find_alarm, pull, won
+from spinlite.training.heldout import has_strayed, heldout_errors
+from spinlite.training.session import Session
 from tests.conftest import Command
 from tests.toy import TOY, Quiet, changed, made, paired
 
@@ -44,66 +44,68 @@ def sane(toy: Settings) -> Settings:
 
 def ended(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, watch: Quiet | None = None) -> Outcome:
     """A run to its end; and its exported LoRA, in a network of its own, denoises held-out pictures no worse than the base."""
-    seen: dict[str, Game] = {}
-    begin = selfplay._begin
-    monkeypatch.setattr(selfplay, "_begin", lambda game: (seen.update(game=game), begin(game))[1])
+    seen: dict[str, Session] = {}
+    begin = selfplay.begin
+    monkeypatch.setattr(selfplay, "begin", lambda session: (seen.update(session=session), begin(session))[1])
     outcome = train(settings, folder, watch or Quiet())
-    game = seen["game"]
-    plain = Toy("0", game.device)
+    session = seen["session"]
+    plain = Toy("0", session.device)
 
     class Alone:
         def use(self, who: str) -> Any:
             return contextlib.nullcontext()
 
     def error() -> float:
-        records, draws, alone = game.heldout, game.settings.judge.draws, Alone()
-        found = heldout_errors(plain, alone, game.encoded, records, None, ["base_real"], draws, 64, lambda done, of: None)  # pyright: ignore[reportArgumentType]
+        records, draws, alone = session.heldout, session.settings.judge.draws, Alone()
+        found = heldout_errors(plain, alone, session.encoded, records, None, ["base_real"], draws, 64, lambda done, of: None)  # pyright: ignore[reportArgumentType]
         return found["base_real"].mean().item()
 
     base = error()
-    with plain.loaded(outcome.run.exported, 1.0):
+    with plain.with_lora_file(outcome.run.export_path, 1.0):
         assert error() <= base
     return outcome
 
 
 def noise_for_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The opponent plays noise, four times as wide as its model's."""
-    whole = Game.played
+    whole = Session.sample_snapshot
 
-    def played(game: Game, who: Any, rung: Any, records: Any, title: str, *names: Any) -> Any:
-        fakes = whole(game, who, rung, records, title, *names)
+    def played(session: Session, who: Any, snapshot: Any, records: Any, title: str, *names: Any) -> Any:
+        fakes = whole(session, who, snapshot, records, title, *names)
         return fakes if names[0] != "train" else lambda asked: torch.stack([4 * gaussian((2,), "noise", r.key) for r in asked])
 
-    monkeypatch.setattr(Game, "played", played)
+    monkeypatch.setattr(Session, "played", played)
 
 
 def other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """From round 2 on whoever enters as snapshot 0 is another network."""
-    play, enter, late = Game.play, Game.enter, []
+    play, enter, late = Session.play, Session.load_opponent, []
 
-    def from_round_2(game: Game, k: int) -> Any:
+    def from_round_2(session: Session, k: int) -> Any:
         late.extend([k] * (k > 1))
-        return play(game, k)
+        return play(session, k)
 
-    def broken(game: Game, rung: Any) -> None:
-        enter(game, rung)
-        if rung == 0 and late:
+    def broken(session: Session, snapshot: Any) -> None:
+        enter(session, snapshot)
+        if snapshot == 0 and late:
             torch.manual_seed(3)
-            game.slots.load("opponent", {name: x + 0.2 * torch.randn_like(x) for name, x in game.ladder(rung).items()})
+            session.slots.load(
+                "opponent", {name: x + 0.2 * torch.randn_like(x) for name, x in session.load_snapshot(snapshot).items()}
+            )
 
-    monkeypatch.setattr(Game, "play", from_round_2)
-    monkeypatch.setattr(Game, "enter", broken)
+    monkeypatch.setattr(Session, "play", from_round_2)
+    monkeypatch.setattr(Session, "enter", broken)
 
 
 def a_colour_cast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy's samples get redder and redder, though it denoises as well as ever."""
-    whole = Game.played
+    whole = Session.sample_snapshot
 
-    def played(game: Game, who: Any, rung: Any, records: Any, title: str, *names: Any) -> Any:
-        fakes = whole(game, who, rung, records, title, *names)
-        return fakes if who != "policy" else lambda asked: fakes(asked) + torch.tensor([0.6 * int(rung), 0.0])
+    def played(session: Session, who: Any, snapshot: Any, records: Any, title: str, *names: Any) -> Any:
+        fakes = whole(session, who, snapshot, records, title, *names)
+        return fakes if who != "policy" else lambda asked: fakes(asked) + torch.tensor([0.6 * int(snapshot), 0.0])
 
-    monkeypatch.setattr(Game, "played", played)
+    monkeypatch.setattr(Session, "played", played)
 
 
 def overflow(when: str) -> Broken:
@@ -162,8 +164,8 @@ def test_a_round_that_goes_wrong_is_undone_and_the_run_ends_with_what_it_had(
     assert outcome.stopped and words in outcome.stopped and outcome.stopped in watch.said
     assert ("rolled back to the start" if k == 1 else "rolled back to the end of round 1") in outcome.stopped
     assert [e["round"] for e in outcome.rounds] == list(range(1, k)) and outcome.best <= k - 1
-    assert not outcome.run.snapshot(k).exists() and not any(e["round"] == k for e in outcome.run.events("update"))
-    assert read(outcome.run.exported)[1]["spinlite.round"] == str(outcome.best)
+    assert not outcome.run.snapshot_path(k).exists() and not any(e["round"] == k for e in outcome.run.events("update"))
+    assert read_tensors(outcome.run.export_path)[1]["spinlite.round"] == str(outcome.best)
 
 
 JUDGED: list[tuple[str, dict[str, Any], Broken, str]] = [
@@ -203,14 +205,16 @@ def test_a_beta_a_hundred_times_too_small_leaves_the_policy_from_before_fakes_ra
     run = outcome.run
     assert (event["guard"], event["round"], event["back"]) == ("runaway", 1, kept) and kept <= event["update"] - PAIRS / 8
     assert outcome.stopped and f"rolled back to update {kept} of round 1" in outcome.stopped
-    assert run.events("update")[-1]["update"] == kept and run.rungs(1) == [f"1-{u}" for u in range(5, kept + 1, 5) if every]
+    assert run.events("update")[-1]["update"] == kept and run.snapshots_within(1) == [
+        f"1-{u}" for u in range(5, kept + 1, 5) if every
+    ]
     assert outcome.best == 1 and outcome.rounds[0]["policy_real"] < 0.95 * outcome.rounds[0]["base_real"]
     cut = Quiet(lambda title, done: title.endswith("learn") and done == kept + 1)
     with pytest.raises(KeyboardInterrupt):
         train(changed(settings, judge__stop=False), tmp_path / "b" / "r", cut)
-    state, last = read(tmp_path / "b" / "r" / "state.safetensors")[0], read(run.snapshot(1))[0]
+    state, last = read_tensors(tmp_path / "b" / "r" / "state.safetensors")[0], read_tensors(run.snapshot_path(1))[0]
     assert all(torch.equal(last[name], state[f"policy/{name}"]) for name in last)
-    assert not (run.folder / "sound").exists()
+    assert not (run.folder / "good").exists()
 
 
 def test_a_run_that_is_cut_off_before_a_guard_acts_is_undone_alike(
@@ -300,12 +304,12 @@ def figures(**values: float) -> dict[str, float]:
 ], ids=str)  # fmt: skip
 def test_what_each_guard_takes_for_wrong(values: dict[str, float], guard: str | None):
     recent = [figures(**values)] * PAIRS
-    found = alarm(recent, 1, True)
+    found = find_alarm(recent, 1, True)
     assert (found and found[0]) == guard
-    assert alarm(recent[1:], 1, True) is None, "too few pairs"
-    assert (alarm(recent[: PAIRS // 16], 16, True) or (None,))[0] == guard, "pairs count, not updates"
+    assert find_alarm(recent[1:], 1, True) is None, "too few pairs"
+    assert (find_alarm(recent[: PAIRS // 16], 16, True) or (None,))[0] == guard, "pairs count, not updates"
     if guard == "fakes":
-        assert alarm(recent, 1, False) is None, "given pairs may be as strange as they like"
+        assert find_alarm(recent, 1, False) is None, "given pairs may be as strange as they like"
 
 
 def test_a_round_is_won_only_when_all_of_its_latest_pairs_are():
@@ -318,9 +322,9 @@ def test_a_round_is_won_only_when_all_of_its_latest_pairs_are():
 def test_samples_stray_when_they_leave_the_real_ones_and_not_when_they_come_nearer():
     torch.manual_seed(0)
     real, start = torch.randn(16, 4, 8, 8), 1.2 * torch.randn(16, 4, 8, 8) + 0.3
-    assert not strayed(real, start, start) and not strayed(real, start, real)
-    assert strayed(real, start, start + 0.3) and strayed(real, start, 1.5 * start)
-    assert not strayed(real[:7], start[:7], start[:7] + 9), "too few to say"
+    assert not has_strayed(real, start, start) and not has_strayed(real, start, real)
+    assert has_strayed(real, start, start + 0.3) and has_strayed(real, start, 1.5 * start)
+    assert not has_strayed(real[:7], start[:7], start[:7] + 9), "too few to say"
 
 
 def test_the_journal_tells_what_was_undone(sane: Settings, tmp_path: Path):

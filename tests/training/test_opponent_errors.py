@@ -11,12 +11,12 @@ from torch import Tensor
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
 from spinlite.families.toy import Toy
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import learn as learn_module
 from spinlite.training import opponent_errors
 from spinlite.training.batches import Batches
-from spinlite.training.session import Game
+from spinlite.training.session import Session
 from spinlite.training.step import measure
 from tests.toy import Quiet, changed, made
 
@@ -24,16 +24,16 @@ NAMES = ["opponent_real", "opponent_fake"]
 
 
 @pytest.fixture
-def round_(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Game, Batches]:
-    """The game of a run in its second round, as it is when its learning begins, and that round's batches."""
-    seen: list[tuple[Game, Batches]] = []
+def round_(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Session, Batches]:
+    """The session of a run in its second round, as it is when its learning begins, and that round's batches."""
+    seen: list[tuple[Session, Batches]] = []
     whole = learn_module.known_errors
 
-    def spied(game: Game, k: int, batches: Batches) -> dict[str, Tensor]:
-        seen.append((game, batches))
+    def spied(session: Session, k: int, batches: Batches) -> dict[str, Tensor]:
+        seen.append((session, batches))
         if k == 2:
             raise KeyboardInterrupt
-        return whole(game, k, batches)
+        return whole(session, k, batches)
 
     monkeypatch.setattr(learn_module, "known_errors", spied)
     with pytest.raises(KeyboardInterrupt):
@@ -41,40 +41,42 @@ def round_(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return seen[-1]
 
 
-def errors(round_: tuple[Game, Batches], path: Path, batch: int, stop: int | None = None) -> dict[str, Tensor]:
+def errors(round_: tuple[Session, Batches], path: Path, batch: int, stop: int | None = None) -> dict[str, Tensor]:
     def progress(done: int, of: int) -> None:
         if done == stop:
             raise KeyboardInterrupt
 
-    game, batches = round_
-    return opponent_errors.errors_ahead(game.family, game.slots, NAMES, batches, range(batches.draws), path, batch, progress)
+    session, batches = round_
+    return opponent_errors.measure_opponent(
+        session.family, session.slots, NAMES, batches, range(batches.draws), path, batch, progress
+    )
 
 
-def test_errors_measured_ahead_are_those_that_the_steps_would_measure(round_: tuple[Game, Batches], tmp_path: Path):
+def test_errors_measured_ahead_are_those_that_the_steps_would_measure(round_: tuple[Session, Batches], tmp_path: Path):
     """With half of the captions dropped, so that the draw must know of it; in batches that divide nothing."""
-    game, batches = round_
+    session, batches = round_
     found = errors(round_, tmp_path / "x.safetensors", 7)
     assert {name: len(value) for name, value in found.items()} == {"opponent_real": 80, "opponent_fake": 80}
     batches.known = found
     for update in range(10):
         (batch,) = batches.at(update)
         for name in NAMES:
-            torch.testing.assert_close(batch.known[name], measure(game.family, game.slots, name, batch).detach())
-    always = game.settings.learn.model_copy(update={"caption_dropout": 0.0})
-    plain = Batches(game.family, game.encoded, game.train, None, always, 0, 2)
+            torch.testing.assert_close(batch.known[name], measure(session.family, session.slots, name, batch).detach())
+    always = session.settings.learn.model_copy(update={"caption_dropout": 0.0})
+    plain = Batches(session.family, session.encoded, session.train, None, always, 0, 2)
     assert not torch.equal(plain.at(0)[0].cond["words"], batches.at(0)[0].cond["words"]), "captions were dropped"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["saved each time", "saved at the end"])
 def test_measuring_that_was_cut_off_goes_on_with_the_same_bits(
-    seconds: float, round_: tuple[Game, Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seconds: float, round_: tuple[Session, Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(opponent_errors, "SAVE_SECONDS", seconds)
     whole = errors(round_, tmp_path / "a.safetensors", 7)
     for stop in (21, 49):
         with pytest.raises(KeyboardInterrupt):
             errors(round_, tmp_path / "b.safetensors", 7, stop)
-        assert len(read(tmp_path / "b.safetensors")[0]["opponent_real"]) == stop
+        assert len(read_tensors(tmp_path / "b.safetensors")[0]["opponent_real"]) == stop
     again = errors(round_, tmp_path / "b.safetensors", 7)
     assert all(torch.equal(again[name], whole[name]) for name in NAMES)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
@@ -99,7 +101,7 @@ def test_a_run_that_diverges_keeps_its_ladder_and_goes_on_with_a_lower_rate(
     overflowing(monkeypatch, 0.1)
     first = train(settings, tmp_path / "r", Quiet())
     assert first.stopped and "is not a number, after update" in first.stopped
-    assert first.stopped.endswith("of round 2; rolled back to the end of round 1") and first.run.exported.exists()
+    assert first.stopped.endswith("of round 2; rolled back to the end of round 1") and first.run.export_path.exists()
     ladder = {k: (tmp_path / "r" / "snapshots" / f"{k}.safetensors").read_bytes() for k in (0, 1)}
     events = [json.loads(line) for line in (tmp_path / "r" / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
     kinds = [event["event"] for event in events if event.get("round") == 2]
@@ -108,8 +110,8 @@ def test_a_run_that_diverges_keeps_its_ladder_and_goes_on_with_a_lower_rate(
     with pytest.raises(SpinliteError, match=r"learn\.batch = 8 there, 4 now"):
         train(changed(settings, learn__batch=4), tmp_path / "r", Quiet())
     outcome = train(changed(settings, learn__lr=1e-3), tmp_path / "r", Quiet())
-    assert {k: outcome.run.snapshot(k).read_bytes() for k in (0, 1)} == ladder
-    assert [event["round"] for event in outcome.rounds] == [1, 2] and outcome.run.exported.exists()
+    assert {k: outcome.run.snapshot_path(k).read_bytes() for k in (0, 1)} == ladder
+    assert [event["round"] for event in outcome.rounds] == [1, 2] and outcome.run.export_path.exists()
     assert len(outcome.run.events("update")) == 40
     with pytest.raises(SpinliteError, match=r"learn\.lr = 0\.001 there, 0\.01 now"):
         train(settings, tmp_path / "r", Quiet())

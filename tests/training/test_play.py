@@ -13,7 +13,7 @@ from spinlite.families.sd import StableDiffusion
 from spinlite.maths.draws import gaussian, generator
 from spinlite.maths.transitions import transition
 from spinlite.memory.device import Device
-from spinlite.training.play import Kept, sample, solver
+from spinlite.training.play import PathRecorder, make_scheduler, sample
 
 CAPTIONS = ["a red square", "a blue circle", "a green tree"]
 
@@ -27,7 +27,9 @@ def fakes(family: StableDiffusion, settings: Play, which: range = range(3), **op
     noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in which])
     captions = [CAPTIONS[i] for i in which]
     chance = [generator("chance", i) for i in which]
-    return sample(family, noise, family.prompt(captions), family.prompt([""] * len(which)), settings, chance, **options)
+    return sample(
+        family, noise, family.encode_captions(captions), family.encode_captions([""] * len(which)), settings, chance, **options
+    )
 
 
 @pytest.mark.parametrize("settings", [
@@ -41,7 +43,9 @@ def test_a_fake_does_not_depend_on_the_batch_it_is_made_in(family: StableDiffusi
         noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(3)])
         other = [generator("other", i) for i in range(3)]
         assert not torch.allclose(
-            together, sample(family, noise, family.prompt(CAPTIONS), family.prompt([""] * 3), settings, other), atol=1e-2
+            together,
+            sample(family, noise, family.encode_captions(CAPTIONS), family.encode_captions([""] * 3), settings, other),
+            atol=1e-2,
         )
 
 
@@ -61,23 +65,23 @@ def test_guidance_acts_inside_its_interval_alone(family: StableDiffusion, monkey
 def test_what_is_kept_of_a_path_is_what_the_network_said_there(family: StableDiffusion, name: str, guidance: float):
     """Each point again through the network, with its caption and without; the fake itself is what it is without keeping."""
     settings = Play(sampler=name, steps=6, guidance=guidance, points=3)
-    kept = Kept(settings, 6, [("a", i) for i in range(3)])
-    assert torch.equal(fakes(family, settings, see=kept.see), fakes(family, settings)) or guidance == 1
+    kept = PathRecorder(settings, 6, [("a", i) for i in range(3)])
+    assert torch.equal(fakes(family, settings, see=kept.record), fakes(family, settings)) or guidance == 1
     found = kept.tensors()
     assert found["x_t"].shape == found["own"].shape == (3, 3, *family.latent_shape) and found["t"].shape == (3, 3)
     for row, caption in enumerate(CAPTIONS):
         assert len(set(found["t"][row].tolist())) == 3
         for text, key in ((caption, "own"), ("", "own_empty")):
             with torch.no_grad():
-                again = family.denoise(found["x_t"][row], found["t"][row], family.prompt([text] * 3))
+                again = family.denoise(found["x_t"][row], found["t"][row], family.encode_captions([text] * 3))
             assert_close(again, found[key][row], atol=1e-4, rtol=1e-4)
 
 
 def test_a_kept_path_walks_by_its_transitions(family: StableDiffusion):
     """DDIM without guidance: from each kept point its own prediction leads to the next one, as maths.transitions says."""
     settings = Play(sampler="ddim", steps=6, guidance=1.0, points=6)
-    kept = Kept(settings, 6, [("a", i) for i in range(3)])
-    fakes(family, settings, see=kept.see)
+    kept = PathRecorder(settings, 6, [("a", i) for i in range(3)])
+    fakes(family, settings, see=kept.record)
     found = kept.tensors()
     for row in range(3):
         t, places = found["t"][row].sort(descending=True)
@@ -93,9 +97,9 @@ def test_settings_that_do_not_go_together_are_refused(family: StableDiffusion):
         (Play(sampler="dpm++", eta=0.5), "has no eta"),
     ):
         with pytest.raises(SpinliteError, match=problem):
-            solver(family, settings, "cpu")
+            make_scheduler(family, settings, "cpu")
     with pytest.raises(SpinliteError, match="a path has 3 steps"):
-        Kept(Play(points=4), 3, [("a",)])
+        PathRecorder(Play(points=4), 3, [("a",)])
 
 
 @pytest.mark.parametrize(("settings", "told"), [

@@ -9,12 +9,12 @@ import torch
 from torch.testing import assert_close
 
 from spinlite.config.settings import Settings
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import learn as learn_module
 from spinlite.training.batches import Batch
 from spinlite.training.play import fake_key
-from spinlite.training.session import Game
+from spinlite.training.session import Session
 from spinlite.training.step import measure
 from tests.toy import Quiet, changed
 
@@ -27,17 +27,17 @@ def each(toy: Settings) -> Settings:
 
 
 class Watched:
-    """A round's game and what its steps are given, as it happens."""
+    """A round's session and what its steps are given, as it happens."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.game: Any = None
+        self.session: Any = None
         self.k = 0
         self.batches: list[tuple[int, list[Any], Batch]] = []
         learned, at = learn_module._learn, learn_module.Batches.at
 
-        def learn(game: Game, k: int, *others: Any) -> None:
-            self.game, self.k = game, k
-            learned(game, k, *others)
+        def learn(session: Session, k: int, *others: Any) -> None:
+            self.session, self.k = session, k
+            learned(session, k, *others)
 
         def spied(batches: Any, update: int) -> list[Batch]:
             (made,) = at(batches, update)
@@ -49,8 +49,8 @@ class Watched:
         monkeypatch.setattr(learn_module.Batches, "at", spied)
 
 
-def owners(game: Game, k: int) -> dict[str, Any]:
-    return {fake_key(record): rung for rung, records in game.rivals(k).items() for record in records}
+def owners(session: Session, k: int) -> dict[str, Any]:
+    return {fake_key(record): snapshot for snapshot, records in session.opponents(k).items() for record in records}
 
 
 @pytest.mark.parametrize("points", [0, 2], ids=["noised again", "on paths"])
@@ -60,29 +60,29 @@ def test_each_picture_meets_the_fakes_and_the_errors_of_its_own_opponent(
     """Every fake and every error that a step sees, made again by the one snapshot that is drawn for that picture."""
     watched = Watched(monkeypatch)
     outcome = train(changed(each, play__points=points), tmp_path / "r", Quiet())
-    game, seen = watched.game, set()
+    session, seen = watched.session, set()
     for k, rows, batch in watched.batches:
-        rungs = owners(game, k)
+        snapshots = owners(session, k)
         for row, (record, _) in enumerate(rows):
-            rung = rungs[fake_key(record)]
-            seen.add((k, rung))
-            game.enter(rung)
+            snapshot = snapshots[fake_key(record)]
+            seen.add((k, snapshot))
+            session.enter(snapshot)
             one = next(replace(part, known={}) for i, part in enumerate(batch.parts(1)) if i == row)
             with torch.no_grad():
                 for name, known in batch.known.items():
-                    assert_close(measure(game.family, game.slots, name, one), known[row : row + 1], rtol=1e-4, atol=1e-6)
-                if one.walked:
-                    with game.slots.use("opponent"):
-                        said = game.family.denoise(one.walked.x_t, one.walked.t, one.cond)
-                    assert_close(said, one.walked.own, rtol=1e-4, atol=1e-5)
+                    assert_close(measure(session.family, session.slots, name, one), known[row : row + 1], rtol=1e-4, atol=1e-6)
+                if one.path_points:
+                    with session.slots.use("opponent"):
+                        said = session.family.denoise(one.path_points.x_t, one.path_points.t, one.cond)
+                    assert_close(said, one.path_points.own, rtol=1e-4, atol=1e-5)
                 else:
-                    fake = game.played("opponent", rung, [record], "again", *game._names(k))([record])
+                    fake = session.played("opponent", snapshot, [record], "again", *session._names(k))([record])
                     assert one.fake is not None and torch.equal(fake, one.fake)
-    assert {rung for k, rung in seen if k == 3} == {0, "1-2", 1, "2-2", 2}
+    assert {snapshot for k, snapshot in seen if k == 3} == {0, "1-2", 1, "2-2", 2}
     needed = {"opponent_real"} if points else {"opponent_real", "opponent_fake"}
     assert all(set(batch.known) == needed for k, _, batch in watched.batches if k > 1), "a step needs no opponent"
     counts = [event["opponents"] for event in outcome.rounds]
-    assert counts[0] == {"0": len(game.train)} and sum(counts[2].values()) == len(game.train)
+    assert counts[0] == {"0": len(session.train)} and sum(counts[2].values()) == len(session.train)
     assert [event["opponent"] for event in outcome.rounds] == [0, 1, 2], "held-out pictures meet the previous snapshot"
 
 
@@ -99,18 +99,18 @@ def test_snapshots_within_a_round_are_the_policy_as_it_stood(toy: Settings, tmp_
     settings = changed(toy, learn__updates=4, run__rounds=1)
     plain = train(settings, tmp_path / "a" / "r", Quiet())
     kept = train(changed(settings, learn__snapshot_every=2), tmp_path / "b" / "r", Quiet())
-    assert kept.run.rungs(1) == ["1-2"] and plain.run.rungs(1) == []
-    first, second = (read(outcome.run.snapshot(1))[0] for outcome in (plain, kept))
+    assert kept.run.snapshots_within(1) == ["1-2"] and plain.run.snapshots_within(1) == []
+    first, second = (read_tensors(outcome.run.snapshot_path(1))[0] for outcome in (plain, kept))
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "c" / "r", Quiet(lambda title, done: "learn" in title and done == 3))
-    state = read(tmp_path / "c" / "r" / "state.safetensors")[0]
-    within = read(kept.run.snapshot("1-2"))[0]
+    state = read_tensors(tmp_path / "c" / "r" / "state.safetensors")[0]
+    within = read_tensors(kept.run.snapshot_path("1-2"))[0]
     assert all(torch.equal(within[name], state[f"policy/{name}"]) for name in within)
 
 
 def test_a_random_opponent_of_a_round_may_be_a_snapshot_within_an_earlier_one(toy: Settings, tmp_path: Path):
     short = changed(toy, method__name="seppo", learn__updates=4, learn__snapshot_every=1, run__rounds=6, judge__stop=False)
     drawn = [event["opponent"] for event in train(short, tmp_path / "r", Quiet()).rounds]
-    assert any(isinstance(rung, str) for rung in drawn) and drawn[0] == 0
-    assert all(int(str(rung).partition("-")[0]) < k for k, rung in enumerate(drawn, 1))
+    assert any(isinstance(snapshot, str) for snapshot in drawn) and drawn[0] == 0
+    assert all(int(str(snapshot).partition("-")[0]) < k for k, snapshot in enumerate(drawn, 1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from spinlite.families.toy import Toy
-from spinlite.lora.adapters import Slots, delta, modules
+from spinlite.lora.adapters import Slots, delta, module_names
 from spinlite.maths.losses import error
 from spinlite.memory import device
 from spinlite.methods.ddo import DDO
@@ -78,7 +78,7 @@ def test_every_layout_gives_the_gradient_of_autograd(method, one_graph: bool, ah
     """With the whole batch, with micro-batches that divide it and that don't; opponent errors live and measured ahead."""
     family, slots = toy
     b = batch()
-    errors = {name: measure(family, slots, name, b) for name in step_module.asked(method)}
+    errors = {name: measure(family, slots, name, b) for name in step_module.required_errors(method)}
     loss = method.loss(**errors).mean()
     loss.backward()
     plain = gradient(slots)
@@ -149,7 +149,7 @@ def test_the_opponent_slot_is_a_merged_copy_of_base_and_snapshot(toy):
     merged = Toy("0", CPU)
     merged.net.double()
     plain: dict[str, nn.Linear] = {n: m for n, m in merged.net.named_modules() if isinstance(m, nn.Linear)}
-    for module in modules(snapshot):
+    for module in module_names(snapshot):
         plain[module].weight.data += delta(snapshot, module, slots.scale)
     b = batch()
     x_t = family.path.noise(b.real, b.eps, b.t)

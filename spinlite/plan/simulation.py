@@ -48,7 +48,7 @@ class Cost:
         return sum(times * work for times, work, _, _ in self.work)
 
 
-class Rehearsal(TorchDispatchMode):
+class Simulation(TorchDispatchMode):
     """Follows storages and work while it is active. Results moved to the CPU stay on the meta device, and count no more."""
 
     def __init__(self, samples: int = SAMPLES) -> None:
@@ -121,12 +121,12 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = usual
 
 
-def rehearse(call: Callable[[], Any], samples: int = SAMPLES, back: bool = False) -> Cost:
+def simulate(call: Callable[[], Any], samples: int = SAMPLES, back: bool = False) -> Cost:
     """The cost of a call on meta tensors of so many samples; with `back`, of the way back from its sum too.
 
     Where it reads numbers, which aren't there, it ends: a picture has been computed by then.
     """
-    with fused_attention(), Rehearsal(samples) as mode:
+    with fused_attention(), Simulation(samples) as mode:
         result = None
         with contextlib.suppress(TypeError, NotImplementedError):
             result = call()

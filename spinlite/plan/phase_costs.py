@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from spinlite.config.settings import Settings
-from spinlite.families.blank import blank
+from spinlite.families.blank import with_random_weights
 from spinlite.families.family import Cond, Family, Picture
-from spinlite.families.load import family
+from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.memory.device import Device, Levers
-from spinlite.plan.rehearsal import META, SAMPLES, Cost, Rehearsal, rehearse
+from spinlite.plan.simulation import META, SAMPLES, Cost, Simulation, simulate
 from spinlite.training.batches import Batch
 from spinlite.training.step import measure
 
@@ -30,7 +30,7 @@ LATENTS = 8  # that a sampler holds for each fake: its state, noise, both halves
 
 
 @dataclass(frozen=True)
-class Cut:
+class Workload:
     """Other pictures than the preset's, and how many are encoded and decoded at once."""
 
     latent_shape: tuple[int, ...]
@@ -53,14 +53,14 @@ class Sizes:
     cond: int  # of one sample
 
 
-class Stage:
+class PhaseCosts:
     """The networks of a preset in a precision. A part is rehearsed when it is first asked for, and kept in a file.
 
     What a phase takes is in bytes of tensors at the most.
     """
 
     def __init__(
-        self, settings: Settings, precision: str, quantize: str, shelf: Path | None, made_of: str, cut: Cut | None = None
+        self, settings: Settings, precision: str, quantize: str, shelf: Path | None, made_of: str, cut: Workload | None = None
     ) -> None:
         """`made_of` names the code and the settings; without a `shelf` nothing is kept."""
         self._settings, self._levers, self._cut = settings, Levers(precision, quantize), cut
@@ -108,12 +108,12 @@ class Stage:
     @cached_property
     def encode(self) -> Cost:
         """Pictures, with the VAE."""
-        return self._cost("encode", lambda: self._coding(lambda base, n: base.encode([self._picture()] * n)))
+        return self._cost("encode", lambda: self._coding(lambda base, n: base.encode_pictures([self._picture()] * n)))
 
     @cached_property
     def captions(self) -> Cost:
         """As many captions, with the text encoders."""
-        return self._cost("captions", lambda: self._coding(lambda base, n: base.prompt([""] * n)))
+        return self._cost("captions", lambda: self._coding(lambda base, n: base.encode_captions([""] * n)))
 
     @cached_property
     def decode(self) -> Cost:
@@ -124,7 +124,7 @@ class Stage:
     def forward(self) -> Cost:
         """A denoising error without a graph: each sample goes through the network once."""
         with torch.no_grad():
-            return self._cost("forward", lambda: rehearse(lambda: self._error("opponent_real")))
+            return self._cost("forward", lambda: simulate(lambda: self._error("opponent_real")))
 
     def graph(self, checkpointing: bool) -> Cost:
         """A denoising error of the policy and the way back from it, its gradients being there before."""
@@ -134,8 +134,8 @@ class Stage:
     def _made(self) -> tuple[Family, Slots, int, int]:
         """The family, the slots, and the bytes of each."""
         model = self._settings.model
-        with torch.device(META), Rehearsal(1) as mode:
-            base = family(blank(model), Device(META, "plan", self._levers))
+        with torch.device(META), Simulation(1) as mode:
+            base = load_family(with_random_weights(model), Device(META, "plan", self._levers))
             weights = mode.now[1]
             if self._cut:
                 base.latent_shape, base.size = self._cut.latent_shape, self._cut.size
@@ -148,8 +148,8 @@ class Stage:
     def _cond(self) -> Cond:
         """The conditioning of a rehearsed batch, without numbers."""
         base = self._made[0]
-        with torch.device(META), torch.no_grad(), Rehearsal(1):
-            found = base.encode([self._picture()]) | base.prompt([""])
+        with torch.device(META), torch.no_grad(), Simulation(1):
+            found = base.encode_pictures([self._picture()]) | base.encode_captions([""])
             base.free()
             del found["x0"]
             return {name: torch.empty((SAMPLES, *value.shape[1:]), dtype=value.dtype) for name, value in found.items()}
@@ -164,7 +164,7 @@ class Stage:
         states = sum(_state_bytes(self._settings.learn.optimizer, n) for n in numbers)
         cond = sum(value.numel() * value.element_size() for value in self._cond.values()) // SAMPLES
         latent = 4 * math.prod(base.latent_shape)
-        return Sizes(*base.size, weights, slots.targeted, adapters, sum(numbers), states, latent, cond)
+        return Sizes(*base.size, weights, slots.target_bytes, adapters, sum(numbers), states, latent, cond)
 
     def _coding(self, call: Callable[[Family, int], object]) -> Cost:
         """Of a part that comes for `call(family, n)` alone, which is loaded elsewhere first."""
@@ -174,8 +174,8 @@ class Stage:
             call(base, 1)
 
         with torch.device(META):
-            part = sum(rehearse(load, 1).kept)
-            found = rehearse(lambda: call(base, self._pictures), 1)
+            part = sum(simulate(load, 1).kept)
+            found = simulate(lambda: call(base, self._pictures), 1)
         base.free()
         return replace(found, peaks=[(each, part + fixed) for each, fixed in found.peaks], kept=(0, part + sum(found.kept)))
 
@@ -191,7 +191,7 @@ class Stage:
         base.set_checkpointing(checkpointing)
         for parameter in slots.parameters():
             parameter.grad = torch.empty_like(parameter)
-        return rehearse(lambda: self._error("policy_real"), back=True)
+        return simulate(lambda: self._error("policy_real"), back=True)
 
     def _cost(self, name: str, make: Callable[[], Cost]) -> Cost:
         found = self._recall(name, lambda: asdict(make()))

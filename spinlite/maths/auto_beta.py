@@ -19,7 +19,7 @@ MEMORY = 256.0  # pairs
 LEAST, MOST = 0.001, 0.02  # of the opponent's error on real: MOST gives the steady trial's 5000 at its error of 0.014
 
 
-def running(before: float | None, values: Tensor) -> float:
+def running_mean(before: float | None, values: Tensor) -> float:
     """A running mean over samples (B,) with a memory of MEMORY of them."""
     mean = values.double().mean().item()
     if before is None:

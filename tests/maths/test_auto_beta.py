@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from spinlite.config.settings import Settings, load_settings
-from spinlite.maths.leash import MOST, automatic_beta, running
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Settings
+from spinlite.maths.auto_beta import MOST, automatic_beta, running_mean
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
-from spinlite.runs.store import read
+from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
-from spinlite.training.learn import Progressed
+from spinlite.training.learn import LearnState
 from tests.toy import TOY, Quiet, changed
 
 
@@ -47,15 +48,15 @@ def test_what_it_remembers_is_counted_in_pairs_not_in_batches():
     for size in (4, 16, 64):
         mean: float | None = 0.0
         for part in values.split(size):
-            mean = running(mean, part)
+            mean = running_mean(mean, part)
         found.append(mean)
     assert found == pytest.approx([found[0]] * 3, rel=0.05)
 
 
 def test_methods_without_beta_are_left_alone():
-    assert Progressed(margin=1e-3, level=0.1).method(SFT(), 0.2) == SFT()
-    assert Progressed().method(SPIN(), 0.2) == SPIN() == Progressed(margin=1e-3, level=0.1).method(SPIN(), 0.0)
-    assert Progressed(margin=1e-3, level=0.1).method(SPIN(), 0.2) == SPIN(beta=automatic_beta(1e-3, 0.1, 0.2))
+    assert LearnState(margin=1e-3, level=0.1).method(SFT(), 0.2) == SFT()
+    assert LearnState().method(SPIN(), 0.2) == SPIN() == LearnState(margin=1e-3, level=0.1).method(SPIN(), 0.0)
+    assert LearnState(margin=1e-3, level=0.1).method(SPIN(), 0.2) == SPIN(beta=automatic_beta(1e-3, 0.1, 0.2))
 
 
 def test_a_run_finds_its_beta_whatever_was_set_and_resumes_with_it(settings: Settings, tmp_path: Path):
@@ -66,5 +67,5 @@ def test_a_run_finds_its_beta_whatever_was_set_and_resumes_with_it(settings: Set
     with pytest.raises(KeyboardInterrupt):
         train(again, tmp_path / "c" / "r", Quiet(lambda title, done: "2/2 · learn" in title and done == 13))
     train(again, tmp_path / "c" / "r", Quiet())
-    first, second = (read(tmp_path / name / "r" / "snapshots" / "2.safetensors")[0] for name in ("1.0", "c"))
+    first, second = (read_tensors(tmp_path / name / "r" / "snapshots" / "2.safetensors")[0] for name in ("1.0", "c"))
     assert all(torch.equal(first[name], second[name]) for name in first)

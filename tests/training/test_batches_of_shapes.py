@@ -9,14 +9,15 @@ import torch
 from PIL import Image, ImageOps
 from torch.testing import assert_close
 
-from spinlite.config.settings import Data, Learn, Memory, Model, Play, load_settings, validate_settings
+from spinlite.config.load import load_settings, validate_settings
+from spinlite.config.settings import Data, Learn, Memory, Model, Play
 from spinlite.data.buckets import Grid
-from spinlite.data.encoded import Encoded, runs
-from spinlite.data.pictures import fit, mirrored
-from spinlite.data.records import Record, strangers
+from spinlite.data.encoded import Encoded, group_by_shape
+from spinlite.data.pictures import mirror, resize_and_crop
+from spinlite.data.records import Record, other_pictures
 from spinlite.data.survey import survey
 from spinlite.families.family import Family
-from spinlite.families.load import family, frame
+from spinlite.families.load import load_family, size_and_step
 from spinlite.lora.adapters import Slots
 from spinlite.memory import device
 from spinlite.methods.sft import SFT
@@ -25,10 +26,10 @@ from spinlite.runs.store import Store, fingerprint_files
 from spinlite.selfplay import train
 from spinlite.training.batches import Batches, make_batch
 from spinlite.training.heldout import heldout_errors
-from spinlite.training.judge import decoded
-from spinlite.training.opponent_errors import errors_ahead
+from spinlite.training.judge import decode_latents
+from spinlite.training.opponent_errors import measure_opponent
 from spinlite.training.play import fake_key, play
-from spinlite.training.session import Game
+from spinlite.training.session import Session
 from spinlite.training.step import measure, step
 from tests.toy import Quiet
 
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> tuple[Family, Slots]:
-    made = family(Model(), device.choose(Memory(precision="fp32")))
+    made = load_family(Model(), device.choose_device(Memory(precision="fp32")))
     slots = Slots(made.net, made.lora_targets["linear"], rank=2, alpha=2.0, seed=1)
     with torch.no_grad():  # away from zero, so that the policy is not its opponent
         for i, parameter in enumerate(slots.parameters()):
@@ -60,7 +61,7 @@ def model() -> tuple[Family, Slots]:
 
 @pytest.fixture
 def records(folder: Path) -> list[Record]:
-    found = survey(Data(folder=str(folder)), grid=Grid(*frame(Model())))
+    found = survey(Data(folder=str(folder)), grid=Grid(*size_and_step(Model())))
     return sorted(found.train + found.heldout, key=lambda r: r.path)
 
 
@@ -76,8 +77,8 @@ def gradient(slots: Slots) -> list[torch.Tensor]:
 
 
 def test_pictures_of_one_shape_stand_together_in_order():
-    assert runs("aababcb", 2) == [[0, 1], [3], [2, 4], [6], [5]] and runs("", 2) == []
-    assert runs("aaaaa", 2) == [[0, 1], [2, 3], [4]]
+    assert group_by_shape("aababcb", 2) == [[0, 1], [3], [2, 4], [6], [5]] and group_by_shape("", 2) == []
+    assert group_by_shape("aaaaa", 2) == [[0, 1], [2, 3], [4]]
 
 
 def test_latents_have_the_shapes_of_their_buckets(model: tuple[Family, Slots], records: list[Record], tmp_path: Path):
@@ -117,7 +118,9 @@ def test_what_is_measured_ahead_and_held_out_is_each_pictures_own(
     encoded = encode(made, records, tmp_path)
     batches = Batches(made, encoded, records, None, Learn(batch=5, updates=3), 0, 1)
     places = list(range(14, 1, -1))
-    found = errors_ahead(made, slots, ["policy_real"], batches, places, tmp_path / "x.safetensors", 2, NOTHING)["policy_real"]
+    found = measure_opponent(made, slots, ["policy_real"], batches, places, tmp_path / "x.safetensors", 2, NOTHING)[
+        "policy_real"
+    ]
     with torch.no_grad():
         alone = torch.cat([measure(made, slots, "policy_real", batches.of([place])) for place in places])
         assert_close(found, alone, rtol=1e-4, atol=1e-6)
@@ -142,7 +145,7 @@ def test_fakes_have_the_shapes_of_their_pictures_and_so_do_their_paths(
         play(made, encoded, [r], settings, 2, alone, NOTHING, "x")
         assert_close(alone.get([fake_key(r)]), fake, rtol=1e-3, atol=1e-4)
     assert fake_key(replace(records[0], bucket=(80, 48))) != fake_key(records[0]), "another rule of shapes meets no old fakes"
-    pictures = decoded(made, [again.get([fake_key(r)])["x0"][0] for r in records], 2)
+    pictures = decode_latents(made, [again.get([fake_key(r)])["x0"][0] for r in records], 2)
     assert [picture.size for picture in pictures] == [r.bucket for r in records]
 
 
@@ -152,20 +155,20 @@ def test_pairs_share_the_shape_that_suits_both(model: tuple[Family, Slots], fold
         for i, size in enumerate(sizes):
             Image.linear_gradient("L").resize(size).convert("RGB").save(folder / side / f"{i}.png")
             (folder / "win" / f"{i}.txt").write_text(f"pair {i}")
-    found = survey(Data(folder=str(folder)), pairs=True, grid=Grid(*frame(Model())))
+    found = survey(Data(folder=str(folder)), pairs=True, grid=Grid(*size_and_step(Model())))
     both = sorted(found.train + found.heldout, key=lambda r: r.path)
     assert [r.bucket for r in both] == [(64, 64), (48, 80)]
     encoded = encode(model[0], both, tmp_path)
     for r in both:
-        assert encoded.lose([r]).shape == encoded.real([r]).shape
+        assert encoded.rejected([r]).shape == encoded.real([r]).shape
 
 
 def test_a_picture_alone_in_its_shape_still_meets_another(model: tuple[Family, Slots], records: list[Record], tmp_path: Path):
-    alone = strangers(records)
+    alone = other_pictures(records)
     assert set(alone) == {records[2].key, records[7].key}
     encoded = Encoded(model[0], records, tmp_path, 3, NOTHING, None, list(alone.values()))
-    game: Any = type("G", (), {"train": records, "encoded": encoded, "settings": load_settings("demo")})()
-    fakes = Game._shuffled(game, 1)
+    session: Any = type("G", (), {"train": records, "encoded": encoded, "settings": load_settings("demo")})()
+    fakes = Session._shuffled(session, 1)
     for r in records:
         assert fakes([r]).shape == encoded.real([r]).shape
         assert not torch.equal(fakes([r]), encoded.real([r]))
@@ -179,7 +182,7 @@ def test_a_whole_run_learns_from_several_shapes(folder: Path, tmp_path: Path):
     })  # fmt: skip
     outcome = train(settings, tmp_path / "runs" / "a", Quiet())
     assert len(outcome.rounds) == 1 and outcome.rounds[0]["policy_real"] > 0
-    assert outcome.run.sheet(1).exists() and outcome.run.exported.exists()
+    assert outcome.run.sheet_path(1).exists() and outcome.run.export_path.exists()
 
 
 # Cuts and mirror images
@@ -188,7 +191,7 @@ def test_a_whole_run_learns_from_several_shapes(folder: Path, tmp_path: Path):
 def test_a_cut_is_recorded_as_it_was_made():
     image = Image.linear_gradient("L").resize((200, 100)).convert("RGB")
     for place in (0.0, 0.3, 0.5, 1.0):
-        cut = fit(image, (64, 64), (place, 0.5))
+        cut = resize_and_crop(image, (64, 64), (place, 0.5))
         assert cut.original_size == (200, 100) and cut.crop == (round(64 * place), 0)
         whole = image.resize((128, 64), Image.Resampling.LANCZOS).crop((cut.crop[0], 0, cut.crop[0] + 64, 64))
         assert max(high for _, high in _difference(cut.image, whole)) <= 6
@@ -203,8 +206,8 @@ def _difference(a: Image.Image, b: Image.Image) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("place", [0.0, 0.25, 0.5, 1.0])
 def test_a_mirrored_picture_is_the_one_of_the_mirrored_original(place: float):
     image = Image.linear_gradient("L").rotate(30).resize((200, 100)).convert("RGB")
-    there = mirrored(fit(image, (64, 64), (place, 0.5)))
-    here = fit(ImageOps.mirror(image), (64, 64), (1 - place, 0.5))
+    there = mirror(resize_and_crop(image, (64, 64), (place, 0.5)))
+    here = resize_and_crop(ImageOps.mirror(image), (64, 64), (1 - place, 0.5))
     assert there.crop == here.crop and there.original_size == here.original_size
     assert max(high for _, high in _difference(there.image, here.image)) <= 1
 
@@ -218,8 +221,8 @@ def test_mirror_images_are_encoded_once_and_shown_in_turn(model: tuple[Family, S
         flips = [r.flip for r, _ in shown if r.key == record.key]
         assert flips in ([True, False] * 2, [False, True] * 2)
         plain, other = encoded.real([record]), encoded.real([replace(record, flip=True)])
-        image = fit(Image.open(record.path).convert("RGB"), record.bucket or (0, 0))
-        assert_close(made.encode([mirrored(image)])["x0"], other, rtol=1e-3, atol=1e-4)
+        image = resize_and_crop(Image.open(record.path).convert("RGB"), record.bucket or (0, 0))
+        assert_close(made.encode_pictures([mirror(image)])["x0"], other, rtol=1e-3, atol=1e-4)
         assert not torch.equal(plain, other) and fake_key(record) == fake_key(replace(record, flip=True))
     assert any(r.flip for r, turn in shown if turn == 0) and not all(r.flip for r, turn in shown if turn == 0)
 
