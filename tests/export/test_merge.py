@@ -182,5 +182,5 @@ def test_what_can_not_be_merged_is_named_and_nothing_is_left(configs: Path, tmp_
         def broken(weight: Tensor, spots: Any) -> Tensor:
             return whole(weight, spots) * (1.001 if spots and to.exists() else 1)
 
-        patch.setattr(merging, "_exact", broken)
+        patch.setattr(merging, "_changed_tensor", broken)
         merge(lora, base, to, None, {}, quiet)

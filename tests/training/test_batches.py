@@ -61,7 +61,7 @@ def test_on_its_own_path_a_fakes_gain_is_the_squared_distance_from_what_the_oppo
     """The margin by hand, its gradient by autograd; the opponent is asked about the real ones alone."""
     family, slots = toy
     method, w = SPIN(beta=3.0, bound=1e9, anchor=0.05), walked()
-    b = replace(batch(), walked=w)
+    b = replace(batch(), path_points=w)
     said = family.denoise(w.x_t, w.t, b.cond)
     distance = (said - w.own).square().mean(1)
     gain_real = measure(family, slots, "opponent_real", b).detach() - measure(family, slots, "policy_real", b)
@@ -110,7 +110,7 @@ def test_predictions_of_another_network_are_refused(toy_settings: Settings, tmp_
     def other(*args, **options):
         made = whole(*args, **options)
         assert made.path_points is not None
-        return replace(made, walked=replace(made.path_points, own=made.path_points.own + 0.5))
+        return replace(made, path_points=replace(made.path_points, own=made.path_points.own + 0.5))
 
     monkeypatch.setattr(probe_module, "make_batch", other)
     with pytest.raises(SpinliteError, match="no longer predicts what it did while it played"):

@@ -94,7 +94,7 @@ def other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             )
 
     monkeypatch.setattr(Session, "play", from_round_2)
-    monkeypatch.setattr(Session, "enter", broken)
+    monkeypatch.setattr(Session, "load_opponent", broken)
 
 
 def a_colour_cast(monkeypatch: pytest.MonkeyPatch) -> None:
