@@ -121,3 +121,8 @@ def test_the_readme_is_short_and_begins_with_the_picture():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
     assert any("docs/demo-round-3.png" in line for line in lines[:8])
+
+
+def test_the_readme_holds_the_line_that_ci_runs():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert any(re.match(r"pip install .*&& pytest", line) for line in lines)
