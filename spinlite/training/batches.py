@@ -1,4 +1,4 @@
-"""The draws of a round as batches: which samples, at which time and noise, with which fakes."""
+"""The batches of a round: which pictures, at which timestep, with which noise, caption and fakes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,12 +16,12 @@ from spinlite.maths.weights import weigh
 
 Errors = dict[str, Tensor]  # by name: {policy, opponent, base}_{real, fake} -> (B,)
 Fakes = Callable[[Sequence[Record]], Tensor]  # records -> their fakes' latents, (B, ...)
-PathsOf = Callable[[Sequence[Record]], dict[str, Tensor]]  # records -> what `play` kept of their paths, (B, points, ...)
+FakePaths = Callable[[Sequence[Record]], dict[str, Tensor]]  # records -> the kept points of their paths, (B, points, ...)
 
 
 @dataclass(frozen=True)
 class PathPoints:
-    """Points of fakes' own sampling paths: x_t and own (B, ...), t (B,). own: what the opponent predicted there."""
+    """One point of each fake's own sampling path: x_t (B, ...), t (B,), and own (B, ...), the opponent's prediction there."""
 
     x_t: Tensor
     t: Tensor
@@ -30,13 +30,13 @@ class PathPoints:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one shape with their draws, on the device. real, fake, eps: (B, ...); t: (B,). fake is None where nobody asks
-    for it.
+    """Samples of one shape with their draws, on the device. real, fake, eps: (B, ...); t: (B,).
 
-    known:    errors of these draws that were measured ahead, (B,) each; the step measures the others
-    eps_fake: the fakes' own noise; None: that of the real ones
-    weight:   what the errors count, (B,); None: 1
-    walked:   where the fakes are met instead of being noised again
+    fake         None where the method needs no fakes
+    known        errors of these draws that were measured before, (B,) each; the step measures the others
+    eps_fake     noise for the fakes alone; None: they get the same noise as the real ones
+    weight       factor on each sample's errors, (B,); None: 1
+    path_points  where each fake is measured on its own sampling path; None: fakes are noised like real pictures
     """
 
     real: Tensor
@@ -50,85 +50,91 @@ class Batch:
     path_points: PathPoints | None = None
 
     def parts(self, size: int) -> "Iterator[Batch]":
-        """The batch in runs of `size` samples, the last one shorter where it does not divide."""
+        """The batch in parts of `size` samples; the last part holds the rest."""
         for start in range(0, len(self.t), size):
-            yield _cut(self, slice(start, start + size))
+            yield _slice(self, slice(start, start + size))
 
 
-def _cut(value: Any, rows: slice) -> Any:
+def _slice(value: Any, rows: slice) -> Any:
     match value:
         case None:
             return None
         case dict():
             return {name: each[rows] for name, each in value.items()}
         case Batch() | PathPoints():
-            return replace(value, **{f.name: _cut(getattr(value, f.name), rows) for f in fields(value)})
+            return replace(value, **{f.name: _slice(getattr(value, f.name), rows) for f in fields(value)})
         case _:
             return value[rows]
 
 
 class Batches:
-    """The draws of a round, each a function of (seed, round, place): epochs are permutations, one after the other.
+    """The draws of a round, numbered from 0: the *places* of the round. Update u takes `batch` places, from u * batch on.
 
-    An update's samples are of several shapes where pictures are; those of one shape go through the network together, and none
-    is left out or put off for its shape.
+    A draw depends on (seed, round, place) alone, so a resumed round sees the same ones. Each epoch shows the pictures in a new
+    order. A picture is shown as often in an epoch as it has repeats, each time with another of its captions.
 
-    A picture is shown as often in an epoch as it has repeats, with another of its captions each time.
+    Pictures of different shapes can't share a tensor. An update therefore has one `Batch` for each shape among its pictures;
+    no picture is left out or postponed.
     """
 
     def __init__(
         self, family: Family, encoded: Encoded, records: Sequence[Record], fakes: Fakes | None, settings: Learn, seed: int,
-        round_: int, drawn: Draw | None = None, paths: PathsOf | None = None,
+        round_: int, drawn: Draw | None = None, paths: FakePaths | None = None,
     ) -> None:  # fmt: skip
-        self._family, self._encoded, self._shows, self._fakes = family, encoded, epoch_slots(records, encoded.flip), fakes
-        self._settings, self._names, self._drawn, self.paths = settings, (seed, round_), drawn or Draw(), paths
-        self.known: Errors = {}  # what was measured ahead: (draws,) each
-        self._orders: dict[int, list[int]] = {}  # of the epochs that were asked for last
+        self._family, self._encoded, self._fakes, self.paths = family, encoded, fakes, paths
+        self._settings, self._draw = settings, drawn or Draw()
+        self._names = seed, round_  # every random number of the round is named by them
+        self._slots = epoch_slots(records, encoded.flip)
+        self._orders: dict[int, list[int]] = {}  # of the epochs that were used last
+        self.known: Errors = {}  # errors that were measured before the learning: (draws,) each
 
     @property
     def draws(self) -> int:
-        """How many the round has."""
+        """How many draws the round has."""
         return self._settings.updates * self._settings.batch
 
-    def at(self, update: int) -> list[Batch]:
-        """The samples of an update, from 0, one batch for each shape."""
+    def for_update(self, update: int) -> list[Batch]:
+        """The samples of an update, counted from 0: one batch for each shape."""
         places = range(update * self._settings.batch, (update + 1) * self._settings.batch)
-        return [self.of(run) for run in self.by_shape(places)]
+        return [self.at_places(same_shape) for same_shape in self.by_shape(places)]
 
     def by_shape(self, places: Sequence[int]) -> list[list[int]]:
-        """Places of the round, those of one shape together."""
+        """Places of the round in groups: one group for each shape."""
         shapes = [record.bucket for record, _ in self.rows(places)]
-        return [[places[i] for i in run] for run in group_by_shape(shapes, len(places))]
+        return [[places[i] for i in group] for group in group_by_shape(shapes, len(places))]
 
     def rows(self, places: Iterable[int]) -> list[tuple[Record, int]]:
-        """(record, epoch) of draws, by their places in the round."""
-        found = [divmod(i, len(self._shows)) for i in places]
-        asked = {epoch for epoch, _ in found}
-        kept = {epoch: known for epoch, known in self._orders.items() if epoch in asked}
-        new = {epoch: permutation(len(self._shows), "learn", *self._names, epoch) for epoch in asked - kept.keys()}
+        """For each place: (the picture with its caption, how often that picture was shown before)."""
+        numbers = [divmod(place, len(self._slots)) for place in places]
+        epochs = {epoch for epoch, _ in numbers}
+        kept = {epoch: order for epoch, order in self._orders.items() if epoch in epochs}
+        new = {epoch: permutation(len(self._slots), "learn", *self._names, epoch) for epoch in epochs - kept.keys()}
         self._orders = kept | new
-        return [self._shows[self._orders[epoch][place]].at(epoch) for epoch, place in found]
+        return [self._slots[self._orders[epoch][i]].at(epoch) for epoch, i in numbers]
 
-    def of(self, places: Sequence[int]) -> Batch:
-        """The draws at these places of the round, which are of one shape."""
+    def at_places(self, places: Sequence[int]) -> Batch:
+        """The draws at these places of the round as one batch. Their pictures must have one shape."""
         rows = self.rows(places)
-        dropped = [self._coin(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
+        dropped = [self._caption_chance(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
         names = ("learn", *self._names)
-        batch = make_batch(self._family, self._encoded, rows, self._fakes, dropped, names, self._drawn, self.paths)
+        batch = make_batch(self._family, self._encoded, rows, self._fakes, dropped, names, self._draw, self.paths)
         known = {name: value[list(places)].to(batch.t.device) for name, value in self.known.items()}
         return replace(batch, known=known)
 
-    def _coin(self, record: Record, epoch: int) -> float:
+    def _caption_chance(self, record: Record, epoch: int) -> float:
         return torch.rand((), generator=generator("caption", *self._names, record.key, epoch)).item()
 
 
 def make_batch(
     family: Family, encoded: Encoded, rows: Sequence[tuple[Record, int]], fakes: Fakes | None,
-    dropped: Sequence[bool] | None, names: tuple[int | str, ...], drawn: Draw | None = None, paths: PathsOf | None = None,
+    dropped: Sequence[bool] | None, names: tuple[int | str, ...], drawn: Draw | None = None, paths: FakePaths | None = None,
 ) -> Batch:  # fmt: skip
-    """(record, epoch) rows of one shape -> a batch on the network's device, with the draws of `names`.
+    """Rows of one shape, (record, epoch) each -> a batch on the network's device.
 
-    With `paths` a fake is met on its own path, at the point that its epoch is due, and the real one at the same time.
+    Timesteps and noise are named by `names`, the record's key and the epoch. `dropped` says whose caption is left out.
+
+    With `paths` each fake is measured at one point of its own sampling path, at another one in each epoch. The real picture
+    is noised to the same timestep.
     """
     drawn = drawn or Draw()
     device = next(family.net.parameters()).device
@@ -137,10 +143,10 @@ def make_batch(
     draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
     cond = {name: value.to(device) for name, value in encoded.cond(records, dropped).items()}
     t = family.path.times(drawn.low + (drawn.high - drawn.low) * torch.tensor([u for u, _ in draws])).to(device)
-    walked, weight = None, None
+    points, weight = None, None
     if paths:
-        walked = _path_points(paths(records), [epoch for _, epoch in rows], dropped or [False] * len(rows), device)
-        t = family.path.nearest(walked.t)
+        points = _path_points(paths(records), [epoch for _, epoch in rows], dropped or [False] * len(rows), device)
+        t = family.path.nearest(points.t)
     if drawn.weight != "constant" or paths:
         share = family.path.share(t)
         weight = weigh(family.path, drawn.weight, t, drawn.low, drawn.high) * ((share >= drawn.low) & (share <= drawn.high))
@@ -155,15 +161,15 @@ def make_batch(
         cond=cond,
         eps_fake=None if eps_fake is None else eps_fake.to(device),
         weight=weight,
-        path_points=walked,
+        path_points=points,
     )
 
 
 def _path_points(kept: dict[str, Tensor], epochs: Sequence[int], dropped: Sequence[bool], device: torch.device) -> PathPoints:
-    """One point of each path, another in each epoch; without caption where it is dropped."""
+    """One point of each path, another in each epoch; the prediction without caption where the caption is dropped."""
     rows = torch.arange(len(epochs))
-    due = torch.tensor(epochs) % kept["t"].shape[1]
-    at = {name: value[rows, due] for name, value in kept.items()}
-    plain = torch.tensor(dropped).view(-1, *[1] * (at["own"].ndim - 1))
-    own = torch.where(plain, at["own_empty"], at["own"])
-    return PathPoints(at["x_t"].float().to(device), at["t"].to(device), own.float().to(device))
+    turns = torch.tensor(epochs) % kept["t"].shape[1]
+    chosen = {name: value[rows, turns] for name, value in kept.items()}
+    no_caption = torch.tensor(dropped).view(-1, *[1] * (chosen["own"].ndim - 1))
+    own = torch.where(no_caption, chosen["own_empty"], chosen["own"])
+    return PathPoints(chosen["x_t"].float().to(device), chosen["t"].to(device), own.float().to(device))

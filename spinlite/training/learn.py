@@ -18,7 +18,7 @@ from spinlite.methods.registry import Method
 from spinlite.runs.run import update_of
 from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
-from spinlite.training.batches import Batch, Batches, Errors, Fakes, PathsOf
+from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
 from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, find_alarm, keep_recent, pull, updates_for, won
 from spinlite.training.opponent_errors import known_errors
 from spinlite.training.probe import probe
@@ -101,7 +101,7 @@ def _resume(session: Session, k: int) -> LearnState:
     return LearnState()
 
 
-def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, paths: PathsOf | None) -> None:
+def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, paths: FakePaths | None) -> None:
     settings = session.settings.learn
     optimizer = session.device.optimizer(settings.optimizer, session.slots.parameters(), settings.rate)
     if state.update:
@@ -166,7 +166,7 @@ def learn(
     def attempt(levers: Levers) -> tuple[Tensor, Errors, dict[str, float]]:
         optimizer.zero_grad(set_to_none=True)
         family.set_checkpointing(levers.checkpointing)
-        return _update(family, slots, method, batches.at(state.update), levers, settings, state)
+        return _update(family, slots, method, batches.for_update(state.update), levers, settings, state)
 
     while state.update < settings.updates and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:

@@ -46,7 +46,7 @@ def measure_opponent(
     saved = time.monotonic()
     try:
         while done < len(order):
-            made = batches.of(order[done : min(done + batch, next(end for end in ends if end > done))])
+            made = batches.at_places(order[done : min(done + batch, next(end for end in ends if end > done))])
             more = {name: measure(family, slots, name, made).cpu() for name in names}
             found = {name: torch.cat([found[name], more[name]]) for name in names}
             done = len(found[names[0]])

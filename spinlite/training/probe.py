@@ -8,14 +8,14 @@ import torch
 from spinlite.data.encoded import group_by_shape
 from spinlite.errors import SpinliteError
 from spinlite.runs.run import SnapshotName
-from spinlite.training.batches import Batch, Errors, Fakes, PathsOf, make_batch
+from spinlite.training.batches import Batch, Errors, FakePaths, Fakes, make_batch
 from spinlite.training.session import Session
 from spinlite.training.step import measure, required_errors
 
 APART = 0.01  # of the opponent's error on real: the squared distance that precision and batches may put between its predictions
 
 
-def probe(session: Session, k: int, fakes: Fakes | None, paths: PathsOf | None) -> None:
+def probe(session: Session, k: int, fakes: Fakes | None, paths: FakePaths | None) -> None:
     """Where the policy is its opponent, a preference loses log 2, and every method what it loses for equal errors.
 
     A wrong adapter, other noise or dropout shows here; and where fakes are met on their paths, predictions kept of another

@@ -23,7 +23,7 @@ from spinlite.methods.registry import Method
 from spinlite.progress import Watch
 from spinlite.runs.run import Run, SnapshotName
 from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors, write_tensors
-from spinlite.training.batches import Fakes, PathsOf
+from spinlite.training.batches import FakePaths, Fakes
 from spinlite.training.play import fake_key, play
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class Session:
                 ))  # fmt: skip
         return lambda asked: store.get([fake_key(r) for r in asked])["x0"]
 
-    def fake_paths(self, k: int) -> PathsOf | None:
+    def fake_paths(self, k: int) -> FakePaths | None:
         """What `play` kept of the paths of round k's fakes, as a function of records; None where it keeps nothing."""
         if self.method.fakes != "played" or not self.settings.play.points:
             return None

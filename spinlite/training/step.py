@@ -1,4 +1,8 @@
-"""The one training step, for every method."""
+"""The one training step, the same for every method.
+
+It measures the denoising errors that the method's loss needs, and leaves the gradient of the loss on the policy's LoRA. Which
+errors a method needs is read from the parameter names of its `loss`, e.g. `loss(self, policy_real, opponent_real)`.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -15,16 +19,19 @@ from spinlite.training.batches import Batch, Errors
 
 
 def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
-    """The denoising error called `name`, e.g. "opponent_fake": (B,), fp32. The draw is the same for all of them.
+    """One denoising error for each sample: (B,), fp32. `name` says whose and on which picture, e.g. "opponent_fake".
 
-    On a fake's own path it is the squared distance to what the opponent predicted there: the opponent's own is 0.
+    Policy, opponent and base are measured with the same timesteps and the same noise, which the batch holds.
+
+    Where the batch holds points of the fakes' own sampling paths, a fake's error is the squared distance to the prediction
+    that the opponent made there. The opponent's own error is then 0 by definition.
     """
     who, _, side = name.partition("_")
     if side == "fake" and batch.path_points:
         x_t, t, target = batch.path_points.x_t, batch.path_points.t, batch.path_points.own
     else:
         x0 = batch.real if side == "real" else batch.fake
-        assert x0 is not None, f"{name} was asked for without fakes"
+        assert x0 is not None, f"{name} needs fakes, and the batch has none"
         eps = batch.eps if side == "real" or batch.eps_fake is None else batch.eps_fake
         x_t, t, target = family.path.noise(x0, eps, batch.t), batch.t, family.path.target(x0, eps, batch.t)
     with slots.use(who):  # pyright: ignore[reportArgumentType]
@@ -32,7 +39,7 @@ def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
 
 
 def required_errors(method: Method) -> list[str]:
-    """The names of the errors a method's loss is made of, the policy's last."""
+    """The names of the errors that a method's loss needs, the policy's last."""
     return sorted(inspect.signature(method.loss).parameters, key=lambda name: name.startswith("policy"))
 
 
@@ -40,54 +47,60 @@ def step(
     family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, micro_batch: int | None = None,
     scale: float = 1.0,
 ) -> tuple[Tensor, Errors]:  # fmt: skip
-    """Add the gradient of scale x the mean loss to the policy's; returns (that, errors (B,) by name), detached.
+    """Add the gradient of scale x the mean loss to the policy's. Returns (scale x the mean loss, the errors by name).
 
-    With `micro_batch` so many samples go through the network at once, and gradients add up: a method's loss is a number
-    for each sample, so that the mean over the batch is the mean of its parts' means, each weighed by its share.
+    `micro_batch` is how many samples go through the network together (None: the whole batch); their gradients are
+    accumulated. Each part counts by its share of the batch, so the sum is the gradient of the whole batch's mean.
     """
-    done = [
+    parts = [
         _step_part(family, slots, method, part, one_graph, scale * len(part.t) / len(batch.t))
         for part in batch.parts(micro_batch or len(batch.t))
     ]
-    errors = {name: torch.cat([found[name] for _, found in done]) for name in done[0][1]}
-    return torch.stack([loss for loss, _ in done]).sum(), errors
+    errors = {name: torch.cat([part_errors[name] for _, part_errors in parts]) for name in parts[0][1]}
+    return torch.stack([loss for loss, _ in parts]).sum(), errors
 
 
 def _step_part(
-    family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, share: float
+    family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, scale: float
 ) -> tuple[Tensor, Errors]:
-    """The step on samples that go through the network at once; their mean loss counts `share`.
+    """The step on samples that go through the network together.
 
-    With `one_graph` one activation graph is alive at a time: the loss sees only errors, so its slope at each error is
-    found without the network, and every policy error is then driven back by its own slope, in a graph of its own. The
-    one measured last keeps its first graph; each other costs one more forward. The gradient is the same.
+    The loss is a function of the errors alone. So its slope at each error is found first, without the network; then each
+    policy error is driven back through the network by its own slope. This gives the ordinary gradient.
+
+    With `one_graph` only one activation graph is alive at a time, which saves memory. The policy error that was measured last
+    still has its graph; every other policy error is measured a second time, which costs one forward each.
     """
     names = required_errors(method)
-    mine = [name for name in names if name.startswith("policy")]
-    graphs: Errors = {}
+    policy_names = [name for name in names if name.startswith("policy")]
 
-    def found(name: str) -> Tensor:
-        if name in batch.known:
-            return batch.known[name]
-        if not batch.path_points or name.endswith("real"):
-            return measure(family, slots, name, batch)
-        # What the opponent's own noise on its path adds to both errors is the same for both and cancels. In its place
-        # stands the opponent's error on real: the bound and the figures keep their units.
-        level = graphs["opponent_real"].detach()
-        return level if name == "opponent_fake" else level + measure(family, slots, name, batch)
-
+    graphs: Errors = {}  # the errors, those of the policy with the graph that leads back to its weights
     for name in names:
-        keep = name in mine and (not one_graph or name == mine[-1])
-        with torch.set_grad_enabled(keep):
-            graphs[name] = found(name)
-    errors = {name: value.detach().requires_grad_(name in mine) for name, value in graphs.items()}
-    weighed = errors if batch.weight is None else {name: batch.weight * value for name, value in errors.items()}
-    loss = method.loss(**weighed).mean() * share
-    loss.backward()
-    for name in reversed(mine):
-        again = partial(measure, family, slots, name, batch)
-        slots.backward(graphs.pop(name), errors[name].grad, batch.real[0].numel(), again)
+        keep_graph = name in policy_names and (not one_graph or name == policy_names[-1])
+        with torch.set_grad_enabled(keep_graph):
+            graphs[name] = _loss_input(family, slots, name, batch, graphs)
+
+    errors = {name: value.detach().requires_grad_(name in policy_names) for name, value in graphs.items()}
+    weighted = errors if batch.weight is None else {name: batch.weight * value for name, value in errors.items()}
+    loss = method.loss(**weighted).mean() * scale
+    loss.backward()  # fills errors[...].grad: the slope at each policy error
+
+    for name in reversed(policy_names):
+        measure_again = partial(measure, family, slots, name, batch)
+        slots.backward(graphs.pop(name), errors[name].grad, batch.real[0].numel(), measure_again)
     return loss.detach(), {name: value.detach() for name, value in errors.items()}
+
+
+def _loss_input(family: Family, slots: Slots, name: str, batch: Batch, measured: Errors) -> Tensor:
+    """One error as the loss takes it: known already, or measured now. `measured` are those that came before it."""
+    if name in batch.known:
+        return batch.known[name]
+    if not batch.path_points or name.endswith("real"):
+        return measure(family, slots, name, batch)
+    # On its own path the opponent's error is 0 and the policy's is its distance from the opponent. The opponent's error on
+    # the real picture is added to both: it cancels in the gain, and the bound and the journal keep their usual units.
+    usual_error = measured["opponent_real"].detach()
+    return usual_error if name == "opponent_fake" else usual_error + measure(family, slots, name, batch)
 
 
 def margins(errors: Mapping[str, Tensor]) -> Tensor:
@@ -96,17 +109,18 @@ def margins(errors: Mapping[str, Tensor]) -> Tensor:
 
 
 def figures(errors: Mapping[str, Tensor]) -> dict[str, float]:
-    """What the journal keeps of a batch of errors: their means, and margin, accuracy and gate rate where they exist.
+    """The journal's figures of a batch: the mean of each error and, where the errors for it are there,
 
-    accuracy: share of pairs with a margin > 0. gate_rate: share of samples whose real error has grown against the
-    opponent's, where SePPO's gate would act.
+    margin     the mean margin
+    accuracy   the share of pairs with a margin > 0
+    gate_rate  the share of samples on which the policy is worse than the opponent on the real picture: there SePPO's gate acts
     """
-    found = {name: value.mean().item() for name, value in errors.items()}
+    means = {name: value.mean().item() for name, value in errors.items()}
     if "opponent_real" in errors and "policy_real" in errors:
         gain_real = errors["opponent_real"] - errors["policy_real"]
-        found["gate_rate"] = (gain_real < -TIE * errors["opponent_real"]).float().mean().item()
+        means["gate_rate"] = (gain_real < -TIE * errors["opponent_real"]).float().mean().item()
         if "opponent_fake" in errors:
             margin = margins(errors)
-            found["margin"] = margin.mean().item()
-            found["accuracy"] = (margin > 0).float().mean().item()
-    return found
+            means["margin"] = margin.mean().item()
+            means["accuracy"] = (margin > 0).float().mean().item()
+    return means

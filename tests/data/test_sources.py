@@ -357,7 +357,7 @@ def test_learning_shows_repeats_and_captions_in_turn(swatches: Path, tmp_path: P
     assert len({str(value) for value in words.values()}) == 4
     wanted = [["cat", "dog", "dog", "one"], ["cat", "dog", "dog", "two"]] * 2
     for update, captions in enumerate(wanted):
-        (batch,) = batches.at(update)
+        (batch,) = batches.for_update(update)
         assert sorted(batch.cond["words"].tolist()) == sorted(words[caption] for caption in captions)
         assert len({str(eps.tolist()) for eps in batch.eps}) == 4, "no draw is there twice"
 

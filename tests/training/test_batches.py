@@ -120,14 +120,14 @@ def test_predictions_of_another_network_are_refused(toy_settings: Settings, tmp_
 @pytest.mark.parametrize("method", ["spin", "sft"])
 def test_times_keep_to_their_range(method: str, toy_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[float] = []
-    whole = learn_module.Batches.at
+    whole = learn_module.Batches.for_update
 
     def spied(self, update: int):
         (batch,) = made = whole(self, update)
         seen.extend(batch.t.tolist())
         return made
 
-    monkeypatch.setattr(learn_module.Batches, "at", spied)
+    monkeypatch.setattr(learn_module.Batches, "for_update", spied)
     settings = changed(toy_settings, method__name=method, draw__low=0.25, draw__high=0.75, draw__weight="min-snr",
                        draw__noise="separate", run__rounds=1)  # fmt: skip
     train(settings, tmp_path / "r", Quiet())
@@ -136,7 +136,7 @@ def test_times_keep_to_their_range(method: str, toy_settings: Settings, tmp_path
 
 def test_points_outside_the_range_count_nothing(toy_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[float, float]] = []
-    whole = learn_module.Batches.at
+    whole = learn_module.Batches.for_update
 
     def spied(self, update: int):
         (batch,) = made = whole(self, update)
@@ -144,7 +144,7 @@ def test_points_outside_the_range_count_nothing(toy_settings: Settings, tmp_path
         seen.extend(zip(batch.t.tolist(), batch.weight.tolist(), strict=True))
         return made
 
-    monkeypatch.setattr(learn_module.Batches, "at", spied)
+    monkeypatch.setattr(learn_module.Batches, "for_update", spied)
     train(changed(toy_settings, **EXACT, draw__low=0.6, run__rounds=1), tmp_path / "r", Quiet())
     assert {weight for t, weight in seen if t >= 0.6} == {1.0} and {weight for t, weight in seen if t < 0.6} == {0.0}
 

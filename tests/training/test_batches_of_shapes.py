@@ -99,13 +99,13 @@ def test_an_update_of_several_shapes_has_the_gradient_of_its_samples_one_by_one(
     encoded = encode(made, records, tmp_path)
     fakes = lambda some: encoded.real(some).flip(-1)  # noqa: E731
     batches = Batches(made, encoded, records, fakes, Learn(batch=8, updates=2, caption_dropout=0.5), 0, 1)
-    together = batches.at(1)
+    together = batches.for_update(1)
     assert sorted(len(batch.t) for batch in together) == [1, 1, 3, 3]
     for batch in together:
         step(made, slots, method, batch, True, 2, len(batch.t) / 8)
     mixed = gradient(slots)
     for place in range(8, 16):
-        step(made, slots, method, batches.of([place]), False, None, 1 / 8)
+        step(made, slots, method, batches.at_places([place]), False, None, 1 / 8)
     alone = gradient(slots)
     assert max(g.abs().max() for g in alone) > 0
     assert_close(mixed, alone, rtol=1e-3, atol=1e-5 * max(g.abs().max() for g in alone).item())
@@ -122,7 +122,7 @@ def test_what_is_measured_ahead_and_held_out_is_each_pictures_own(
         "policy_real"
     ]
     with torch.no_grad():
-        alone = torch.cat([measure(made, slots, "policy_real", batches.of([place])) for place in places])
+        alone = torch.cat([measure(made, slots, "policy_real", batches.at_places([place])) for place in places])
         assert_close(found, alone, rtol=1e-4, atol=1e-6)
         whole = heldout_errors(made, slots, encoded, records, None, ["policy_real"], 2, 3, NOTHING)["policy_real"]
         for record, error in zip(records, whole, strict=True):

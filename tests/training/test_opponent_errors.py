@@ -59,12 +59,13 @@ def test_errors_measured_ahead_are_those_that_the_steps_would_measure(round_: tu
     assert {name: len(value) for name, value in found.items()} == {"opponent_real": 80, "opponent_fake": 80}
     batches.known = found
     for update in range(10):
-        (batch,) = batches.at(update)
+        (batch,) = batches.for_update(update)
         for name in NAMES:
             torch.testing.assert_close(batch.known[name], measure(session.family, session.slots, name, batch).detach())
     always = session.settings.learn.model_copy(update={"caption_dropout": 0.0})
     plain = Batches(session.family, session.encoded, session.train, None, always, 0, 2)
-    assert not torch.equal(plain.at(0)[0].cond["words"], batches.at(0)[0].cond["words"]), "captions were dropped"
+    captioned, dropped = (some.for_update(0)[0].cond["words"] for some in (plain, batches))
+    assert not torch.equal(captioned, dropped), "captions were dropped"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["saved each time", "saved at the end"])
