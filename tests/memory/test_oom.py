@@ -239,7 +239,7 @@ def test_memory_that_does_not_suffice_for_one_sample_is_an_error_for_people(
 
 
 def test_a_base_that_does_not_fit_is_an_error_for_people(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(selfplay, "family", lambda *args: _raise(LACKS[0]))
+    monkeypatch.setattr(selfplay, "load_family", lambda *args: _raise(LACKS[0]))
     with pytest.raises(SpinliteError, match="out of memory: CUDA out of memory"):
         train(small, tmp_path / "r", Quiet())
 

@@ -33,20 +33,20 @@ class Watched:
         self.session: Any = None
         self.k = 0
         self.batches: list[tuple[int, list[Any], Batch]] = []
-        learned, at = learn_module._learn, learn_module.Batches.at
+        learned, for_update = learn_module._learn, learn_module.Batches.for_update
 
         def learn(session: Session, k: int, *others: Any) -> None:
             self.session, self.k = session, k
             learned(session, k, *others)
 
         def spied(batches: Any, update: int) -> list[Batch]:
-            (made,) = at(batches, update)
+            (made,) = for_update(batches, update)
             size = len(made.t)
             self.batches.append((self.k, batches.rows(range(update * size, (update + 1) * size)), made))
             return [made]
 
         monkeypatch.setattr(learn_module, "_learn", learn)
-        monkeypatch.setattr(learn_module.Batches, "at", spied)
+        monkeypatch.setattr(learn_module.Batches, "for_update", spied)
 
 
 def owners(session: Session, k: int) -> dict[str, Any]:
