@@ -1,4 +1,7 @@
-"""Held-out denoising errors: the same records, times and noise in every round, so that differences are paired."""
+"""Denoising errors on held-out (unseen) pictures.
+
+Every round uses the same pictures, timesteps and noise, so two rounds can be compared picture by picture.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +25,10 @@ def heldout_errors(
     family: Family, slots: Slots, encoded: Encoded, records: Sequence[Record],
     fakes: Callable[[Sequence[Record]], Tensor] | None, names: Sequence[str], draws: int, batch: int, progress: Progress,
 ) -> Errors:  # fmt: skip
-    """The named errors of every record, each the mean over the same `draws` draws: (records,)."""
+    """The named errors of every record, (records,) each. An error is the mean over `draws` timesteps, the same in each round.
+
+    `batch` samples go through the network together.
+    """
     rows = [(record, epoch) for record in records for epoch in range(draws)]
     found = {name: torch.empty(len(rows)) for name in names}
     done = 0
@@ -35,7 +41,7 @@ def heldout_errors(
 
 
 def has_grown(before: Tensor, after: Tensor) -> bool:
-    """Whether errors (records,) grew beyond chance: their mean paired difference is above 2 of its standard errors."""
+    """Whether errors (records,) grew by more than chance: their mean difference is above 2 standard errors of it."""
     difference = (after - before).double()
     if len(difference) < 2:
         return bool(difference.mean() > 0)
@@ -43,8 +49,11 @@ def has_grown(before: Tensor, after: Tensor) -> bool:
 
 
 def has_strayed(real: Latents, start: Latents, now: Latents) -> bool:
-    """Whether samples, (C, ...) each, have moved away from the real ones: their channels' means or deviations are further from
-    theirs than at the start, by more than two halves of the real ones are apart. Never with fewer than 8."""
+    """Whether samples have moved away from the real pictures: in their channels' means or in their standard deviations.
+
+    Latents are (C, ...) each. `now` must be further from `real` than `start` was, by more than the two halves of `real` are
+    from each other. With fewer than 8 pictures the answer is always no.
+    """
     if len(real) < 8:
         return False
     chance = drift(real[0::2], real[1::2])
@@ -52,10 +61,11 @@ def has_strayed(real: Latents, start: Latents, now: Latents) -> bool:
 
 
 def drift(start: Latents, now: Latents) -> tuple[float, float]:
-    """How far samples' latents, (C, ...) each, have moved from where they started, channel by channel.
+    """How far samples' latents, (C, ...) each, have moved from `start`, channel by channel.
 
-    Returns (root mean square shift of the channel means, in deviations; root mean square log ratio of the deviations).
-    Near 0 is none; self-play that collapses shows here as a colour cast or a loss of contrast.
+    Returns (root mean square shift of the channel means, in standard deviations of `start`; root mean square of the log
+    ratios of the standard deviations). Both are 0 without drift. Self-play that collapses shows here: as a colour cast or as a
+    loss of contrast.
     """
     a, b = (torch.cat([x.reshape(len(x), -1) for x in samples], 1).double() for samples in (start, now))
     spread = a.std(1).clamp_min(1e-8)

@@ -1,4 +1,4 @@
-"""The end of a round: what the held-out pictures say of the policy, and its sample sheet."""
+"""The end of a round: measure the policy on held-out (unseen) pictures, and draw its sample sheet."""
 
 import torch
 from PIL.Image import Image
@@ -17,13 +17,16 @@ from spinlite.training.session import Session
 from spinlite.training.sheet import write_sheet
 from spinlite.training.step import figures
 
-OTHER = 0.01  # of a held-out error: more apart than precision and batches put two measurements of one snapshot
+OTHER = 0.01  # share of a held-out error; two measurements of one snapshot differ by less, through precision and batch sizes
 _ASTRAY = "after round {} the colours or the contrast of samples are further from your pictures than at the start"
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
 def judge(session: Session, k: int, fakes: Fakes) -> str | None:
-    """Measure round k, journal it, draw its sheet; returns why the run must stop, if it must."""
+    """Measure round k, write its judge event to the journal and draw its sample sheet.
+
+    Returns why the run must stop, or None. Raises Diverged if the policy's error is not a number.
+    """
     title = session.title(k, "judge")
     settings = session.settings.judge
 
@@ -63,7 +66,7 @@ def _grown(k: int, previous: Tensor, now: Tensor) -> str | None:
 
 
 def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | None:
-    """An opponent is a snapshot: its held-out error, of the same draws, must be what it was when that was judged."""
+    """Check that the opponent is the snapshot it should be: its held-out error must be what it was when that was judged."""
     opponent = session.opponent(k)
     known = {event["round"]: event["policy_real"] for event in session.run.events("judge")}
     if not session.family.start:
@@ -75,8 +78,7 @@ def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | 
 
 
 def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bool]:
-    """The sheet of round k; returns the drift of the policy's samples from the base's and from the held-out pictures, and
-    whether they have strayed from these."""
+    """Sample the held-out captions and write the sheet; returns (drift figures for the journal, whether samples strayed)."""
     count = min(session.settings.judge.prompts, len(session.heldout))
     shown = [session.heldout[i * len(session.heldout) // count] for i in range(count)]
 
@@ -107,7 +109,7 @@ def _sheet(session: Session, k: int, captions: list[str], latents: dict[str, lis
 
     try:
         rows = session.fallback.run("sheet", len(captions), decode)
-    except SpinliteError as error:  # it is for looking at alone: the run does without
+    except SpinliteError as error:  # the sheet is only for looking at: the run goes on without it
         session.watch.say(f"no sample sheet of round {k}: {error.problem}")
         return
     finally:
@@ -117,7 +119,7 @@ def _sheet(session: Session, k: int, captions: list[str], latents: dict[str, lis
 
 
 def decode_latents(family: Family, latents: list[Tensor], batch: int) -> list[Image]:
-    """Latents, (C, ...) each, of whatever shapes -> their pictures; `batch` of one shape are decoded at once."""
+    """Latents, (C, ...) each, of any shapes -> pictures in the same order. Up to `batch` of one shape are decoded together."""
     found: dict[int, Image] = {}
     for run in group_by_shape([x.shape for x in latents], batch):
         found |= zip(run, family.decode(torch.stack([latents[i] for i in run])), strict=True)

@@ -1,4 +1,7 @@
-"""The opponent's samples, as latents: no VAE, and every one a function of its own seed."""
+"""Play: the opponent makes a picture (a fake) for each caption, with a diffusers scheduler.
+
+Fakes stay latents; the VAE is not needed. The noise of each depends on its own seed alone, not on its batch.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ from spinlite.progress import Progress
 from spinlite.runs.store import Store, fingerprint
 from spinlite.training.guards import Diverged
 
-# See(step, t, x_t, with caption, without): t (B,), the rest (B, ...); predictions as the network gave them
+# called with (step, t (B,), x_t, prediction with caption, prediction without), the latter (B, ...), before guidance
 StepCallback = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 
@@ -25,13 +28,16 @@ def play(
     family: Family, encoded: Encoded, records: Sequence[Record], settings: Play, batch: int, store: Store,
     progress: Progress, *names: int | str,
 ) -> None:  # fmt: skip
-    """One fake for each record's caption, in its picture's shape, in the store under `fake_key`; what is there is passed over.
+    """Make one fake for each record's caption, in the shape of its picture, and put it into the store under its `fake_key`.
 
-    The noise of a fake is a function of `names` and the record's key. `batch` of them are made at once.
+    The network samples with the LoRA that is active. The noise of a fake is a function of `names` and the record's key.
+    `batch` fakes are made together; a batch that is in the store is skipped. Batches are the same however often play was
+    interrupted, so a resumed round has the same bits.
 
-    Batches are the same runs of `records` however often it was interrupted, so that a resumed round has the same bits.
-    The network plays as whoever is active. With `settings.points` each item also holds that many points of its path:
-    "x_t", "own" and "own_empty" (the network's predictions with and without caption), each (points, ...), and "t" (points,).
+    With `settings.points` an item also holds that many points of its sampling path: "x_t", "own" and "own_empty" (the
+    network's predictions with and without caption), each (points, ...), and "t" (points,).
+
+    Raises Diverged if a fake is not finite, and SpinliteError if the settings don't go together.
     """
     done = 0
     with store:
@@ -54,12 +60,12 @@ def play(
 
 
 def fake_key(record: Record) -> str:
-    """What a fake is kept under: its picture, its caption and its shape, which say what was drawn."""
+    """The store's key of a fake: a hash of the picture, caption and shape that it was made for."""
     return fingerprint(record.key, record.caption, *(record.bucket or ()))
 
 
 class PathRecorder:
-    """Points of the sampling paths of a batch, each sample's own steps, as a function of its names."""
+    """Keeps `settings.points` points of each sample's path in a batch, at steps that the sample's names choose at random."""
 
     def __init__(self, settings: Play, steps: int, names: Sequence[tuple[int | str, ...]]) -> None:
         if settings.points > steps:
@@ -70,14 +76,14 @@ class PathRecorder:
         self._rows: list[dict[int, dict[str, Tensor]]] = [{} for _ in names]
 
     def record(self, step: int, t: Tensor, x_t: Tensor, own: Tensor, own_empty: Tensor) -> None:
-        """Keep what is wanted of this step. The state is kept in the predictions' precision, the network's own."""
+        """Keep this step for the samples that chose it. x_t is kept in the precision of the predictions."""
         for row, wanted in enumerate(self._wanted):
             if step in wanted:
                 point = {"x_t": x_t[row].to(own.dtype), "t": t[row], "own": own[row], "own_empty": own_empty[row]}
                 self._rows[row][step] = {name: value.cpu() for name, value in point.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Each (B, points, ...), in each sample's own order."""
+        """What was kept, each (B, points, ...), in the order in which each sample chose its steps; {} without points."""
         if not self._wanted[0]:
             return {}
         return {
@@ -90,7 +96,7 @@ class PathRecorder:
 
 
 def make_scheduler(family: Family, settings: Play, device: torch.device | str) -> Any:
-    """The diffusers scheduler of these settings, its steps set. Raises SpinliteError where they don't go together."""
+    """The diffusers scheduler of these settings, its steps set. Raises SpinliteError if the settings don't go together."""
     scheduler = family.sampler(settings.sampler)
     if settings.eta and "eta" not in _step_options(scheduler):
         raise SpinliteError(f"sampler {settings.sampler!r} has no eta", fix='set play.eta = 0, or play.sampler = "ddim"')
@@ -103,11 +109,13 @@ def sample(
     family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play, chance: Sequence[torch.Generator] = (),
     see: StepCallback | None = None,
 ) -> Tensor:  # fmt: skip
-    """Latents (B, ...) on the CPU, in fp32, from unit noise (B, ...), with classifier-free guidance where it is > 1.
+    """Unit noise (B, ...) -> latents (B, ...) on the CPU, in fp32. `cond` holds the captions, `empty` the empty caption.
 
-    Guidance (Ho & Salimans 2022, arXiv 2207.12598): prediction = empty + guidance (cond - empty); both halves are one batch.
-    It acts at times between `guidance_low` and `guidance_high` (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-    `chance` gives a stochastic sampler its noise, a generator for each sample. `see` is shown every step.
+    Guidance (CFG; Ho & Salimans 2022, arXiv 2207.12598): prediction = empty + guidance (cond - empty), if guidance > 1. It
+    acts at times between `guidance_low` and `guidance_high` (Kynkaanniemi et al. 2024, arXiv 2404.07724). Both predictions are
+    made in one batch of 2 B; without guidance only the first is made, unless `see` wants both.
+
+    `chance` has one random generator for each sample, for samplers that add noise. `see` is called at every step.
     """
     device = next(family.net.parameters()).device
     scheduler = make_scheduler(family, settings, device)
@@ -136,5 +144,5 @@ def sample(
 
 
 def _step_options(scheduler: Any) -> Any:
-    """The names of what a scheduler's step can be told."""
+    """The names of the options of a scheduler's step."""
     return inspect.signature(scheduler.step).parameters

@@ -1,4 +1,7 @@
-"""One run under way: what its rounds share, and who plays."""
+"""A run under way: the snapshots of its ladder, who the opponent of a round is, and the fakes that a round learns from.
+
+A snapshot is the policy's LoRA as it was saved at the end of a round (or within one). Snapshot 0 is the start of the run.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Session:
-    """Everything that the rounds of a run share."""
+    """Everything that the rounds of a run share. `k` is the number of a round, from 1."""
 
     run: Run
     settings: Settings
@@ -46,31 +49,34 @@ class Session:
     watch: Watch
 
     def title(self, k: int, phase: str) -> str:
-        """What a phase of round k is called where it is shown."""
+        """The title of a phase of round k, for the progress bar."""
         return f"round {k}/{self.settings.run.rounds} · {phase}"
 
     def load_opponent(self, snapshot: SnapshotName) -> None:
-        """Put a snapshot into the opponent's slot."""
+        """Make a snapshot the opponent."""
         self.slots.load("opponent", self.load_snapshot(snapshot))
 
     def load_snapshot(self, snapshot: SnapshotName) -> dict[str, Tensor]:
-        """A snapshot."""
+        """The LoRA weights of a snapshot, as `Slots.load` takes them."""
         return read_tensors(self.run.snapshot_path(snapshot))[0]
 
     def save_snapshot(self, snapshot: SnapshotName) -> None:
-        """Make the policy, as it is now, a snapshot."""
+        """Save the policy, as it is now, as a snapshot."""
         about = {"round": snapshot, "scale": self.slots.scale, "base": self.family.base_hash}
         write_tensors(
             self.run.snapshot_path(snapshot), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)}
         )
 
     def ladder(self, k: int) -> list[SnapshotName]:
-        """The ladder as it stood when round k began."""
+        """The snapshots that there were when round k began, in order: the start and those of all earlier rounds."""
         return [0, *(snapshot for j in range(1, k) for snapshot in (*self.run.snapshots_within(j), j))]
 
     def opponent(self, k: int) -> SnapshotName:
-        """Which snapshot is round k's opponent, on held-out pictures at least. Where pictures have one each, or there is none,
-        the previous."""
+        """The snapshot that is round k's opponent.
+
+        With opponent = "each" the training pictures have their own ones (`opponents`), and this one serves the held-out
+        pictures: the previous snapshot, as also for a method without opponent.
+        """
         match self.method.opponent:
             case "base":
                 return 0
@@ -80,7 +86,7 @@ class Session:
                 return k - 1
 
     def opponents(self, k: int) -> dict[SnapshotName, list[Record]]:
-        """Round k's opponents, and what pictures to learn from each has."""
+        """Round k's opponents, each with the training pictures that it makes the fakes for."""
         if self.method.opponent != "each":
             return {self.opponent(k): self.train}
         snapshots, groups = self.ladder(k), {}
@@ -90,7 +96,10 @@ class Session:
         return groups
 
     def play(self, k: int) -> tuple[Fakes | None, Fakes]:
-        """Round k's fakes, and the held-out ones, as functions of records."""
+        """Make the fakes of round k. Returns (fakes for training or None, fakes for held-out pictures).
+
+        Each is a function from records to latents (B, ...).
+        """
         if self.method.fakes == "given":
             return self.encoded.rejected, self.encoded.rejected
         title = self.title(k, "play")
@@ -101,15 +110,18 @@ class Session:
             return self._shuffled(k), heldout
         opponents, made = self.opponents(k), {}
         for snapshot, records in opponents.items():
-            told = f"{title} (snapshot {snapshot})" if len(opponents) > 1 else title
-            made[snapshot] = self.sample_snapshot("opponent", snapshot, records, told, *self._names(k))
+            shown = f"{title} (snapshot {snapshot})" if len(opponents) > 1 else title
+            made[snapshot] = self.sample_snapshot("opponent", snapshot, records, shown, *self._names(k))
         return self._by_opponent(k, made), heldout
 
     def sample_snapshot(
         self, who: Any, snapshot: SnapshotName, records: Sequence[Record], title: str, *names: int | str
     ) -> Fakes:
-        """Samples of a snapshot for these records, made where they are missing, as a function of records. The policy is there
-        already; an opponent enters."""
+        """A picture by a snapshot for each record's caption, from the cache or made now; as a function from records to latents.
+
+        `who` makes them: "opponent" (the snapshot is loaded into its slot), "policy" (its slot holds the snapshot already)
+        or "base". The noise of each picture is named by `names` and its record.
+        """
         settings = self._sampling(names)
         store = self._store(snapshot if who != "base" else None, settings, names)
         if any(fake_key(r) not in store for r in records):
@@ -120,50 +132,52 @@ class Session:
                 self.fallback.run("play", len(records), lambda levers: play(
                     self.family, self.encoded, records, settings, levers.play_batch, store, progress, *names
                 ))  # fmt: skip
-        return lambda asked: store.get([fake_key(r) for r in asked])["x0"]
+        return lambda wanted: store.get([fake_key(r) for r in wanted])["x0"]
 
     def fake_paths(self, k: int) -> FakePaths | None:
-        """What `play` kept of the paths of round k's fakes, as a function of records; None where it keeps nothing."""
+        """The kept points of the sampling paths of round k's fakes, as a function of records; None if play.points = 0."""
         if self.method.fakes != "played" or not self.settings.play.points:
             return None
         stores = {snapshot: self._store(snapshot, self.settings.play, self._names(k)) for snapshot in self.opponents(k)}
-        kept = {
-            snapshot: lambda asked, store=store: store.get([fake_key(r) for r in asked]) for snapshot, store in stores.items()
+        readers = {
+            snapshot: lambda records, store=store: store.get([fake_key(r) for r in records])
+            for snapshot, store in stores.items()
         }
-        whole = self._by_opponent(k, kept)
-        return lambda asked: {name: value for name, value in whole(asked).items() if name != "x0"}
+        read = self._by_opponent(k, readers)
+        return lambda records: {name: value for name, value in read(records).items() if name != "x0"}
 
     def _names(self, k: int) -> tuple[int | str, ...]:
+        """They name the random numbers of round k's fakes."""
         return "train", self.settings.run.seed, k
 
     def _by_opponent(
         self, k: int, made: Mapping[SnapshotName, Callable[[Sequence[Record]], T]]
     ) -> Callable[[Sequence[Record]], T]:
-        """What the opponents of round k made, each of its own pictures, as one function of records."""
+        """Join what each opponent of round k made for its own records into one function of any records."""
         if len(made) == 1:
             return next(iter(made.values()))
-        by = {fake_key(r): made[snapshot] for snapshot, records in self.opponents(k).items() for r in records}
-        return lambda asked: _stack([by[fake_key(r)]([r]) for r in asked])
+        reader_of = {fake_key(r): made[snapshot] for snapshot, records in self.opponents(k).items() for r in records}
+        return lambda records: _stack([reader_of[fake_key(r)]([r]) for r in records])
 
     def _sampling(self, names: tuple[int | str, ...]) -> Play:
-        """Held-out fakes are noised again in every round alike: nothing is kept of their paths."""
+        """The settings of [play]; for held-out pictures without path points, which only learning uses."""
         return self.settings.play.model_copy(update={"points": 0}) if names[0] == "heldout" else self.settings.play
 
     def _store(self, snapshot: SnapshotName | None, settings: Play, names: tuple[int | str, ...]) -> Store:
-        """`snapshot` none: the base. Snapshot 0 is the base too, or the LoRA that the run began with."""
-        lora = snapshot is not None and (snapshot or self.family.start)
-        made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if lora else "base"
+        """The fakes of a snapshot (None: of the base), in a folder named by the hash of all that they depend on."""
+        has_lora = snapshot is not None and (snapshot or self.family.start)  # without a LoRA to start from, snapshot 0 is zero
+        made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
         made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names)
         return Store(self.run.cache / "fake" / made_of)
 
     def _shuffled(self, k: int) -> Fakes:
-        """The pictures of other captions, another circle of them in each round; of the same shape, where there are any."""
-        by_key, pictures = other_pictures(self.train), list({record.key: record for record in self.train}.values())
-        for run in group_by_shape([record.bucket for record in pictures], len(pictures)):
-            if len(run) > 1:
-                other = partners(len(run), self.settings.run.seed, k)
-                by_key |= {pictures[i].key: pictures[run[place]] for i, place in zip(run, other, strict=True)}
-        return lambda records: self.encoded.real([by_key[record.key] for record in records], records)
+        """For each picture another real picture, of the same shape if there is one. Every round pairs them anew."""
+        other_of, pictures = other_pictures(self.train), list({record.key: record for record in self.train}.values())
+        for group in group_by_shape([record.bucket for record in pictures], len(pictures)):
+            if len(group) > 1:
+                others = partners(len(group), self.settings.run.seed, k)
+                other_of |= {pictures[i].key: pictures[group[other]] for i, other in zip(group, others, strict=True)}
+        return lambda records: self.encoded.real([other_of[record.key] for record in records], records)
 
 
 def _pick(snapshots: Sequence[SnapshotName], *names: int | str) -> SnapshotName:
@@ -171,14 +185,17 @@ def _pick(snapshots: Sequence[SnapshotName], *names: int | str) -> SnapshotName:
 
 
 def _stack(rows: Sequence[Any]) -> Any:
-    """Tensors (1, ...), or dicts of them, as one."""
+    """Join tensors (1, ...), or dicts of them, to one of (B, ...)."""
     if isinstance(rows[0], Tensor):
         return torch.cat(list(rows))
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def begin(session: Session) -> None:
-    """The folder, the first event and snapshot 0; on a resume, that data and base are what they were."""
+    """Make the run folder, with its first event and snapshot 0. On a resume, check that base and data are unchanged instead.
+
+    Raises SpinliteError if the base model's files, the LoRA to start from, the pictures or the captions have changed.
+    """
     session.run.open()
     levers = asdict(session.device.levers)
     file = session.settings.model.init_lora
@@ -195,12 +212,14 @@ def begin(session: Session) -> None:
         session.run.save({}, round=1, update=0, stopped=None)
         return
     began = session.run.events("begin")[0]
-    watched = {"base": "the base model's files", "start": "the LoRA to start from", "data": "the pictures or captions"}
-    for what, named in watched.items():
-        if began.get(what) != made_of[what]:
+    inputs = {
+        "base": "the base model's files have", "start": "the LoRA to start from has", "data": "the pictures or captions have",
+    }  # fmt: skip
+    for name, words in inputs.items():
+        if began.get(name) != made_of[name]:
             raise SpinliteError(
-                f"{named} have changed since {session.run.folder} began",
-                fix="put them back, or start a new run with another --name",
+                f"{words} changed since {session.run.folder} began",
+                fix="put them back as they were, or start a new run with another --name",
             )
     if session.run.levers != levers:
         session.run.log("levers", levers=levers)

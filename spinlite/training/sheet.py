@@ -1,4 +1,4 @@
-"""The sample sheet of a round: fixed prompts x who drew them, one PNG."""
+"""The sample sheet of a round: one PNG, a column for each caption, a row for each model that drew it."""
 
 import json
 import textwrap
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-CURRENT = "spinlite current"  # where the sheet's PNG says which part of it the round drew: left, top, right, bottom
+CURRENT = "spinlite current"  # key in the PNG: the box (left, top, right, bottom) of the first picture of this round
 INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
 
 
 def write_sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> None:
-    """Rows of pictures, one picture a caption, each row with its label; written as PNG."""
+    """Write rows of pictures as a PNG. A row has a label and one picture for each caption."""
     cell = max(128, min(256, max(next(iter(rows.values()))[0].size)))
     gap, left = cell // 16, cell
     large, small = ImageFont.load_default(cell // 8), ImageFont.load_default(cell // 10)
@@ -40,7 +40,7 @@ def write_sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[s
 
 
 def read_current(path: Path) -> Image.Image | None:
-    """The first picture of a sheet's third row, the round's own; None for a sheet that does not say where it is."""
+    """The first picture that the round itself drew (third row of its sheet); None if the PNG does not hold its box."""
     with Image.open(path) as image:
         place = image.info.get(CURRENT)
         return image.crop(json.loads(place)) if place else None

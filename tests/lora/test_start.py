@@ -188,5 +188,5 @@ def test_a_run_goes_on_from_another_runs_lora(toy: Settings, tmp_path: Path):
     file.write_bytes(tiny.save(tmp_path / "other.safetensors", to_kohya(
         {n: p.times(2) for n, p in lora.items()}, lambda n: f"lora_{n.replace('.', '_')}", torch.float32
     )[0]).read_bytes())  # fmt: skip
-    with pytest.raises(SpinliteError, match="the LoRA to start from have changed"):
+    with pytest.raises(SpinliteError, match="the LoRA to start from has changed"):
         train(load_settings(str(again.run.folder / "settings.toml"), run__rounds=3), again.run.folder, Quiet())

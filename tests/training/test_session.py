@@ -66,7 +66,7 @@ def test_each_picture_meets_the_fakes_and_the_errors_of_its_own_opponent(
         for row, (record, _) in enumerate(rows):
             snapshot = snapshots[fake_key(record)]
             seen.add((k, snapshot))
-            session.enter(snapshot)
+            session.load_opponent(snapshot)
             one = next(replace(part, known={}) for i, part in enumerate(batch.parts(1)) if i == row)
             with torch.no_grad():
                 for name, known in batch.known.items():
@@ -76,7 +76,7 @@ def test_each_picture_meets_the_fakes_and_the_errors_of_its_own_opponent(
                         said = session.family.denoise(one.path_points.x_t, one.path_points.t, one.cond)
                     assert_close(said, one.path_points.own, rtol=1e-4, atol=1e-5)
                 else:
-                    fake = session.played("opponent", snapshot, [record], "again", *session._names(k))([record])
+                    fake = session.sample_snapshot("opponent", snapshot, [record], "again", *session._names(k))([record])
                     assert one.fake is not None and torch.equal(fake, one.fake)
     assert {snapshot for k, snapshot in seen if k == 3} == {0, "1-2", 1, "2-2", 2}
     needed = {"opponent_real"} if points else {"opponent_real", "opponent_fake"}
