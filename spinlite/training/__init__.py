@@ -1,4 +1,4 @@
 """One round of self-play: play, measure the opponent, learn, judge.
 
-The door is `session.Session`: what the rounds of a run share.
+Start reading at `session.Session`, which the rounds of a run share; `step.step` is the training step.
 """
