@@ -1,4 +1,4 @@
-"""Where, in which precision and with which memory levers a run computes; every choice with its reason."""
+"""The device, the precision and the memory settings ("levers") that a run computes with, each choice with its reason."""
 
 import contextlib
 import logging
@@ -13,31 +13,31 @@ from torch import Tensor, nn
 from spinlite.config.settings import Memory
 from spinlite.errors import SpinliteError
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns about 4-bit kernels that are not needed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Levers:
-    """How a run is fitted into memory: [memory] with every choice made. But for rounding, only `quantize` changes results."""
+    """The memory settings of a run: [memory] with every choice made. Apart from rounding, only `quantize` changes results."""
 
     precision: str = "fp32"
     quantize: str = "none"
-    attention: str = "auto"  # xformers where it runs
+    attention: str = "auto"  # xformers if it works here, otherwise torch's
     checkpointing: bool = False
-    one_graph: bool = False
-    cache_opponent: bool = False
-    micro_batch: int | None = None  # None: the whole batch
-    play_batch: int = 16
+    one_graph: bool = False  # one activation graph at a time: less memory, one more forward for each other policy error
+    cache_opponent: bool = False  # measure the opponent's errors of a round before the learning
+    micro_batch: int | None = None  # pictures that go through the network together while learning; None: the whole batch
+    play_batch: int = 16  # pictures that go through the network together in all other phases
     channels_last: bool = False
     compile: bool = False
-    merge: bool = False
+    merge: bool = False  # merge the LoRA into the base's weights while it plays
 
 
 @dataclass(frozen=True)
 class Device:
-    """The device, its levers, and why. LoRA weights and losses are fp32 everywhere."""
+    """The device, its memory settings, and the reason in words. LoRA weights and losses are fp32 everywhere."""
 
     device: torch.device
     why: str
@@ -48,16 +48,16 @@ class Device:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen base and its activations."""
+        """The precision of the frozen base and its activations."""
         return DTYPES[self.levers.precision]
 
     def optimizer(self, kind: str, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """An optimizer without weight decay; bytes it keeps a LoRA weight in brackets.
+        """An optimizer without weight decay. In brackets: bytes of its state for each LoRA weight.
 
-        "adamw8bit"     bitsandbytes' AdamW, states of 8 bits (2; small tensors stay in 32 bits)
-        "adamw"         torch's (8)
-        "schedulefree"  AdamW that averages where others let the rate fall (8; Defazio et al. 2024, arXiv 2405.15682)
-        "prodigy"       AdamW that finds the rate, `lr` times it (16; Mishchenko & Defazio 2023, arXiv 2306.06101)
+        "adamw8bit"     bitsandbytes' AdamW with a state of 8 bits (2; small tensors keep 32 bits)
+        "adamw"         torch's AdamW (8)
+        "schedulefree"  AdamW that averages its weights instead of lowering the rate (8; Defazio et al. 2024, arXiv 2405.15682)
+        "prodigy"       AdamW that finds its own rate; `lr` is a factor on it (16; Mishchenko & Defazio 2023, arXiv 2306.06101)
         """
         given = list(parameters)
         match kind:
@@ -76,7 +76,7 @@ class Device:
         return bitsandbytes.optim.AdamW8bit(given, lr=lr, weight_decay=0.0)
 
     def attention(self, head_sizes: Iterable[int]) -> tuple[str, str]:
-        """("xformers" or "sdpa", why) for heads of these sizes. Raises SpinliteError where a pinned one can't run."""
+        """("xformers" or "sdpa", why) for heads of these sizes. Raises SpinliteError if memory.attention can't be met."""
         sizes = sorted(set(head_sizes))
         if self.levers.attention == "sdpa":
             return "sdpa", "memory.attention"
@@ -86,14 +86,14 @@ class Device:
         if self.levers.attention == "xformers":
             raise SpinliteError(
                 f'memory.attention = "xformers", but {fails}',
-                fix="remove memory.attention: then torch's own attention is taken",
+                fix="remove memory.attention: torch's own attention is then used",
             )
         return "sdpa", fails
 
 
 @contextlib.contextmanager
 def training_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Schedule-free's weights, for the length of the block, are where it takes its gradients; afterwards, their average."""
+    """Within the block schedule-free's weights are those it trains; after the block, their average. Others are unchanged."""
     averaging: Any = optimizer if hasattr(optimizer, "train") else None
     if averaging:
         averaging.train()
@@ -104,7 +104,7 @@ def training_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within `learning`: schedule-free's weights are their average for the length of the block."""
+    """A block inside `training_weights` in which schedule-free's weights are their average, e.g. to save them."""
     averaging: Any = optimizer if hasattr(optimizer, "train") else None
     if averaging:
         averaging.eval()
@@ -114,7 +114,7 @@ def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def choose_device(memory: Memory | None = None) -> Device:
-    """The best device of this computer, with the levers that [memory] pins. Raises SpinliteError for a pin that can't hold."""
+    """The best device of this computer, with the settings of [memory]. Raises SpinliteError for one that can't work here."""
     from accelerate import PartialState
 
     memory = memory or Memory()
@@ -125,40 +125,40 @@ def choose_device(memory: Memory | None = None) -> Device:
     if memory.precision:
         why = f"{why.partition(',')[0]}, {memory.precision} (memory.precision)"
     levers = apply_pins(Levers(precision), memory)
-    said = [name for name in memory.model_dump(exclude_none=True) if name not in ("vram", "precision", "attention")]
-    pins = [name for name in said if getattr(memory, name) != "none"]
+    given = [name for name in memory.model_dump(exclude_none=True) if name not in ("vram", "precision", "attention")]
+    pins = [name for name in given if getattr(memory, name) != "none"]
     if pins:
-        why += f"; pinned by [memory]: {', '.join(pins)}"
+        why += f"; set in [memory]: {', '.join(pins)}"
     if levers.merge:
-        why += "; the LoRA is merged to play"
+        why += "; the LoRA is merged into the base while it plays"
     return Device(device, why, levers)
 
 
 def apply_pins(levers: Levers, memory: Memory) -> Levers:
-    """The levers with those put in place that [memory] pins. Raises SpinliteError for one that can't hold.
+    """The levers, with those replaced that [memory] sets. Raises SpinliteError for memory.merge where it would lose digits.
 
-    The LoRA is merged to play wherever that loses nothing of it, which is in fp32 (see `Slots.merged`).
+    Unless [memory] says otherwise, the LoRA is merged for play wherever that is exact, which is in fp32 (see `Slots.merged`).
     """
-    asked = {f.name: getattr(memory, f.name) for f in fields(Levers)}
-    found = replace(levers, **{name: value for name, value in asked.items() if value is not None})
-    exact = found.precision == "fp32" and found.quantize == "none"
+    given = {f.name: getattr(memory, f.name) for f in fields(Levers)}
+    levers = replace(levers, **{name: value for name, value in given.items() if value is not None})
+    exact = levers.precision == "fp32" and levers.quantize == "none"
     if memory.merge and not exact:
-        base = found.precision if found.quantize == "none" else f"a base in {found.quantize}"
+        base = levers.precision if levers.quantize == "none" else f"a base in {levers.quantize}"
         raise SpinliteError(f"memory.merge = true, but {base} would round the LoRA away", fix="remove memory.merge")
-    return replace(found, merge=exact) if memory.merge is None else found
+    return replace(levers, merge=exact) if memory.merge is None else levers
 
 
 def probe_compiler(device: torch.device) -> None:
-    """Raises SpinliteError where torch.compile can't run: it needs a C++ compiler on a CPU, Triton on a GPU."""
+    """Raises SpinliteError if torch.compile can't run: it needs a C++ compiler on a CPU, Triton on a GPU."""
     try:
         torch.compile(lambda x: (x + 1).square())(torch.zeros(8, device=device))
     except Exception as error:  # of any kind: compilers, linkers, drivers
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SpinliteError(f"memory.compile = true, but torch.compile fails: {said}", fix="remove memory.compile") from None
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SpinliteError(f"memory.compile = true, but torch.compile fails: {reason}", fix="remove memory.compile") from None
 
 
 def _xformers_fails(device: torch.device, dtype: torch.dtype, sizes: Iterable[int]) -> str | None:
-    """Why xformers can't be used: tried, forward and back, against torch's own attention. None: it can."""
+    """Try xformers, forward and backward, against torch's own attention. Returns why it can't be used; None: it works."""
     if device.type != "cuda":
         return "xformers needs a CUDA card"
     try:
@@ -168,9 +168,9 @@ def _xformers_fails(device: torch.device, dtype: torch.dtype, sizes: Iterable[in
             q, k, v = (torch.randn(1, n, 2, size, device=device, dtype=dtype, requires_grad=True) for n in (64, 77, 77))
             theirs = memory_efficient_attention(q, k, v)
             ours = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-            for mine, other in zip(_slopes(ours, q, k, v), _slopes(theirs, q, k, v), strict=True):
-                if not torch.allclose(mine.float(), other.float(), atol=0.05, rtol=0.05):
-                    return f"xformers computes something else here, with heads of {size}"
+            for right, tried in zip(_with_gradients(ours, q, k, v), _with_gradients(theirs, q, k, v), strict=True):
+                if not torch.allclose(right.float(), tried.float(), atol=0.05, rtol=0.05):
+                    return f"xformers gives wrong results here, with heads of {size}"
     except ImportError:
         return "xformers is not installed"
     except Exception as error:  # of any kind: a build for another torch or card
@@ -178,12 +178,12 @@ def _xformers_fails(device: torch.device, dtype: torch.dtype, sizes: Iterable[in
     return None
 
 
-def _slopes(output: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-    return (output, *torch.autograd.grad(output.float().square().sum(), given))
+def _with_gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return (output, *torch.autograd.grad(output.float().square().sum(), inputs))
 
 
 def _precision(device: torch.device) -> tuple[str, str]:
-    """(the precision that suits a device, the device in words with the reason)."""
+    """(the precision for a device, the device and the reason in words)."""
     if device.type == "cuda":
         name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
         if torch.cuda.is_bf16_supported(including_emulation=False):

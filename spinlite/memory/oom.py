@@ -1,4 +1,4 @@
-"""Where memory runs out: the next cheaper setting, said and kept, and the same work once more."""
+"""When memory runs out: lower a memory setting, say so, remember it, and do the same work again."""
 
 import contextlib
 import gc
@@ -15,17 +15,17 @@ from spinlite.memory.device import Device, Levers
 T = TypeVar("T")
 Phase = Literal["encode", "play", "opponent", "learn", "judge", "sheet"]
 PHASE_WORDS: dict[Phase, str] = {
-    "encode": "encoding", "play": "playing", "opponent": "measuring the opponent", "learn": "learning", "judge": "judging",
-    "sheet": "drawing the sample sheet",
+    "encode": "encoding pictures", "play": "playing", "opponent": "measuring the opponent", "learn": "learning",
+    "judge": "judging", "sheet": "drawing the sample sheet",
 }  # fmt: skip
-SIGNS = (  # of RuntimeErrors and OSErrors that are a lack of memory, in lower case
+SIGNS = (  # a RuntimeError or OSError with one of these, in lower case, is a lack of memory
     "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "cublas_status_not_initialized",
     "paging file is too small",
 )  # fmt: skip
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's own, and what the CPU, cuBLAS, cuDNN, bitsandbytes, MPS raise."""
+    """Whether an error means that memory ran out, in torch, on the CPU, in cuBLAS, cuDNN, bitsandbytes or on MPS."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in SIGNS)
@@ -33,7 +33,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Memory that ran out where there is nothing to fall back to, as an error for the user."""
+    """Turn a lack of memory that no cheaper setting can help into a SpinliteError."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
@@ -42,36 +42,40 @@ def explain_out_of_memory() -> Iterator[None]:
         problem = f"out of memory: {str(error).partition(chr(10))[0] or type(error).__name__}"
     else:
         return
-    raise SpinliteError(problem, fix="close what else uses this memory and run the same command: it goes on from its last save")
+    fix = "close other programs that use this memory and run the same command: it continues from its last save"
+    raise SpinliteError(problem, fix=fix)
 
 
 class Fallback:
-    """The levers as they stand in each phase, and the way down where memory runs out.
+    """The memory settings of each phase, lowered step by step when memory runs out.
 
-    What was given up is a list of {"time", "phase", "lever", "was", "to"}, to be kept and given again when the run goes on.
-    It binds the phase it happened in alone: an encoder that needs smaller batches says nothing about play.
+    Each change is an entry {"time", "phase", "lever", "was", "to"} of `dropped`. The run keeps this list, so it starts with the
+    lowered settings when it is continued. A change applies to its own phase only: an encoder that needs smaller batches says
+    nothing about play.
     """
 
     def __init__(self, device: Device, pairs: bool, dropped: list[dict[str, Any]], tell: Callable[[str], None]) -> None:
-        """`pairs`: a sample has two policy errors, so that one graph at a time saves something. What is given up is added to
-        `dropped`, then told in words."""
+        """`pairs`: the method has two policy errors, so one activation graph at a time saves memory. `tell` is called with each
+        change in words, after it was added to `dropped`."""
         self._device, self._pairs, self._tell = device, pairs, tell
         self.dropped = dropped
 
     def levers(self, phase: Phase) -> Levers:
-        """How a phase is fitted into memory: as chosen, less what was given up."""
-        found = self._device.levers
+        """The memory settings of a phase: as they were chosen, with its changes in `dropped`."""
+        levers = self._device.levers
         for drop in self.dropped:
             if drop["phase"] == phase:
-                was, to = getattr(found, drop["lever"]), drop["to"]
-                found = replace(found, **{drop["lever"]: to if was is None or isinstance(to, bool) else min(was, to)})
-        return found
+                was, to = getattr(levers, drop["lever"]), drop["to"]
+                levers = replace(levers, **{drop["lever"]: to if was is None or isinstance(to, bool) else min(was, to)})
+        return levers
 
     def run(self, phase: Phase, size: int, attempt: Callable[[Levers], T]) -> T:
-        """What `attempt` returns, called with ever cheaper levers until memory suffices. `size`: as many samples as it could
-        take at once. It must be such that a call that failed half-way changes nothing, or nothing that isn't made again alike.
+        """Call `attempt` with cheaper and cheaper memory settings until memory is enough; returns what it returns.
 
-        Raises SpinliteError where nothing cheaper is left.
+        `size` is the largest batch that the work could use. `attempt` must be repeatable: a call that failed half-way must
+        leave nothing behind, or only what the next call makes again in the same way.
+
+        Raises SpinliteError if memory is too small even with the cheapest settings.
         """
         while True:
             try:
@@ -87,9 +91,9 @@ class Fallback:
         lever, to = self._cheaper(phase, levers, size)
         was = getattr(levers, lever)
         self.dropped.append({"time": round(time.time(), 6), "phase": phase, "lever": lever, "was": was, "to": to})
-        words = {"one_graph": "one graph at a time", "checkpointing": "activations are computed again going back"}
-        how = words.get(lever, f"{to} at once")
-        self._tell(f"out of memory {PHASE_WORDS[phase]}: from here on {how} (memory.{lever} was {_toml(was)})")
+        words = {"one_graph": "one activation graph at a time", "checkpointing": "gradient checkpointing"}
+        how = words.get(lever, f"{to} pictures per batch" if to > 1 else "1 picture per batch")
+        self._tell(f"out of memory while {PHASE_WORDS[phase]}: continuing with {how} (memory.{lever} was {_in_words(was)})")
 
     def _cheaper(self, phase: Phase, levers: Levers, size: int) -> tuple[str, bool | int]:
         if phase == "learn":
@@ -98,12 +102,12 @@ class Fallback:
             if not levers.checkpointing:
                 return "checkpointing", True
         lever = "micro_batch" if phase == "learn" else "play_batch"
-        at_once = min(getattr(levers, lever) or size, size)
-        if at_once > 1:
-            return lever, (at_once + 1) // 2
+        together = min(getattr(levers, lever) or size, size)
+        if together > 1:
+            return lever, (together + 1) // 2
         raise SpinliteError(
-            f"out of memory {PHASE_WORDS[phase]}, one at a time and with every saving there is",
-            fix="close what else uses this memory and run the same command"
+            f"out of memory while {PHASE_WORDS[phase]}, even with 1 picture per batch and every memory setting at its cheapest",
+            fix="close other programs that use this memory and run the same command"
             + ('; or start a run with memory.quantize = "nf4" and another --name' if levers.quantize == "none" else ""),
         )
 
@@ -113,5 +117,5 @@ class Fallback:
             torch.get_device_module(self._device.device).empty_cache()
 
 
-def _toml(value: bool | int | None) -> str:
+def _in_words(value: bool | int | None) -> str:
     return "the whole batch" if value is None else str(value).lower()

@@ -1,4 +1,4 @@
-"""Linear layers of the frozen base in 8 or 4 bits; what they compute with is decoded for each pass and dropped again."""
+"""Linear layers of the frozen base in 8 or 4 bits. Their weights are decoded for each pass and dropped again."""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns about 4-bit kernels that are not needed
 from bitsandbytes import functional as bnb  # noqa: E402
 
 BLOCK = 64  # weights that share a scale
@@ -16,13 +16,14 @@ SCALES = bnb.create_dynamic_map().tolist()
 
 
 class Quantized(nn.Linear):
-    """A frozen linear layer, (..., in) -> (..., out), that keeps its weight in few bits.
+    """A frozen linear layer, (..., in) -> (..., out), with its weight in 4 or 8 bits.
 
     "nf4"   4-bit normal floats, their scales in 8 bits (Dettmers et al. 2023, arXiv 2305.14314, section 3): 4.13 bits a weight
     "int8"  255 even steps for each block of 64 weights: 8.5 bits a weight
 
-    Only the weight is quantised: activations and gradients are those of the precision. Of normal weights int8 loses 0.6 %
-    (root mean square, of theirs), nf4 9.2 %. Going back the weight is decoded again, so that no graph holds a decoded one.
+    Only the weight is quantised; activations and gradients keep the run's precision. For normally distributed weights the
+    error is 0.6 % with int8 and 9.2 % with nf4 (root mean squares, relative to the weights). The backward pass decodes the
+    weight again, so no activation graph holds a decoded copy.
     """
 
     def __init__(self, linear: nn.Linear, kind: str, device: torch.device) -> None:
@@ -43,7 +44,7 @@ class Quantized(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """(out, in), decoded, in the precision it came in."""
+        """The decoded weight, (out, in), in the precision that it had before."""
         return self._decode(self.codes, self._state).view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,7 +57,7 @@ class Quantized(nn.Linear):
 
 
 def _nf4(weight: Tensor) -> tuple[Tensor, Any]:
-    """bitsandbytes' own 4 bits with `compress_statistics`; by hand, since that fails on tensors without data (the plan's)."""
+    """As bitsandbytes with `compress_statistics`, which fails on tensors without data; the plan needs those."""
     codes, state = bnb.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
     state.offset, state.nested = state.absmax.mean(), True
     steps = torch.tensor(SCALES, device=weight.device)
@@ -65,7 +66,7 @@ def _nf4(weight: Tensor) -> tuple[Tensor, Any]:
 
 
 class _Product(torch.autograd.Function):
-    """x W' + b, whose gradient decodes W again where autograd would keep it."""
+    """x W' + b. Its gradient decodes W again; autograd would keep the decoded W until then."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Quantized) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -78,9 +79,9 @@ class _Product(torch.autograd.Function):
 
 
 def place_network(net: nn.Module, device: torch.device, kind: str, names: Sequence[str]) -> nn.Module:
-    """The network on the device, its linear layers of these names quantised ("none": as they are).
+    """Move the network to the device and quantise its linear layers with these names (kind "none": none of them).
 
-    Layer by layer: the device never holds more than one of them in full.
+    It goes layer by layer, so the device never holds more than one of these layers in full.
     """
     ends = tuple(f".{name}" for name in names)
     if kind != "none":

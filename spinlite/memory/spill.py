@@ -1,4 +1,4 @@
-"""GPU memory that spills into the computer's own, as Windows lets it: no error, and up to 100 times slower."""
+"""On Windows, GPU memory that runs out spills into the computer's own: no error, but up to 100 times slower. Say so."""
 
 import contextlib
 import platform
@@ -14,13 +14,13 @@ Room = tuple[int, int, int]  # (free on the card, its total, reserved by this pr
 
 
 def spilled(before: Room, now: Room) -> int:
-    """Bytes that this process holds outside of the card: more than it has, or than it had free when the phase began."""
+    """Bytes that this process holds outside of the card: above the card's total, or above what was free `before`."""
     free, total, reserved = before
     return max(0, now[2] - total, now[2] - reserved - free)
 
 
 def watch_spill(watch: Watch, device: torch.device) -> Watch:
-    """The watch, which on Windows and in WSL also tells of a spill; elsewhere memory that runs out is an error."""
+    """On Windows and in WSL with a GPU: a watch that also reports spills. Elsewhere too little memory is an error: `watch`."""
     system = platform.uname()
     if device.type != "cuda" or not (system.system == "Windows" or "microsoft" in system.release.lower()):
         return watch
@@ -28,7 +28,7 @@ def watch_spill(watch: Watch, device: torch.device) -> Watch:
 
 
 class SpillWatch:
-    """A watch that tells once a phase when memory has spilled."""
+    """A watch that says, at most once in each phase, that memory has spilled."""
 
     def __init__(self, watch: Watch, room: Callable[[], Room]) -> None:
         self._watch, self._room = watch, room
@@ -44,19 +44,19 @@ class SpillWatch:
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
-        before, told = self._room(), False
+        before, reported = self._room(), False
         with self._watch.phase(title, total) as progress:
 
             def look(done: int, of: int, **found: float) -> None:
-                nonlocal told
+                nonlocal reported
                 progress(done, of, **found)
-                if not told and (over := spilled(before, self._room())):
-                    told = True
+                if not reported and (over := spilled(before, self._room())):
+                    reported = True
                     self._watch.say(
-                        f"{title}: {over / GB:.1f} GB have spilled from the card into shared memory: no error on Windows, but "
-                        "up to 100 times slower. Close other programs that draw, or lower memory.play_batch and "
-                        'memory.micro_batch; with "CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback" in the NVIDIA '
-                        "Control Panel spinlite falls back to cheaper settings by itself"
+                        f"{title}: {over / GB:.1f} GB have spilled from the card into shared memory. Windows reports no error, "
+                        "but this is up to 100 times slower. Close other programs that use the GPU, or lower memory.play_batch "
+                        'and memory.micro_batch. Or set "CUDA - Sysmem Fallback Policy" to "Prefer No Sysmem Fallback" in the '
+                        "NVIDIA Control Panel: spinlite then lowers its memory settings by itself"
                     )
 
             yield look

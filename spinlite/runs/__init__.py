@@ -1,4 +1,4 @@
 """What a run keeps on disk: its folder, journal, state and snapshots, and stores of tensors.
 
-The door is `run.Run`.
+Start reading at `run.Run`.
 """

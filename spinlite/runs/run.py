@@ -1,13 +1,13 @@
-"""The run folder: settings, journal, state. Running the same command again goes on from the state.
+"""The run folder: settings, journal, state. Running the same command again continues from the state.
 
 settings.toml            every setting, defaults written out; itself a preset
 journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
-snapshots/k.safetensors  the ladder, round by round; k-u.safetensors: after update u of round k, where learn.snapshot_every asks
-opponent_errors/         the opponent's errors of the round under way, where they are measured ahead
-good/u.safetensors       the policy after update u of the round under way: the last two that a guard may go back to
-samples/round-k.png      fixed prompts x base | previous | current
-export/NAME.safetensors  the LoRA of the best round for other programs; NAME-last.safetensors where the last is another
+snapshots/k.safetensors  the policy after round k; k-u.safetensors: after update u of round k, if learn.snapshot_every is set
+opponent_errors/         the opponent's errors in the round under way, if they are measured in advance
+good/u.safetensors       the policy after update u of the round under way; the last two, for a guard to go back to
+samples/round-k.png      fixed captions drawn by base | previous | current
+export/NAME.safetensors  the LoRA of the best round, for other programs; NAME-last.safetensors: of the last, if that is another
 """
 
 import json
@@ -21,53 +21,52 @@ from typing import Any
 import tomli_w
 from torch import Tensor
 
-from spinlite.config.load import load_settings
 from spinlite.config.settings import Memory, Settings
 from spinlite.errors import SpinliteError
+from spinlite.runs.changes import AFTER_GUARD, changed_keys, load_kept_settings, refuse_changes
 from spinlite.runs.store import read_tensors, write_bytes, write_tensors
 from spinlite.runs.trees import flatten, unflatten
 
-LEVERS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
 SnapshotName = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
-FIXES = {"learn.lr", "method.beta"}  # what may differ besides, where a guard undid a round
-CHANGEABLE = {"about", "run.rounds", "judge.stop"} | LEVERS  # what may differ when a run goes on
 
 
 class Run:
-    """A run folder, to be made or found again."""
+    """A run folder, new or to be continued."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        """Raises SpinliteError where the folder was made with other settings."""
+        """Raises SpinliteError if the folder was made with other settings."""
         self.folder = folder
         self._journal = folder / "journal.jsonl"
         self.settings = settings
         self.state = self._read_state()
-        self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # what was given up where memory ran out
+        self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # memory settings lowered when memory ran out
         self._other_memory = False
         if self._settings_path.exists():
-            kept = _load(self._settings_path)
-            self._compare(kept, settings)
+            kept = load_kept_settings(self._settings_path)
+            refuse_changes(folder, kept, settings, bool(self.state.get("undone")))
             self._other_memory = kept.memory != settings.memory
             if self._other_memory:
                 self.lowered = []
-            if self.state.get("undone") and _changed(kept, settings) & FIXES:
+            if self.state.get("undone") and changed_keys(kept, settings) & AFTER_GUARD:
                 self.state |= {"stopped": None, "exported": False}
 
     @staticmethod
     def open_existing(folder: Path) -> "Run":
-        """A run that is there, with its own settings; nothing is changed. Raises SpinliteError where there is none."""
+        """An existing run with its own settings. Changes nothing. Raises SpinliteError if `folder` is not a run."""
         kept = folder / "settings.toml"
         if not kept.is_file():
-            raise SpinliteError(f"{folder} is no run", fix="name a folder that `spinlite train` made, such as runs/demo")
-        return Run(folder, _load(kept))
+            raise SpinliteError(f"{folder} is not a run", fix="name a folder that `spinlite train` made, such as runs/demo")
+        return Run(folder, load_kept_settings(kept))
 
     def open(self) -> None:
-        """Make the folder and write the settings: from here on, other settings are refused. What was journalled after the
-        last `save` is forgotten."""
+        """Make the folder and write the settings. From then on other settings are refused.
+
+        Events that were journalled after the last `save` are removed: what they tell is done again.
+        """
         self._truncate(int(self.state.get("journal", 0)))
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.state.get("undone"):
-            self.save({}, **self.state)  # before the settings: a run that was mended goes on, wherever it is cut off
+            self.save({}, **self.state)  # before the settings: if this is cut off here, the new learn.lr still counts as new
         write_bytes(self._settings_path, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
         self._journal_lowered()
 
@@ -77,30 +76,30 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """What runs beside this one share: encoded pictures and captions, fakes, what is known of files."""
+        """The cache that this run shares with the runs beside it: encoded pictures and captions, fakes, checked files."""
         return self.folder.parent / "cache"
 
     @property
     def memory(self) -> Memory:
-        """[memory], with the base quantised as it was when the run began, where the plan chose that: snapshots are of it."""
+        """[memory], with `quantize` as it was when the run began: the snapshots were trained on that base."""
         quantize = self._levers_used[0]["quantize"] if self._levers_used else self.settings.memory.quantize
         return self.settings.memory.model_copy(update={"quantize": quantize})
 
     @property
     def levers(self) -> dict[str, Any] | None:
-        """Those that the run last went with, unless [memory] has changed since."""
+        """The memory settings that the run used last; None if it has not begun or [memory] was changed since."""
         return None if self._other_memory or not self._levers_used else self._levers_used[-1]
 
     @property
     def _levers_used(self) -> list[dict[str, Any]]:
-        """The levers at the begin, and those that were changed to."""
+        """The memory settings at the beginning of the run, and each change of them since."""
         return [event["levers"] for name in ("begin", "levers") for event in self.events(name)] if self.state else []
 
     def snapshot_path(self, name: SnapshotName) -> Path:
         return self.folder / "snapshots" / f"{name}.safetensors"
 
     def snapshots_within(self, round_: int) -> list[SnapshotName]:
-        """The snapshots within a round, in order."""
+        """The snapshots that were taken within a round, in order."""
         found = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
         return [f"{round_}-{update}" for update in sorted(update_of(path.stem) for path in found)]
 
@@ -108,21 +107,21 @@ class Run:
         return self.folder / "samples" / f"round-{round_}.png"
 
     def opponent_errors_path(self, made_of: str) -> Path:
-        """Where the opponent's errors are kept, named by the hash of what made them."""
+        """The file of the opponent's errors, named by the hash of all that they depend on."""
         return self.folder / "opponent_errors" / f"{made_of}.safetensors"
 
     def good_policies(self) -> dict[int, Path]:
-        """The policies that a guard may go back to, by the updates of the round under way that they had."""
+        """The policies of the round under way that a guard may go back to: {update: file}."""
         return {int(path.stem): path for path in (self.folder / "good").glob("*.safetensors")}
 
     def keep_good_policy(self, update: int, state: Mapping[str, Tensor]) -> None:
-        """Add one, and let go of all but the last two."""
+        """Save a policy that a guard may go back to, and delete all but the last two."""
         write_tensors(self.folder / "good" / f"{update}.safetensors", state)
         for old in sorted(self.good_policies())[:-2]:
             self.good_policies()[old].unlink()
 
     def forget_round(self) -> None:
-        """What is of no more use when a round is over."""
+        """Delete the files that are only needed while a round is under way."""
         for place in ("opponent_errors", "good"):
             shutil.rmtree(self.folder / place, ignore_errors=True)
 
@@ -133,20 +132,22 @@ class Run:
 
     @property
     def last_export_path(self) -> Path:
-        """The LoRA of the last round, where that is not the best."""
+        """The LoRA of the last round, if that is not the best."""
         return self.folder / "export" / f"{self.name}-last.safetensors"
 
     @property
     def best(self) -> int:
-        """The round with the lowest held-out error on real pictures, the start included; 0 before one is judged. Not one after
-        which a guard ended the run."""
+        """The round with the lowest error on held-out real pictures. 0 is the start: it counts too.
+
+        A round that the judge stopped the run after is left out.
+        """
         rounds = self.events("judge")
         good = (math.inf if event.get("stopped") else event["policy_real"] for event in rounds)
         errors = [*(event["previous_real"] for event in rounds[:1]), *good]
         return errors.index(min(errors)) if errors else 0
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one event to the journal, with the time."""
+        """Append an event to the journal, with the time."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         with self._journal.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line + "\n")
@@ -159,16 +160,20 @@ class Run:
         return [line for line in lines if line["event"] == event]
 
     def save(self, tensors: Mapping[str, Any], **where: Any) -> None:
-        """Where the run stands, whole or not at all. `tensors` may nest; what is journalled after this is forgotten
-        if the run is cut off before the next `save`."""
+        """Save where the run stands, in one atomic write. `tensors` may be nested dicts.
+
+        If the run is cut off, events that were journalled after the last `save` are removed by `open`.
+        """
         flat, plain = flatten(tensors)
         size = self._journal.stat().st_size if self._journal.exists() else 0
         self.state = where | {"lowered": self.lowered, "journal": size}
         write_tensors(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
 
     def undo(self, round_: int, update: int) -> None:
-        """Forget what a round did after `update`, all of it after 0: its snapshots are deleted; its events stay in the journal
-        under another name, and are not read."""
+        """Discard what a round did after `update` (0: the whole round).
+
+        Its snapshots are deleted. Its events stay in the journal, renamed to "discarded ...", so nothing reads them.
+        """
         for snapshot in [*(snapshot for snapshot in self.snapshots_within(round_) if update_of(snapshot) > update), round_]:
             self.snapshot_path(snapshot).unlink(missing_ok=True)
         lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
@@ -178,7 +183,7 @@ class Run:
         write_bytes(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
     def save_lowered(self) -> None:
-        """Keep at once what was just added to `lowered`, so that a run that is cut off starts with it."""
+        """Save `lowered` now, so that a run that is cut off continues with the lowered memory settings."""
         if self.state:
             self._journal_lowered()
             self.state["lowered"] = self.lowered
@@ -186,7 +191,7 @@ class Run:
             write_tensors(self._state_path, flat, metadata | {"state": json.dumps(self.state)})
 
     def tensors(self) -> dict[str, Any]:
-        """What was last saved."""
+        """The tensors of the last `save`, nested as they were."""
         flat, metadata = read_tensors(self._state_path)
         return unflatten(flat, json.loads(metadata["plain"]))
 
@@ -202,55 +207,18 @@ class Run:
         return json.loads(read_tensors(self._state_path)[1]["state"]) if self._state_path.exists() else {}
 
     def _journal_lowered(self) -> None:
-        """Also what was given up before the run began, or cut off after its last save, becomes an event: each has its time."""
-        told = {event["time"] for event in self.events("lowered")}
-        for drop in self.lowered:
-            if drop["time"] not in told:
-                self.log("lowered", **drop)
+        """Log the entries of `lowered` that are not in the journal yet. Their times tell them apart."""
+        logged = {event["time"] for event in self.events("lowered")}
+        for entry in self.lowered:
+            if entry["time"] not in logged:
+                self.log("lowered", **entry)
 
     def _truncate(self, size: int) -> None:
         if self._journal.exists():
             with self._journal.open("r+b") as file:
                 file.truncate(size)
 
-    def _compare(self, kept: Settings, now: Settings) -> None:
-        was, is_ = _leaves(kept.model_dump()), _leaves(now.model_dump())
-        refused = _changed(kept, now) - CHANGEABLE - (FIXES if self.state.get("undone") else set())
-        changed = [f"{key} = {was.get(key)!r} there, {is_.get(key)!r} now" for key in sorted(refused)]
-        if changed:
-            raise SpinliteError(
-                f"{self.folder} was made with other settings: {'; '.join(changed[:5])}",
-                fix=f"give this run another --name, or delete {self.folder} to start it over",
-            )
-
 
 def update_of(name: SnapshotName) -> int:
-    """After which update of its round a snapshot within one was taken."""
+    """The update in the name of a snapshot within a round: "2-50" -> 50."""
     return int(str(name).partition("-")[2])
-
-
-def _changed(kept: Settings, now: Settings) -> set[str]:
-    was, is_ = _leaves(kept.model_dump()), _leaves(now.model_dump())
-    return {key for key in was.keys() | is_.keys() if was.get(key) != is_.get(key)}
-
-
-def _load(kept: Path) -> Settings:
-    try:
-        return load_settings(str(kept))
-    except SpinliteError as error:
-        raise SpinliteError(
-            f"{kept}, which says how this run was made: {error.problem}",
-            fix=f"mend it there ({error.fix}; what this version does not know can be removed), or give another --name",
-        ) from None
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        place: leaf
-        for key, value in tree.items()
-        for place, leaf in _below(value, f"{prefix}{key}").items()
-    }
-
-
-def _below(value: Any, place: str) -> dict[str, Any]:
-    return _leaves(value, place + ".") if isinstance(value, Mapping) else {place: value}

@@ -1,6 +1,6 @@
-"""Append-only shards of tensors in a folder named by the hash of what made them.
+"""Tensors on disk: a `Store` is a folder of append-only shards, named by the hash of what its items were made from.
 
-A shard is written whole or not at all, and is never changed; what a folder holds is what its shards hold.
+A shard is one safetensors file. It is written whole or not at all, and never changed.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 
-SHARD = 2**27  # bytes that are gathered at the most
-SAVE_SECONDS = 10.0  # of making items that a run which is killed may lose
+SHARD = 2**27  # bytes; a shard is written when so much has gathered
+SAVE_SECONDS = 10.0  # a run that is killed loses at most the items of so much time
 Place = tuple[int, int, int]  # (shard, group, row)
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits that name what something was made of. Parts are anything JSON can write."""
+    """16 hex digits: the hash of `parts`, which may be anything that JSON can write."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
-    """16 hex digits of the contents of files, in the order given."""
+    """16 hex digits: the hash of the contents of files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -38,19 +38,19 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 
 def fingerprint_bytes(content: bytes) -> str:
-    """16 hex digits of a content: those that `fingerprint_files` gives to the one file that holds it."""
+    """16 hex digits: the hash that `fingerprint_files` gives for one file with this content."""
     return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()[:16]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all, also where the power goes."""
+    """Write a safetensors file, whole or not at all, even if the power fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(plain, dict(metadata) if metadata else None))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file by way of a neighbour, so that a reader sees the old or the new one."""
+    """Write a file under another name, then rename it: a reader sees the old file or the new one, never half of one."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     with draft.open("wb") as file:
         file.write(content)
@@ -60,7 +60,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. The tensors are copies: a file that is mapped can't be replaced on Windows."""
+    """(tensors, metadata) of a safetensors file. Raises SpinliteError if it is damaged.
+
+    The tensors are copies, because Windows can't replace a file that is mapped into memory.
+    """
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -69,16 +72,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class Store:
-    """Items by key, each a few named tensors; `get` stacks the items it is asked for.
+    """Items by key. An item is a few named tensors; `get` stacks several items.
 
-    Items lie on disk and are read when asked for: in memory is their index alone, some 200 bytes an item. Within `with store:`
-    what is added is gathered for a while into larger shards; at the block's end, however it ends, all of it is written.
+    Items stay on disk until `get` reads them; only the index is in memory, some 200 bytes an item. Without a block each `add`
+    writes a shard. Within `with store:` items are gathered into larger shards, and all are written when the block ends, also
+    by an error.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._places: dict[str, Place] = {}
-        self._shards: list[tuple[Path, list[list[str]]]] = []  # path, the names of each group's tensors
+        self._shards: list[tuple[Path, list[list[str]]]] = []  # (path, tensor names of each group)
         self._open: dict[int, Any] = {}
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._gathering, self._bytes, self._since = False, 0, 0.0
@@ -100,7 +104,7 @@ class Store:
         self._write()
 
     def add(self, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """Tensors are (B, ...), one row a key; items that are there stay as they are."""
+        """Add one item for each key; tensors are (B, ...), a row for each. Items that are there already stay as they are."""
         if not self._waiting:
             self._since = time.monotonic()
         for i, key in enumerate(keys):
@@ -111,7 +115,7 @@ class Store:
             self._write()
 
     def get(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Named tensors (B, ...), one row a key, on the CPU; the items are of one shape."""
+        """Named tensors (B, ...) on the CPU, one row for each key. The items must have one shape."""
         self._write()
         rows = [self._item(key) for key in keys]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -124,7 +128,7 @@ class Store:
         return {name: self._open[shard].get_slice(f"{group}/{name}")[row] for name in names[group]}
 
     def _write(self) -> None:
-        """One shard of what was gathered: items of one kind and shape are one tensor each, its rows in order of the keys."""
+        """Write what was gathered as one shard. Items with the same names, shapes and types form a group: one tensor a name."""
         if not self._waiting:
             return
         groups: dict[Any, list[str]] = {}
@@ -143,13 +147,13 @@ class Store:
     def _index(self, shard: Path) -> None:
         try:
             with safe_open(shard, "pt") as file:
-                full, keys = list(file.keys()), json.loads((file.metadata() or {})["keys"])
+                tensor_keys, keys = list(file.keys()), json.loads((file.metadata() or {})["keys"])
         except (SafetensorError, KeyError, ValueError):
-            shard.unlink()  # not one of ours, or cut short: its items are made again
+            shard.unlink()  # damaged, or not a shard: its items are made again
             return
         names: list[list[str]] = [[] for _ in keys]
-        for each in full:
-            group, _, name = each.partition("/")
+        for key in tensor_keys:
+            group, _, name = key.partition("/")
             names[int(group)].append(name)
         number = len(self._shards)
         self._shards.append((shard, names))

@@ -1,4 +1,4 @@
-"""Trees of tensors and numbers, such as an optimizer's state, as what a safetensors file holds; and back."""
+"""Nested dicts of tensors and numbers, such as an optimizer's state <-> the flat names of a safetensors file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A tree of dicts -> (tensors, JSON values), both by their place "a/b/c"."""
+    """Nested dicts -> (tensors, JSON values), both under names such as "a/b/c"."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for key, value in tree.items():
@@ -37,19 +37,22 @@ def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[s
 
 
 def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state as a tree, with the numbers of its groups: Prodigy's and schedule-free's states are there too."""
-    found = optimizer.state_dict()
+    """An optimizer's state as nested dicts, with the numbers of its parameter groups.
+
+    Prodigy and schedule-free keep part of their state in the groups.
+    """
+    saved = optimizer.state_dict()
     return {
-        "state": {str(i): dict(state) for i, state in found["state"].items()},
+        "state": {str(i): dict(state) for i, state in saved["state"].items()},
         "groups": {
             str(i): {name: value for name, value in group.items() if isinstance(value, int | float)}
-            for i, group in enumerate(found["param_groups"])
+            for i, group in enumerate(saved["param_groups"])
         },
     }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tree` gave."""
+    """Load what `optimizer_tree` returned into an optimizer."""
     groups = [
         group | tree.get("groups", {}).get(str(i), {}) for i, group in enumerate(optimizer.state_dict()["param_groups"])
     ]

@@ -239,7 +239,7 @@ def test_what_can_not_be_exported_is_named(run: Run, tmp_path: Path):
         export(run, base, 9, tmp_path / "x.safetensors", ExportOptions())
     with pytest.raises(SpinliteError, match="'first' is no round"):
         choose_round(run, "first")
-    with pytest.raises(SpinliteError, match="is no run"):
+    with pytest.raises(SpinliteError, match="is not a run"):
         Run.open_existing(tmp_path)
     other = load_family(Model(base="1", family="toy"), CPU)
     with pytest.raises(SpinliteError, match="has changed since"):

@@ -48,8 +48,8 @@ def test_the_precision_is_the_cards(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_memory_pins_is_said():
     chosen = device.choose_device(Memory(quantize="nf4", checkpointing=False))
-    assert chosen.levers.quantize == "nf4" and str(chosen).endswith("; pinned by [memory]: quantize, checkpointing")
-    assert str(device.choose_device()).endswith("; the LoRA is merged to play")
+    assert chosen.levers.quantize == "nf4" and str(chosen).endswith("; set in [memory]: quantize, checkpointing")
+    assert str(device.choose_device()).endswith("; the LoRA is merged into the base while it plays")
 
 
 def test_attention_without_xformers_says_why():
@@ -81,7 +81,7 @@ def test_xformers_that_fails_on_one_size_or_in_the_way_back_is_not_taken(monkeyp
     xformers(monkeypatch, lambda q, k, v: only_small(q, k, v).detach().requires_grad_())
     assert CUDA.attention([40])[0] == "sdpa"
     xformers(monkeypatch, lambda q, k, v: 2 * only_small(q, k, v))
-    assert CUDA.attention([40]) == ("sdpa", "xformers computes something else here, with heads of 40")
+    assert CUDA.attention([40]) == ("sdpa", "xformers gives wrong results here, with heads of 40")
 
 
 @gpu

@@ -71,9 +71,10 @@ def descent(phase: Any, levers: Levers, size: int, pairs: bool = True) -> tuple[
 def test_learning_gives_up_speed_step_by_step():
     tried, said, end = descent("learn", Levers(), 5)
     assert tried == [(False, False, None), (True, False, None), *[(True, True, size) for size in (None, 3, 2, 1)]]
-    assert said[0] == "out of memory learning: from here on one graph at a time (memory.one_graph was false)"
-    assert said[2] == "out of memory learning: from here on 3 at once (memory.micro_batch was the whole batch)"
-    assert "one at a time" in end.problem and "memory.quantize" in end.fix
+    begin = "out of memory while learning: continuing with"
+    assert said[0] == f"{begin} one activation graph at a time (memory.one_graph was false)"
+    assert said[2] == f"{begin} 3 pictures per batch (memory.micro_batch was the whole batch)"
+    assert "1 picture per batch" in end.problem and "memory.quantize" in end.fix
 
 
 def test_a_method_of_one_error_has_one_graph_anyway():
@@ -234,7 +235,7 @@ def test_other_memory_settings_start_from_the_top_again(small: Settings, tmp_pat
 def test_memory_that_does_not_suffice_for_one_sample_is_an_error_for_people(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(SpinliteError, match="out of memory learning, one at a time"):
+    with pytest.raises(SpinliteError, match="out of memory while learning, even with 1 picture per batch"):
         train(small, tmp_path / "r", Limited(monkeypatch, "learn", 0, LACKS[1]))
 
 
@@ -249,7 +250,8 @@ def test_a_sheet_that_does_not_fit_is_left_out(small: Settings, tmp_path: Path, 
     watch = Quiet()
     outcome = train(small, tmp_path / "r", watch)
     assert len(outcome.rounds) == 2 and not outcome.run.sheet_path(1).exists() and outcome.run.export_path.exists()
-    assert any(said.startswith("no sample sheet of round 1: out of memory drawing the sample sheet") for said in watch.said)
+    begin = "no sample sheet of round 1: out of memory while drawing the sample sheet"
+    assert any(said.startswith(begin) for said in watch.said)
 
 
 def test_a_spill_is_what_exceeds_the_card_or_what_was_free():
