@@ -1,4 +1,4 @@
-"""A LoRA on a network for the length of a block, beside the frozen weights: nothing is merged, so nothing is rounded."""
+"""Apply a LoRA to a network without merging it, so nothing is rounded. Each module's change is added to its output."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,12 +12,15 @@ from torch.utils.hooks import RemovableHandle
 from spinlite.errors import SpinliteError
 from spinlite.lora.tensors import Lora, Pair
 
-PART = "unet"  # what a network that denoises is called in a module's full name
+PART = "unet"  # the first part of the full names of the denoising network's modules
 
 
 @contextlib.contextmanager
 def applied(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> Iterator[None]:
-    """`net` computes with the LoRA's modules of one part, times `strength`; their share in fp32."""
+    """Within the block `net` computes with those modules of the LoRA that belong to `part`, in fp32 and times `strength`.
+
+    Raises SpinliteError if the network lacks one of them.
+    """
     hooks = attach(net, lora, strength, part)
     try:
         yield
@@ -27,7 +30,10 @@ def applied(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART)
 
 
 def attach(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) -> list[RemovableHandle]:
-    """The same until the handles are removed. Text encoders' modules are found with and without transformers' `text_model`."""
+    """As `applied`, until the returned handles are removed.
+
+    Modules of text encoders are found with and without `text_model` in their names, since transformers' versions differ.
+    """
     modules = dict(net.named_modules())
     hooks = []
     for name, pair in lora.items():
@@ -35,12 +41,14 @@ def attach(net: nn.Module, lora: Lora, strength: float = 1.0, part: str = PART) 
             inner = name.removeprefix(f"{part}.")
             module = modules.get(inner) or modules.get(inner.removeprefix("text_model."))
             if module is None:
-                raise SpinliteError(f"the base model has no {name}, which the LoRA changes", fix="use one for this base")
-            hooks.append(module.register_forward_hook(_adds(pair.times(strength))))
+                problem = f"the LoRA changes {name}, which the base model does not have"
+                raise SpinliteError(problem, fix="use a LoRA that was made for this kind of base model")
+            hooks.append(module.register_forward_hook(_add_change(pair.times(strength))))
     return hooks
 
 
-def _adds(pair: Pair) -> Any:
+def _add_change(pair: Pair) -> Any:
+    """A forward hook that adds the change's share to a module's output."""
     weights: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""DoRA -> plain LoRA: programs read magnitudes in ways that differ, a low-rank change all read alike."""
+"""DoRA -> plain LoRA. Programs disagree about DoRA's magnitudes, but all read a plain LoRA alike."""
 
 from collections.abc import Mapping
 
@@ -9,27 +9,26 @@ from spinlite.lora.adapters import delta, module_names
 from spinlite.lora.svd import nearest_pair, total_error
 from spinlite.lora.tensors import Pair
 
-KEPT = 0.02  # relative error of a module's change that is worth a lower rank
-WIDEST = 8  # x the rank that was trained: above, files grow large for little
+KEPT = 0.02  # a module's change may have this relative error; above it the rank is raised
+WIDEST = 8  # x the trained rank at most: beyond it files grow for little gain
 
 
 def bake_dora(state: Mapping[str, Tensor], scale: float, net: nn.Module) -> tuple[dict[str, Pair], float]:
-    """(plain pairs for a DoRA snapshot, their relative error over all modules); `net` holds the base's weights.
+    """A DoRA snapshot -> (plain pairs, their relative error over all modules). `net` holds the base's weights.
 
-    A module's rank is doubled until its change is kept, up to WIDEST x the trained one.
+    A module's rank is doubled until its relative error is at most KEPT, up to WIDEST x the trained rank.
     """
     lora: dict[str, Pair] = {}
     errors: dict[str, float] = {}
     for module in module_names(dict(state)):
         layer = net.get_submodule(module)
         weight = dequantize_module_weight(layer)
-        where = weight.device
-        here = {name: t.to(where) for name, t in state.items() if name.startswith(f"{module}.lora_")}
-        change = delta(here, module, scale, weight.detach())
-        rank = first = state[f"{module}.lora_A.weight"].shape[0]
-        pair, off = nearest_pair(change, rank)
-        while off > KEPT and rank < WIDEST * first and rank < min(change.flatten(1).shape):
+        of_module = {name: t.to(weight.device) for name, t in state.items() if name.startswith(f"{module}.lora_")}
+        change = delta(of_module, module, scale, weight.detach())
+        rank = trained_rank = state[f"{module}.lora_A.weight"].shape[0]
+        pair, error = nearest_pair(change, rank)
+        while error > KEPT and rank < WIDEST * trained_rank and rank < min(change.flatten(1).shape):
             rank *= 2
-            pair, off = nearest_pair(change, rank)
-        lora[f"unet.{module}"], errors[f"unet.{module}"] = pair, off
+            pair, error = nearest_pair(change, rank)
+        lora[f"unet.{module}"], errors[f"unet.{module}"] = pair, error
     return lora, total_error(errors, lora)

@@ -1,4 +1,4 @@
-"""A LoRA -> the tensors of a file, in kohya's layout or in diffusers'."""
+"""A LoRA -> the tensors of a file, in kohya's layout or in diffusers'. `read` goes the other way."""
 
 import math
 import re
@@ -12,14 +12,15 @@ from spinlite.lora.tensors import Lora, Pair
 
 Layout = Literal["kohya", "diffusers"]
 ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_proj)")
-LEAST = 2.0**-10  # alpha: far above what fp16 loses, and never 0, which sd-scripts reads as "alpha = rank"
+LEAST = 2.0**-10  # the smallest alpha: fp16 holds it exactly, and it is not 0, which sd-scripts reads as "alpha = rank"
 
 
 def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
     """(tensors, alpha): `KEY.lora_down.weight`, `KEY.lora_up.weight`, `KEY.alpha`; change = alpha / rank x up down.
 
-    One alpha for the whole file, since diffusers mixes up those that differ; the rest of each module's scale is folded in.
-    Powers of two go where fp16 has digits: alpha takes the file's, and what remains is shared by up and down.
+    The whole file has one alpha, since diffusers mixes up alphas that differ; the rest of a module's scale goes into its
+    matrices. For fp16 to keep its digits, alpha takes the size of the file's largest change (as a power of two), and `balance`
+    gives up and down entries of similar size.
     """
     largest = max(_size(pair) for pair in lora.values())
     alpha = max(LEAST, 2.0 ** math.floor(math.log2(largest))) if largest > 0 else 1.0
@@ -34,7 +35,7 @@ def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tu
 
 
 def to_diffusers(lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`unet.MODULE.lora_A.weight` and `lora_B.weight`, every scale folded in: alpha = rank, with or without a header."""
+    """`unet.MODULE.lora_A.weight` and `lora_B.weight`, with every scale folded in: alpha = rank, so no header is needed."""
     tensors: dict[str, Tensor] = {}
     for name, pair in lora.items():
         down, up = balance(pair)
@@ -44,17 +45,17 @@ def to_diffusers(lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def complete_attention(lora: Lora) -> dict[str, Pair]:
-    """The LoRA with zero pairs where a text encoder's attention has only some of q, k, v, out: A1111 asks for all four."""
-    found = dict(lora)
+    """Add zero pairs where a text encoder's attention has only some of q, k, v and out, because A1111 needs all four."""
+    complete = dict(lora)
     for name, pair in lora.items():
         if part := ATTENTION.fullmatch(name):
             for leaf in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                found.setdefault(f"{part[1]}.{leaf}", pair.times(0.0))
-    return found
+                complete.setdefault(f"{part[1]}.{leaf}", pair.times(0.0))
+    return complete
 
 
 def balance(pair: Pair) -> tuple[Tensor, Tensor]:
-    """(down, up) of the same change, their largest entries within a factor of 2 by a power of two: no digit is lost."""
+    """(down, up) of the same change, with largest entries within a factor of 2. Powers of two lose no digit."""
     down, up = pair.down.abs().max().item(), pair.up.abs().max().item()
     if down == 0 or up == 0:
         return pair.down, pair.up
@@ -63,5 +64,5 @@ def balance(pair: Pair) -> tuple[Tensor, Tensor]:
 
 
 def _size(pair: Pair) -> float:
-    """rank x the largest entries of up and down: alpha of this order leaves both near 1."""
+    """rank x the largest entries of up and down: an alpha of this size leaves both near 1."""
     return pair.rank * pair.down.abs().max().item() * pair.up.abs().max().item()
