@@ -1,4 +1,4 @@
-"""LoRA: the adapters that learn inside the network, and LoRA as tensors that are read, laid out, resized and started from.
+"""LoRA inside the network, where it learns, and LoRA as a file: read, written in several layouts, resized, started from.
 
-The door is `adapters.Slots` while a run learns, `read.read_lora` for files.
+Start reading at `adapters.Slots` for the former, `read.read_lora_for` for the latter.
 """

@@ -1,4 +1,4 @@
-"""LoRA slots on one frozen base: the policy that learns and the opponent that does not; and snapshots of them."""
+"""Two LoRA slots on one frozen base network: the policy, which learns, and the opponent, which does not."""
 
 import contextlib
 import math
@@ -23,11 +23,13 @@ PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")  # the last with DoRA only
 class Slots:
     """Two LoRA adapters, "policy" and "opponent", on one network; "base" is the network without either.
 
-    Outside of `use` the policy is active. The LoRA weights are fp32; everything else is frozen. What they compute is in the
-    base's precision: in fp32 each LoRA would keep an fp32 copy of its input for the way back, half as much again as a
-    block's other activations. Both slots start as the same all-zero LoRA (B = 0, A from the seed). The scale is alpha / rank,
-    with `rslora` alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732). With `dora` each output's magnitude learns too
-    (Liu et al. 2024, arXiv 2402.09353), all of it in fp32.
+    Outside of `use` the policy is active. Both slots start as the same all-zero LoRA (B = 0, A random from the seed).
+
+    The LoRA weights are fp32, but they compute in the base's precision. In fp32 each LoRA would keep an fp32 copy of its input
+    for the backward pass: half as much again as a block's other activations.
+
+    The scale is alpha / rank, with `rslora` alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732). With `dora` each
+    output's magnitude learns too (Liu et al. 2024, arXiv 2402.09353); DoRA computes in fp32.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Slots:
             r=rank, lora_alpha=alpha, target_modules=list(targets), use_rslora=rslora, use_dora=dora  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second slot is meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two slots are intended
             torch.manual_seed(seed)
             inject_adapter_in_model(config, net, "policy")
             inject_adapter_in_model(config, net, "opponent")
@@ -58,16 +60,16 @@ class Slots:
 
     @property
     def target_bytes(self) -> int:
-        """Bytes of the base's weights that have a LoRA, those in few bits left out."""
+        """Bytes of those base weights that have a LoRA; quantised ones are not counted."""
         bases: list[Any] = [layer.get_base_layer() for layer in self._layers.values()]
         return sum(base.weight.numel() * base.weight.element_size() for base in bases if not isinstance(base, Quantized))
 
     @contextlib.contextmanager
     def use(self, who: Who) -> Iterator[None]:
-        """The network is `who` for the length of the block, and what it was afterwards.
+        """Within the block the network is `who`; afterwards it is again what it was before.
 
-        A backward pass through gradient checkpoints computes again with what is active *then*: keep it in the block
-        of the policy.
+        With gradient checkpointing the backward pass recomputes activations with whoever is active at that moment, so run it
+        while the policy is active.
         """
         before = self._active
         self._activate(who)
@@ -78,11 +80,11 @@ class Slots:
 
     @contextlib.contextmanager
     def merged(self, who: Who) -> Iterator[None]:
-        """The network is `who` for the length of the block, its LoRA added to the base's weights: without gradient, and
-        without the LoRA's own work. Afterwards they are what they were, bit for bit.
+        """Within the block the LoRA of `who` is added to the base's weights: faster, but without gradients. Afterwards the
+        weights are restored, bit for bit.
 
-        In fp32 only. Half precision keeps a weight's own rounding steps: a change below half a step vanishes. Where the
-        change is 1/1000 of the weight, bf16 loses 79 % of it and fp16 21 % (root mean squares). There it is left live.
+        In fp32 only; raises ValueError otherwise. Half precision would round the change away: where it is 1/1000 of the
+        weight, bf16 loses 79 % of it and fp16 21 % (root mean squares).
         """
         if who == "base":
             with self.use("base"):
@@ -90,7 +92,7 @@ class Slots:
             return
         bases: dict[str, Any] = {name: layer.get_base_layer() for name, layer in self._layers.items()}
         if self._dtype != torch.float32 or any(isinstance(base, Quantized) for base in bases.values()):
-            raise ValueError("a LoRA can be merged into fp32 weights alone")
+            raise ValueError("a LoRA can be merged only into fp32 weights")
         state = {name: p.detach() for name, p in self._parameters(who).items()}
         kept = {name: base.weight.detach().clone() for name, base in bases.items()}
         try:
@@ -102,50 +104,54 @@ class Slots:
             for name, base in bases.items():
                 base.weight.data.copy_(kept[name])
 
-    def backward(self, error: Tensor, slope: Tensor | None, numbers: int, again: Callable[[], Tensor]) -> None:
-        """Add the gradient of sum(slope * error) to the policy's. error, slope: (B,); `again()` measures an error that has no
-        graph; a sample has so many `numbers`.
+    def backward(self, error: Tensor, slope: Tensor | None, numbers: int, measure_again: Callable[[], Tensor]) -> None:
+        """Add the gradient of sum(slope * error) to the policy's. error, slope: (B,).
 
-        An error is a mean, so the gradient at a prediction is about slope / numbers: too small for fp16, where 6e-8 is the
-        least. There the slopes are scaled, by a power of two, to gradients of about 1, and where that is too much for
-        one deeper in the network, to less.
+        If `error` has no graph, `measure_again` makes one. `numbers` is the count of numbers in a sample.
+
+        An error is a mean over a sample, so the gradient at the prediction is about slope / numbers. fp16 can't hold that: its
+        smallest number is 6e-8. There the slopes are scaled by a power of two, to gradients of about 1; if some gradient then
+        overflows, they are scaled less (like the loss scaling of other trainers).
         """
-        graph = error if error.requires_grad else again()
+        graph = error if error.requires_grad else measure_again()
         if self._dtype != torch.float16 or slope is None or not slope.any():
             graph.backward(slope)
             return
         parameters = self.parameters()
         scale = 2.0 ** math.floor(math.log2(numbers / slope.abs().max().item()))
-        found = torch.autograd.grad(graph, parameters, slope * scale)
+        gradients = torch.autograd.grad(graph, parameters, slope * scale)
         for _ in range(2):
-            if all(g.isfinite().all() for g in found):
+            if all(g.isfinite().all() for g in gradients):
                 break
             scale /= 2**8
-            found = torch.autograd.grad(again(), parameters, slope * scale)
-        for p, g in zip(parameters, found, strict=True):
+            gradients = torch.autograd.grad(measure_again(), parameters, slope * scale)
+        for p, g in zip(parameters, gradients, strict=True):
             p.grad = g / scale if p.grad is None else p.grad + g / scale
 
     def parameters(self) -> list[nn.Parameter]:
-        """What learns: the policy's weights, in a fixed order."""
+        """The weights that learn: the policy's, in a fixed order."""
         return list(self._parameters("policy").values())
 
     def state(self, who: Literal["policy", "opponent"]) -> dict[str, Tensor]:
-        """A copy of a slot, fp32, CPU: `module.lora_A.weight` (rank, in, ...), `module.lora_B.weight` (out, rank, ...), and
-        with DoRA `module.lora_magnitude_vector.weight` (out,) or (1, out, 1, 1)."""
+        """A copy of a slot's weights, in fp32 on the CPU.
+
+        `module.lora_A.weight` (rank, in, ...), `module.lora_B.weight` (out, rank, ...), and with DoRA
+        `module.lora_magnitude_vector.weight` (out,) or (1, out, 1, 1).
+        """
         return {name: p.detach().cpu().clone() for name, p in self._parameters(who).items()}
 
     def load(self, who: Literal["policy", "opponent"], state: dict[str, Tensor]) -> None:
-        """Put a snapshot into a slot. Raises SpinliteError where it does not fit this network."""
-        mine = self._parameters(who)
-        wrong = [name for name in mine.keys() | state.keys()
-                 if name not in mine or name not in state or mine[name].shape != state[name].shape]  # fmt: skip
+        """Load a snapshot into a slot. Raises SpinliteError if it does not fit this network."""
+        slot = self._parameters(who)
+        wrong = [name for name in slot.keys() | state.keys()
+                 if name not in slot or name not in state or slot[name].shape != state[name].shape]  # fmt: skip
         if wrong:
             raise SpinliteError(
                 f"the snapshot does not fit this model's LoRA ({len(wrong)} weights differ, e.g. {sorted(wrong)[0]})",
-                fix="use it with the base model, rank and targets it was made with",
+                fix="use the base model, model.rank and model.targets that it was made with",
             )
         with torch.no_grad():
-            for name, parameter in mine.items():
+            for name, parameter in slot.items():
                 parameter.copy_(state[name])
 
     def _parameters(self, who: str) -> dict[str, nn.Parameter]:
@@ -167,7 +173,7 @@ class Slots:
 
 
 class _CastTo(nn.Module):
-    """A weight as it is computed with."""
+    """An fp32 weight, cast to the precision that it computes in."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -178,14 +184,15 @@ class _CastTo(nn.Module):
 
 
 def _weight(module: Any) -> nn.Parameter:
-    """What is learnt, in fp32."""
+    """The fp32 weight that learns."""
     return module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
 
 
 def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor | None = None) -> Tensor:
-    """The change of one module's weight in fp32, in its shape: (out, in) or (out, in, k, k).
+    """The change of one module's weight, in fp32 and in the weight's shape: (out, in) or (out, in, k, k).
 
-    scale * B A; with DoRA m V / |V| - W, where V = W + scale * B A, the norm is each output's and `weight` is the base's W.
+    For LoRA it is scale * B A. For DoRA it is m V / |V| - W with V = W + scale * B A, where m is the magnitude, |V| the norm of
+    each output and W the base's `weight` (ValueError without it).
     """
     down, up = state[f"{module}.lora_A.weight"].float(), state[f"{module}.lora_B.weight"].float()
     change = scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
@@ -200,5 +207,5 @@ def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor
 
 
 def module_names(state: dict[str, Tensor]) -> list[str]:
-    """The modules that a LoRA state holds, in its order."""
+    """The modules in a LoRA state, in its order."""
     return [name.removesuffix(".lora_A.weight") for name in state if name.endswith(".lora_A.weight")]

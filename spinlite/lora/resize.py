@@ -1,4 +1,4 @@
-"""A LoRA file of anyone's at a lower rank, in the layout that it has."""
+"""Lower the rank of a LoRA file that any program wrote; its layout stays."""
 
 import json
 from collections import Counter
@@ -21,22 +21,22 @@ from spinlite.runs.store import write_bytes
 
 @dataclass(frozen=True)
 class ResizeReport:
-    """What was lost, relative to each change (Frobenius norms), measured on the file that was written."""
+    """What was lost: relative errors (Frobenius norms) of the changes, measured on the file that was written."""
 
-    rank: str  # before, in words
-    errors: Mapping[str, float]  # by what the file calls the module
-    total: float  # of all changes together
+    rank: str  # before, in words: "32" or "8 to 32"
+    errors: Mapping[str, float]  # by the module's name in the file
+    total: float  # over all changes together
     size: int  # bytes
 
 
 def resize(path: Path, rank: int, to: Path) -> ResizeReport:
-    """Write a LoRA file with no module above `rank`; smaller ones stay as they are. Header and precision are kept.
+    """Write the LoRA file `to` with no module above `rank`. Modules of smaller rank, the header and the precision are kept.
 
-    Raises SpinliteError for what is no plain LoRA, and where nothing would become smaller.
+    Raises SpinliteError if the file is not a plain LoRA, or if no module has a higher rank.
     """
     file = open_lora(path)
     if any("magnitude" in parts for parts in file.parts.values()):
-        raise file.error("is a DoRA: its magnitudes belong to its directions", "resize a plain LoRA")
+        raise file.error("is a DoRA: its magnitudes fit only its own matrices, so it can't be resized", "resize a plain LoRA")
     before = {name: file.pair(name) for name in file.parts}
     if all(pair.rank <= rank for pair in before.values()):
         raise file.error(
@@ -47,16 +47,16 @@ def resize(path: Path, rank: int, to: Path) -> ResizeReport:
     tensors, alpha = _tensors(file, after, dtype)
     with safe_open(path, "pt") as content:
         tensors |= {key: content.get_tensor(key) for key in file.foreign}
-    errors = {file.written[n]: e for n, e in _measured(file, tensors, before, alpha).items()}
-    lost = total_error(errors, {file.written[name]: pair for name, pair in before.items()})
-    said = _header(file, after, alpha, to.stem, {"rank": rank, "before": describe_ranks(before), "error": round(lost, 6)})
-    content = save(tensors, {**said, **compute_hashes(tensors, said)})
+    errors = {file.written[n]: e for n, e in _measure_errors(file, tensors, before, alpha).items()}
+    total = total_error(errors, {file.written[name]: pair for name, pair in before.items()})
+    header = _header(file, after, alpha, to.stem, {"rank": rank, "before": describe_ranks(before), "error": round(total, 6)})
+    content = save(tensors, {**header, **compute_hashes(tensors, header)})
     write_bytes(to, content)
-    return ResizeReport(describe_ranks(before), errors, lost, len(content))
+    return ResizeReport(describe_ranks(before), errors, total, len(content))
 
 
 def _tensors(file: LoraFile, lora: Lora, dtype: torch.dtype) -> tuple[dict[str, Tensor], float | None]:
-    """(tensors under the keys that they had, alpha where the file has it): one alpha for all, or the rank without."""
+    """(tensors under their old keys, alpha). The new file has one alpha for all modules, or none (None) if the old has none."""
     if any("alpha" in parts for parts in file.parts.values()):
         made, alpha = to_kohya(lora, str, dtype)
         ends = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
@@ -66,29 +66,29 @@ def _tensors(file: LoraFile, lora: Lora, dtype: torch.dtype) -> tuple[dict[str, 
 
 
 def _key(file: LoraFile, name: str, part: str) -> str:
-    """What the file calls a tensor; an alpha may be missing."""
+    """The tensor's key in the file; a new one for an alpha that the file lacks."""
     return file.keys.get((name, part), f"{file.written[name]}.{part}")
 
 
-def _measured(file: LoraFile, tensors: Mapping[str, Tensor], before: Lora, alpha: float | None) -> dict[str, float]:
-    """How far what is written is from what was there: the difference of two products is one of twice the rank."""
-    found: dict[str, float] = {}
+def _measure_errors(file: LoraFile, tensors: Mapping[str, Tensor], before: Lora, alpha: float | None) -> dict[str, float]:
+    """Relative error of each module's change. The difference of two pairs is a pair too, of twice the rank."""
+    errors: dict[str, float] = {}
     for name, pair in before.items():
         down, up = (tensors[_key(file, name, part)].float() for part in ("down", "up"))
         up = up * (1.0 if alpha is None else alpha / len(down))
-        length = norm(pair)
-        apart = norm(Pair(torch.cat([pair.down, down]), torch.cat([pair.up, -up], 1)))
-        found[name] = apart / length if length else apart
-    return found
+        size = norm(pair)
+        difference = norm(Pair(torch.cat([pair.down, down]), torch.cat([pair.up, -up], 1)))
+        errors[name] = difference / size if size else difference
+    return errors
 
 
 def _header(file: LoraFile, lora: Lora, alpha: float | None, title: str, how: Mapping[str, object]) -> dict[str, str]:
-    """What was there, with what the smaller rank changes."""
-    said = {key: value for key, value in file.metadata.items() if key != "lora_adapter_metadata"}  # its alphas are folded in
-    if "ss_network_dim" in said:
-        said |= network_keys(lora, alpha)
+    """The file's header, with the keys changed that depend on rank and title."""
+    header = {key: value for key, value in file.metadata.items() if key != "lora_adapter_metadata"}  # its alphas are folded in
+    if "ss_network_dim" in header:
+        header |= network_keys(lora, alpha)
     for key in ("ss_output_name", "modelspec.title"):
-        if key in said:
-            said[key] = title
-    said |= {f"{name}:rank": str(pair.rank) for name, pair in lora.items() if f"{name}:rank" in said}  # cloneofsimo's
-    return said | {"spinlite.resized": json.dumps(how)}
+        if key in header:
+            header[key] = title
+    header |= {f"{name}:rank": str(pair.rank) for name, pair in lora.items() if f"{name}:rank" in header}  # cloneofsimo's
+    return header | {"spinlite.resized": json.dumps(how)}

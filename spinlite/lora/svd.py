@@ -1,16 +1,16 @@
-"""Changes of weights as plain LoRA pairs of a given rank, by singular value decomposition."""
+"""Weight changes -> LoRA pairs of a given rank, by singular value decomposition (SVD)."""
 
 import torch
 from torch import Tensor
 
 from spinlite.lora.tensors import Pair, norm
 
-ITERATIONS = 4  # of the randomised decomposition (Halko et al. 2011, arXiv 0909.4061, alg. 4.4), with as many spare columns:
-SPARE = 16
+ITERATIONS = 4  # of the randomised SVD (Halko et al. 2011, arXiv 0909.4061, alg. 4.4)
+SPARE = 16  # columns that it computes beyond the rank, for precision
 
 
 def lower_rank(pair: Pair, rank: int) -> tuple[Pair, float]:
-    """(the nearest pair of at most this rank, its relative error), exact: the decomposition is of a (rank, rank) core."""
+    """(the nearest pair of at most this rank, its relative error). Exact, and cheap: the SVD is of a (rank, rank) matrix."""
     rank = min(rank, pair.rank)
     left, core_up = torch.linalg.qr(pair.up.flatten(1).double())
     right, core_down = torch.linalg.qr(pair.down.flatten(1).double().T)
@@ -23,7 +23,7 @@ def lower_rank(pair: Pair, rank: int) -> tuple[Pair, float]:
 
 
 def nearest_pair(change: Tensor, rank: int) -> tuple[Pair, float]:
-    """(a pair of this rank near a weight change (out, in, ...), its relative error), by a randomised decomposition."""
+    """A weight change (out, in, ...) -> (a pair of this rank close to it, its relative error), by a randomised SVD."""
     matrix = change.flatten(1).float()
     rank = min(rank, *matrix.shape)
     with torch.random.fork_rng(devices=[]):
@@ -33,12 +33,12 @@ def nearest_pair(change: Tensor, rank: int) -> tuple[Pair, float]:
     down, up = (v[:, :rank] * root).T, u[:, :rank] * root
     like = Pair(torch.empty(rank, *change.shape[1:]), torch.empty(len(change), rank, *[1] * (change.ndim - 2)))
     pair = _shaped(down.cpu(), up.cpu(), like)
-    length = matrix.norm()
-    return pair, ((matrix - up @ down).norm() / length).item() if length > 0 else 0.0
+    size = matrix.norm()
+    return pair, ((matrix - up @ down).norm() / size).item() if size > 0 else 0.0
 
 
 def total_error(errors: dict[str, float], lora: dict[str, Pair]) -> float:
-    """The relative error of all changes together, from each one's."""
+    """The relative error of all changes together, from those of the modules."""
     squares = {name: norm(pair) ** 2 for name, pair in lora.items()}
     whole = sum(squares.values())
     return (sum(errors[name] ** 2 * square for name, square in squares.items()) / whole) ** 0.5 if whole else 0.0

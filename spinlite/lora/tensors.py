@@ -1,4 +1,4 @@
-"""LoRA as files: what one holds, in which layouts it is written and read, and whether it arrived whole."""
+"""A LoRA as tensors: a pair of matrices for each module, independent of any file layout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pair:
-    """One module's change, up @ down with every scale folded into `up`, fp32, CPU.
+    """The change of one module's weight: up @ down, in fp32 on the CPU. alpha / rank is multiplied into `up`.
 
     down: (rank, in) or (rank, in, k, k); up: (out, rank) or (out, rank, 1, 1).
     """
@@ -23,7 +23,7 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that it changes."""
+        """The shape of the weight that it changes."""
         return (self.up.shape[0], *self.down.shape[1:])
 
     @property
@@ -40,31 +40,31 @@ Lora = Mapping[str, Pair]  # by the full name of the module: "unet.…", "text_e
 
 
 def lora_of_snapshot(state: Mapping[str, Tensor], scale: float) -> dict[str, Pair]:
-    """A snapshot of the network's LoRA (`Slots.state`), without magnitudes."""
-    ends = ".lora_A.weight"
-    found = [name.removesuffix(ends) for name in state if name.endswith(ends)]
+    """A snapshot (`Slots.state`) as a LoRA. DoRA's magnitudes are left out; `bake_dora` keeps them."""
+    end = ".lora_A.weight"
+    modules = [name.removesuffix(end) for name in state if name.endswith(end)]
     return {
-        f"unet.{module}": Pair(state[module + ends].float(), state[f"{module}.lora_B.weight"].float() * scale)
-        for module in found
+        f"unet.{module}": Pair(state[module + end].float(), state[f"{module}.lora_B.weight"].float() * scale)
+        for module in modules
     }
 
 
-def distance(mine: Pair, other: Tensor) -> float:
-    """How far a weight change is from a pair's, relative to the latter (Frobenius norms)."""
-    change = mine.change
-    length = change.norm()
-    if length == 0:
+def distance(pair: Pair, other: Tensor) -> float:
+    """|other - change| / |change| for the pair's change (Frobenius norms); for a zero change 1, or 0 if `other` is zero too."""
+    change = pair.change
+    size = change.norm()
+    if size == 0:
         return float(other.norm() > 0)
-    return ((other - change).norm() / length).item()
+    return ((other - change).norm() / size).item()
 
 
 def norm(pair: Pair) -> float:
-    """The Frobenius norm of the change, without forming it: the Gram matrices of both factors are (rank, rank)."""
+    """The Frobenius norm of the change, computed from (rank, rank) matrices instead of the change itself."""
     up, down = pair.up.flatten(1).double(), pair.down.flatten(1).double()
     return torch.einsum("ij,ji->", up.T @ up, down @ down.T).clamp_min(0).sqrt().item()
 
 
 def describe_ranks(lora: Lora) -> str:
-    """The ranks of a LoRA, in words."""
-    found = sorted({pair.rank for pair in lora.values()})
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    """The ranks of a LoRA in words: "16" or "4 to 32"."""
+    ranks = sorted({pair.rank for pair in lora.values()})
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
