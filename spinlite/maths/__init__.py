@@ -1,4 +1,4 @@
-"""Formulas: tensors in, tensors out, no device, no files and no chance of its own.
+"""Formulas: tensors in, tensors out. Nothing here moves tensors to a device, opens files or keeps random state.
 
-The door is `paths.Path`: how a clean sample is noised and what the network predicts.
+Start reading at `paths.Path`: how a clean sample is noised, and what the network predicts.
 """

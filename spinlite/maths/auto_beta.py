@@ -1,14 +1,15 @@
-"""beta, found instead of set: from how large margins are, so that a typical pair keeps a set weight, and from how large
-errors are, so that a round still ends somewhere.
+"""The automatic beta (`learn.aim`): beta follows the size of the margins, so that a typical pair keeps a chosen weight.
 
-A preference's gradient counts a pair by sigmoid(-beta margin). With beta = log((1 - aim) / aim) / m, a pair whose margin is m
-counts `aim` (SimpleTuner's automatic beta is the same, with the running mean of |margin| for m). Left to itself such a beta
-follows the margins down and the push never ends. So m is held between LEAST and MOST of the opponent's error: below, rounding
-and chance are not magnified; above, beta stands still, further margins are won pairs, and their weight falls to 0.
+A preference loss weights a pair's gradient by sigmoid(-beta margin). With beta = log((1 - aim) / aim) / m, a pair of margin m
+has the weight `aim`. (SimpleTuner's automatic beta is the same, with the running mean of |margin| as m.)
 
-Errors in other units (another prediction type, weights of times, sums for means) scale m and error alike, and beta
-inversely: the logits, and with them the run, stay the same. |margin| is averaged over pairs, not over batches, and with a
-memory counted in pairs: its mean does not depend on the batch size, and two updates of 8 see what one of 16 sees.
+If m could grow without limit, beta would fall with it and the push on a pair would never end. If m could shrink without limit,
+beta would magnify rounding and chance. So m is kept between LEAST and MOST times the opponent's error. Above MOST beta stands
+still: larger margins are won pairs, and their weight falls to 0.
+
+Other units of the error (another prediction type, timestep weights, sums instead of means) scale m and the error alike, and
+beta inversely, so the run stays the same. The running mean counts its memory in pairs, not in updates, so it does not depend
+on the batch size: two updates of 8 see what one of 16 sees.
 """
 
 import math
@@ -16,11 +17,11 @@ import math
 from torch import Tensor
 
 MEMORY = 256.0  # pairs
-LEAST, MOST = 0.001, 0.02  # of the opponent's error on real: MOST gives the steady trial's 5000 at its error of 0.014
+LEAST, MOST = 0.001, 0.02  # shares of the opponent's error on real; with aim 0.2, MOST is beta 5000 at an error of 0.014
 
 
 def running_mean(before: float | None, values: Tensor) -> float:
-    """A running mean over samples (B,) with a memory of MEMORY of them."""
+    """The running mean `before` (None: there is none yet), updated by samples (B,). It remembers about MEMORY samples."""
     mean = values.double().mean().item()
     if before is None:
         return mean
@@ -29,5 +30,5 @@ def running_mean(before: float | None, values: Tensor) -> float:
 
 
 def automatic_beta(margin: float, error: float, aim: float) -> float:
-    """beta for a typical |margin| and a typical opponent's error, so that the typical pair counts `aim` < 1/2."""
+    """beta for the running means of |margin| and of the opponent's error, so that a typical pair has the weight `aim` < 1/2."""
     return math.log((1 - aim) / aim) / min(max(margin, LEAST * error), MOST * error)

@@ -1,6 +1,6 @@
-"""Forward processes: how a clean sample becomes noise, and what a network is asked to predict on the way.
+"""Forward processes: how a clean sample becomes noise, and what a network predicts on the way.
 
-x0, eps, x_t and prediction are (B, ...); u and t are (B,).
+x0 is a clean sample, eps unit noise, x_t the noised sample at time t. x0, eps, x_t, prediction: (B, ...); u, t: (B,).
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Path:
     | v          | (-s_t, a_t) | the same; Salimans & Ho 2022, App. D      | index              |
     | flow       | (-1, 1)     | 1 - t, t; Liu et al. 2022                 | 0 clean .. 1 noise |
 
-    Every target is linear in (x0, eps), so one 2x2 system takes it back: det = a c_e - s c_x.
+    x_t and the prediction are both linear in (x0, eps), so `invert` solves a 2 x 2 system with det = a c_e - s c_x.
     """
 
     prediction: Prediction
-    alpha_bar: Tensor | None = None  # (T,), cumulative (DDPM's alpha-bar); None for flow
+    alpha_bar: Tensor | None = None  # (T,), DDPM's cumulative alpha-bar; None for flow
 
     def __post_init__(self) -> None:
         if (self.alpha_bar is None) != (self.prediction == "flow"):
@@ -44,11 +44,11 @@ class Path:
         return (u * len(self.alpha_bar)).long().clamp_max(len(self.alpha_bar) - 1)  # u may round to 1 in fp32
 
     def share(self, t: Tensor) -> Tensor:
-        """Times t as shares of the whole, 0 clean .. 1 noise: what `times` makes of them is t again."""
+        """Times t as numbers from 0 (clean) to 1 (noise); `times` gives t again."""
         return t if self.alpha_bar is None else (t + 0.5) / len(self.alpha_bar)
 
     def nearest(self, t: Tensor) -> Tensor:
-        """The path's own times nearest to those of a sampler, which may lie between two of a schedule."""
+        """The path's times nearest to those of a sampler, which may lie between two steps of the schedule."""
         return t if self.alpha_bar is None else t.round().long().clamp(0, len(self.alpha_bar) - 1)
 
     def coefficients(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
@@ -67,12 +67,12 @@ class Path:
         return a * x0 + s * eps
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should predict for (x0, eps) at t."""
+        """The right prediction for (x0, eps) at t: c_x x0 + c_e eps."""
         c_x, c_e = self._mix(*self.coefficients(t, x0.ndim))
         return c_x * x0 + c_e * eps
 
     def invert(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0, eps) that explain x_t and the prediction. Undefined for eps where a_t = 0."""
+        """The (x0, eps) that give this x_t and this prediction. With eps prediction it is undefined where a_t = 0."""
         a, s = self.coefficients(t, x_t.ndim)
         c_x, c_e = self._mix(a, s)
         det = a * c_e - s * c_x

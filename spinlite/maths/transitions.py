@@ -1,4 +1,4 @@
-"""One step of a stochastic sampler on a path, x_t -> x_t', as a Gaussian; and why its density is a denoising error.
+"""One step of a stochastic sampler, x_t -> x_t', as a Gaussian, and how its density depends on the denoising error.
 
 DDIM with noise (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16), for any path x_t = a x0 + s eps; a', s' belong to the
 earlier (cleaner) time t'. With a network whose prediction says that the noise in x_t is eps_net:
@@ -20,27 +20,27 @@ from spinlite.maths.paths import Path
 
 @dataclass(frozen=True)
 class Transition:
-    """The step's numbers, each (B, 1, ...): mean = ratio x_t + h eps_net, standard deviation = spread."""
+    """A step's coefficients, each (B, 1, ...): mean = ratio x_t + h eps_net, standard deviation = spread."""
 
     ratio: Tensor
     h: Tensor
     spread: Tensor
 
     def mean(self, x_t: Tensor, eps: Tensor) -> Tensor:
-        """Where the step goes on average if the noise in x_t is eps: (B, ...)."""
+        """The mean of the step if the noise in x_t is eps: (B, ...)."""
         return self.ratio * x_t + self.h * eps
 
     def target(self, x_t: Tensor, earlier: Tensor) -> Tensor:
-        """eps*, the noise that would have led from x_t to `earlier` without the step's own noise: (B, ...)."""
+        """eps*: the noise in x_t for which the mean of the step is `earlier`, (B, ...)."""
         return (earlier - self.ratio * x_t) / self.h
 
     def density_weight(self) -> Tensor:
-        """h^2 / (2 spread^2), (B,): a log density per element and unit of mean squared eps error. Infinite without spread."""
+        """h^2 / (2 spread^2), (B,): log density per element and unit of mean squared eps error. Infinite for spread 0."""
         return (self.h.square() / (2 * self.spread.square())).flatten()
 
 
 def transition(path: Path, t: Tensor, earlier: Tensor, eta: float, ndim: int) -> Transition:
-    """The step from times t to earlier times, (B,) each. eta 0 is deterministic, 1 has the spread of the true posterior.
+    """The step from times t to earlier (cleaner) times, (B,) each. eta 0: deterministic; 1: the true posterior's spread.
 
     spread = eta s' sqrt(1 - (a s' / (a' s))^2); on variance-preserving paths that is DDIM's sigma.
     """

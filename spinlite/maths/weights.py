@@ -1,4 +1,4 @@
-"""Weights of times: what an error at a time t counts. Every kind averages to 1 over the times that are used."""
+"""Timestep weights: how much the error at a time t counts. Every kind has mean 1 over the times that are used."""
 
 from typing import Literal
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from spinlite.maths.paths import Path
 
 Weight = Literal["constant", "min-snr", "transition"]
-GAMMA = 5.0  # of min-SNR, as in its paper
-GRID = 1000  # places at which the average is taken
+GAMMA = 5.0  # min-SNR gamma, as in its paper
+GRID = 1000  # times over which the mean is taken
 
 
 def weigh(path: Path, kind: Weight, t: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """(B,) times -> (B,) weights of the path's own squared error; their mean over uniform times of [low, high) is 1.
+    """Times (B,) -> weights (B,) on the squared error of the path's own prediction. Their mean over [low, high) is 1.
 
-    | kind         | means                                                        | source                             |
+    | kind         | weight                                                       | source                             |
     |--------------|--------------------------------------------------------------|------------------------------------|
     | "constant"   | 1 for the path's own error                                   | Ho et al. 2020, 2006.11239, eq. 14 |
     | "min-snr"    | min(SNR, 5) for the squared x0 error; for eps min(SNR, 5)/SNR | Hang et al. 2023, 2303.09556       |
     | "transition" | SNR(t') - SNR(t) for the squared x0 error                    | Kingma et al. 2021, 2107.00630     |
 
-    SNR = a^2 / s^2. "transition" is SPIN's beta_t h_t^2 (Yuan et al. 2024) with beta_t = lambda T / (2 spread^2): the weight
-    that an error has in the log density of a step to t', one place of the schedule (for flow a thousandth) before t, with
-    the spread of the true posterior. It is heaviest where there is little noise.
+    SNR = a^2 / s^2. "transition" is SPIN's beta_t h_t^2 (Yuan et al. 2024) with beta_t = lambda T / (2 spread^2). It is the
+    weight of the error in the log density of a sampler step from t to t', with the spread of the true posterior; t' is one
+    place of the schedule before t (for flow 1/1000). It is largest where there is little noise.
     """
     if kind == "constant":
         return torch.ones_like(t, dtype=torch.float32)
@@ -45,7 +45,7 @@ def _snr(path: Path, t: Tensor) -> Tensor:
 
 
 def _x0_share(path: Path, t: Tensor) -> Tensor:
-    """The squared x0 error that one unit of the path's own squared error means, (B,)."""
+    """Squared x0 error for each unit of squared error of the path's own prediction, (B,)."""
     one = torch.ones_like(t, dtype=torch.float32)
     (with_one, _), (without, _) = path.invert(one, one, t), path.invert(torch.zeros_like(one), one, t)
     return (with_one - without).square()

@@ -1,4 +1,4 @@
-"""The methods, one file each: a frozen dataclass of settings and a `loss` over denoising errors.
+"""The training methods, one file each: a frozen dataclass with the settings of [method] and a `loss` over denoising errors.
 
-The door is `registry.METHODS`, which finds a method by its name in a preset.
+Start reading at `registry.METHODS`, which holds them by the names that presets use.
 """

@@ -1,4 +1,4 @@
-"""DDO: real and fake are judged each for itself, as a GAN's discriminator would."""
+"""DDO: real and fake each have a loss of their own, as in a GAN's discriminator."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,11 +11,11 @@ from spinlite.maths.losses import bounded
 
 @dataclass(frozen=True)
 class DDO:
-    """Direct Discriminative Optimization (2025, arXiv 2503.01103), with gains for log density ratios.
+    """Direct Discriminative Optimization (2025, arXiv 2503.01103), with gains in place of log density ratios.
 
     beta, bound  as in SPIN
-    alpha        weight of the fakes; with the paper's objective and alpha = beta = 1 on true log ratios, the optimum is the
-                 distribution of the real ones
+    alpha        weight of the fakes. In the paper, with true log ratios and alpha = beta = 1, the optimum is the distribution
+                 of the real pictures
     """
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
@@ -26,6 +26,6 @@ class DDO:
     fakes: ClassVar[str] = "played"
 
     def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
-        """-log sigmoid(beta gain_real) - alpha log sigmoid(-beta gain_fake), (B,); (1 + alpha) log 2 at a tie."""
+        """-log sigmoid(beta gain_real) - alpha log sigmoid(-beta gain_fake), (B,); (1 + alpha) log 2 if policy = opponent."""
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)
         return F.softplus(-self.beta * (opponent_real - policy_real)) + self.alpha * F.softplus(self.beta * gain_fake)

@@ -1,4 +1,4 @@
-"""Diffusion-DPO: learn from given pairs."""
+"""Diffusion-DPO: learn from given pairs of a preferred and a rejected picture."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,7 +10,7 @@ from spinlite.maths.losses import bounded, preference
 
 @dataclass(frozen=True)
 class DPO:
-    """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, eq. 14): real = the picture preferred, fake = the other one.
+    """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, eq. 14): real = the preferred picture, fake = the rejected.
 
     The opponent is the base model for the whole run. `beta`, `bound` and `anchor` are as in SPIN.
     """
@@ -23,7 +23,7 @@ class DPO:
     fakes: ClassVar[str] = "given"
 
     def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
-        """-log sigmoid(beta * margin) - anchor * beta * gain_real, (B,); log 2 where policy = opponent."""
+        """-log sigmoid(beta * margin) - anchor * beta * gain_real, (B,); log 2 if policy = opponent."""
         gain_real = opponent_real - policy_real
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)
         return preference(gain_real, gain_fake, self.beta) - self.anchor * self.beta * gain_real

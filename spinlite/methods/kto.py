@@ -1,4 +1,4 @@
-"""Diffusion-KTO: unpaired, with a utility that is flat at both ends."""
+"""Diffusion-KTO: real and fake each have a loss of their own, which is flat at both ends."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,10 +11,10 @@ from torch import Tensor
 class KTO:
     """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465): real = liked, fake = disliked.
 
-    beta  as in SPIN; a gain of a few 1/beta, for better or worse, no longer counts, so that a lost fake can't run away
+    beta  as in SPIN. Gains beyond a few 1/beta, up or down, no longer count, so the error on fakes can't run away
 
-    The paper's reference point Q, a batch mean of gains cut at 0, is 0 here: it begins there, and so the loss of a sample
-    does not depend on what else is in its batch.
+    The paper's reference point Q, a batch mean of gains cut at 0, is always 0 here. It begins at 0 in the paper too, and this
+    way the loss of a sample does not depend on the rest of its batch.
     """
 
     beta: float = field(default=1000.0, metadata={"gt": 0})
@@ -23,6 +23,6 @@ class KTO:
     fakes: ClassVar[str] = "played"
 
     def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
-        """(1 - sigmoid(beta gain_real)) + (1 - sigmoid(-beta gain_fake)), (B,); 1 where policy = opponent."""
+        """(1 - sigmoid(beta gain_real)) + (1 - sigmoid(-beta gain_fake)), (B,); 1 if policy = opponent."""
         gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
         return torch.sigmoid(-self.beta * gain_real) + torch.sigmoid(self.beta * gain_fake)

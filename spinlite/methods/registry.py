@@ -1,11 +1,11 @@
-"""The methods: each one a frozen dataclass of its settings and a `loss` over denoising errors.
+"""The table of methods. Each is a frozen dataclass with its settings and a `loss` over denoising errors.
 
-`loss` names the errors it needs, each (B,): {policy, opponent} x {real, fake}. What else a method says of itself:
+The parameters of `loss` name the errors that it needs, {policy, opponent} x {real, fake}, (B,) each. The class also says:
 
-opponent  who the opponent is in round k: "base" (snapshot 0), "previous" (snapshot k-1), "random" (one of the ladder),
-          "each" (one of the ladder for each sample), or None where there is none
-fakes     where fakes come from: "played" by the opponent, "given" with the data, "shuffled" (the pictures of other captions),
-          or None
+opponent  the opponent of round k: "base" (snapshot 0), "previous" (snapshot k-1), "random" (one of the ladder for the round),
+          "each" (one of the ladder for each picture), or None
+fakes     where fakes come from: "played" (the opponent makes them), "given" (with the data), "shuffled" (real pictures of other
+          captions), or None
 """
 
 from spinlite.methods.ddo import DDO

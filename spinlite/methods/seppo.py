@@ -1,4 +1,4 @@
-"""SePPO: self-play against a random earlier snapshot, with a gate on what its samples are worth."""
+"""SePPO: self-play against a random earlier snapshot; a gate decides for each fake whether to push away from it."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from spinlite.maths.losses import Gate, bounded, gate, preference
 class SePPO:
     """SePPO (Zhang et al. 2024, arXiv 2410.05255): -log sigmoid(beta (gain_real - s gain_fake)), s from the gate.
 
-    reference  the snapshot that makes the fakes and gives the opponent's errors: "random" (the paper's choice, one for a
-               round), "each" (a random one for each picture), "previous" (the paper's "latest") or "base"
-    gate       "sign" (v1), "indicator", "sft" (v2, SSPO: the pair becomes plain SFT), "none" (SPIN for reference = "previous")
-    `beta`, `bound` and `anchor` are as in SPIN; the bound acts where s > 0, the only case that pushes a fake away.
+    reference  the opponent: "random" (the paper's choice: one earlier snapshot a round), "each" (one for each picture),
+               "previous" (the paper's "latest") or "base"
+    gate       "sign" (v1), "indicator", "sft" (v2, SSPO: plain SFT where s = 0), "none" (s = 1: with "previous" it is SPIN)
+    beta, bound, anchor  as in SPIN; the bound acts where s > 0, since only then the loss pushes away from the fake
     """
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
@@ -30,15 +30,15 @@ class SePPO:
 
     @property
     def opponent(self) -> str:
-        """The reference: one and the same snapshot plays and is compared with."""
+        """The reference: the snapshot that makes the fakes is also the one to compare with."""
         return self.reference
 
     def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
-        """(B,); log 2 where policy = opponent (a tie: s = 0, and the gain on real is 0)."""
+        """-log sigmoid(beta (gain_real - s gain_fake)) - anchor * beta * gain_real, (B,); log 2 if policy = opponent."""
         gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
         s = gate(gain_real, opponent_real, self.gate)
         worth = (s > 0) * bounded(gain_fake, opponent_fake, self.bound) + (s < 0) * -gain_fake
         paired = preference(gain_real, worth, self.beta)
-        if self.gate == "sft":  # the tangent of the pair's loss at a tie, so that value and slope go on where it switches
+        if self.gate == "sft":  # SFT, as the tangent of the pair's loss at a tie: value and slope are continuous there
             paired = torch.where(s > 0, paired, math.log(2) - 0.5 * self.beta * gain_real)
         return paired - self.anchor * self.beta * gain_real

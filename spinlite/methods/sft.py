@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the control that self-play has to beat."""
+"""SFT (supervised fine-tuning): ordinary LoRA training. Self-play has to beat it."""
 
 from dataclasses import dataclass
 from typing import ClassVar

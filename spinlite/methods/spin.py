@@ -10,14 +10,14 @@ from spinlite.maths.losses import bounded, preference
 
 @dataclass(frozen=True)
 class SPIN:
-    """SPIN-Diffusion (Yuan et al. 2024, arXiv 2402.10210), approximate objective: beat the previous snapshot's samples.
+    """SPIN-Diffusion (Yuan et al. 2024, arXiv 2402.10210), approximate objective: real pictures against the opponent's own.
 
-    beta    the leash: a margin of 1/beta is worth a logit of 1 (mean squared errors, no factor 1/2). Larger: a round
-            moves less far
-    bound   a fake's error counts up to (1 + bound) x the opponent's
-    anchor  weight of a plain denoising term next to the preference, whose own weight on real is sigmoid(-logit) <= 1
+    beta    the leash: the larger, the less far a round moves. A margin of 1/beta gives a logit of 1 (mean squared errors,
+            without DPO's factor 1/2)
+    bound   the error on a fake counts up to (1 + bound) x the opponent's: there is no reward for making it even worse
+    anchor  weight of plain denoising beside the preference. The preference's own weight on real is sigmoid(-logit) <= 1
 
-    With bound = inf and anchor = 0 the loss is the paper's own.
+    With bound = inf and anchor = 0 the loss is the paper's.
     """
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
@@ -28,9 +28,9 @@ class SPIN:
     fakes: ClassVar[str] = "played"
 
     def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
-        """-log sigmoid(beta * margin) - anchor * beta * gain_real, (B,); log 2 where policy = opponent.
+        """-log sigmoid(beta * margin) - anchor * beta * gain_real, (B,); log 2 if policy = opponent.
 
-        The anchor is written on the gain, not on the error: the same gradient, and log 2 stays log 2.
+        The anchor uses the gain instead of the error: the gradient is the same, and the loss still begins at log 2.
         """
         gain_real = opponent_real - policy_real
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)

@@ -1,4 +1,4 @@
-"""SUDO: the fake is another real picture. No sampling; the control that asks whether the opponent matters at all."""
+"""SUDO: the fake is another real picture, so nothing is sampled. It shows whether the opponent matters at all."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,9 +12,9 @@ from spinlite.maths.losses import bounded, preference
 class SUDO:
     """SUDO (2025, arXiv 2504.14534): Diffusion-DPO against the picture of another caption, plus plain denoising.
 
-    beta   as in SPIN; the authors' 5000 has the factor 1/2
+    beta   as in SPIN; the authors' 5000 includes the factor 1/2
     bound  as in SPIN; the paper has none
-    mse    weight of the plain denoising error against the preference's: 1 in the paper (half and half)
+    mse    weight of the plain denoising error, the preference having 1; the paper weights both alike
     """
 
     beta: float = field(default=2500.0, metadata={"gt": 0})
@@ -25,7 +25,7 @@ class SUDO:
     fakes: ClassVar[str] = "shuffled"
 
     def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
-        """-log sigmoid(beta * margin) - mse * gain_real, (B,); log 2 where policy = opponent. Twice the paper's loss."""
+        """-log sigmoid(beta * margin) - mse * gain_real, (B,); log 2 if policy = opponent. Twice the paper's loss."""
         gain_real = opponent_real - policy_real
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)
         return preference(gain_real, gain_fake, self.beta) - self.mse * gain_real

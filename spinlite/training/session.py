@@ -36,17 +36,17 @@ T = TypeVar("T")
 class Session:
     """Everything that the rounds of a run share. `k` is the number of a round, from 1."""
 
-    run: Run
+    run: Run  # the run folder
     settings: Settings
-    family: Family
-    slots: Slots
+    family: Family  # the base model
+    slots: Slots  # the LoRAs in it: policy and opponent
     method: Method
-    encoded: Encoded
+    encoded: Encoded  # latents of the pictures and conditioning of the captions
     train: list[Record]
-    heldout: list[Record]
+    heldout: list[Record]  # never trained on
     device: Device
-    fallback: Fallback
-    watch: Watch
+    fallback: Fallback  # the memory settings of each phase
+    watch: Watch  # who is told how far the work is
 
     def title(self, k: int, phase: str) -> str:
         """The title of a phase of round k, for the progress bar."""
@@ -122,7 +122,7 @@ class Session:
         `who` makes them: "opponent" (the snapshot is loaded into its slot), "policy" (its slot holds the snapshot already)
         or "base". The noise of each picture is named by `names` and its record.
         """
-        settings = self._sampling(names)
+        settings = self._play_settings(names)
         store = self._store(snapshot if who != "base" else None, settings, names)
         if any(fake_key(r) not in store for r in records):
             if who == "opponent":
@@ -159,7 +159,7 @@ class Session:
         reader_of = {fake_key(r): made[snapshot] for snapshot, records in self.opponents(k).items() for r in records}
         return lambda records: _stack([reader_of[fake_key(r)]([r]) for r in records])
 
-    def _sampling(self, names: tuple[int | str, ...]) -> Play:
+    def _play_settings(self, names: tuple[int | str, ...]) -> Play:
         """The settings of [play]; for held-out pictures without path points, which only learning uses."""
         return self.settings.play.model_copy(update={"points": 0}) if names[0] == "heldout" else self.settings.play
 
