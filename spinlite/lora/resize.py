@@ -58,11 +58,11 @@ def resize(path: Path, rank: int, to: Path) -> ResizeReport:
 def _tensors(file: LoraFile, lora: Lora, dtype: torch.dtype) -> tuple[dict[str, Tensor], float | None]:
     """(tensors under their old keys, alpha). The new file has one alpha for all modules, or none (None) if the old has none."""
     if any("alpha" in parts for parts in file.parts.values()):
-        made, alpha = to_kohya(lora, str, dtype)
+        written, alpha = to_kohya(lora, str, dtype)
         ends = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
     else:
-        made, alpha, ends = to_diffusers(lora, dtype), None, {"down": "lora_A.weight", "up": "lora_B.weight"}
-    return {_key(file, name, part): made[f"{name}.{end}"] for name in lora for part, end in ends.items()}, alpha
+        written, alpha, ends = to_diffusers(lora, dtype), None, {"down": "lora_A.weight", "up": "lora_B.weight"}
+    return {_key(file, name, part): written[f"{name}.{end}"] for name in lora for part, end in ends.items()}, alpha
 
 
 def _key(file: LoraFile, name: str, part: str) -> str:

@@ -40,12 +40,12 @@ class Run:
         self.settings = settings
         self.state = self._read_state()
         self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # memory settings lowered when memory ran out
-        self._other_memory = False
+        self._memory_changed = False
         if self._settings_path.exists():
             kept = load_kept_settings(self._settings_path)
             refuse_changes(folder, kept, settings, bool(self.state.get("undone")))
-            self._other_memory = kept.memory != settings.memory
-            if self._other_memory:
+            self._memory_changed = kept.memory != settings.memory
+            if self._memory_changed:
                 self.lowered = []
             if self.state.get("undone") and changed_keys(kept, settings) & AFTER_GUARD:
                 self.state |= {"stopped": None, "exported": False}
@@ -61,7 +61,7 @@ class Run:
     def open(self) -> None:
         """Make the folder and write the settings. From then on other settings are refused.
 
-        Events that were journalled after the last `save` are removed: what they tell is done again.
+        Events that were journalled after the last `save` are removed, since that work is done again.
         """
         self._truncate(int(self.state.get("journal", 0)))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class Run:
     @property
     def levers(self) -> dict[str, Any] | None:
         """The memory settings that the run used last; None if it has not begun or [memory] was changed since."""
-        return None if self._other_memory or not self._levers_used else self._levers_used[-1]
+        return None if self._memory_changed or not self._levers_used else self._levers_used[-1]
 
     @property
     def _levers_used(self) -> list[dict[str, Any]]:
@@ -100,8 +100,8 @@ class Run:
 
     def snapshots_within(self, round_: int) -> list[SnapshotName]:
         """The snapshots that were taken within a round, in order."""
-        found = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
-        return [f"{round_}-{update}" for update in sorted(update_of(path.stem) for path in found)]
+        files = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
+        return [f"{round_}-{update}" for update in sorted(update_of(file.stem) for file in files)]
 
     def sheet_path(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"

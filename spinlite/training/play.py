@@ -125,7 +125,7 @@ def sample(
     both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond}
     captioned = {name: value.to(device) for name, value in cond.items()}
     x = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
-    whole = scheduler.config.num_train_timesteps
+    whole = scheduler.config.num_train_timesteps  # guidance_low and guidance_high are shares of it
     for i, timestep in enumerate(scheduler.timesteps):
         x_t = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         guided = settings.guidance > 1 and settings.guidance_low <= timestep.item() / whole <= settings.guidance_high

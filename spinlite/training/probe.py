@@ -29,9 +29,9 @@ def probe(session: Session, k: int, fakes: Fakes | None, paths: FakePaths | None
     rows = [(record, 0) for record in records[: session.settings.learn.batch]]
     batches = [
         make_batch(
-            session.family, session.encoded, [rows[i] for i in run], fakes, None, ("probe", k), session.settings.draw, paths
+            session.family, session.encoded, [rows[i] for i in group], fakes, None, ("probe", k), session.settings.draw, paths
         )
-        for run in group_by_shape([record.bucket for record, _ in rows], len(rows))
+        for group in group_by_shape([record.bucket for record, _ in rows], len(rows))
     ]
 
     def errors_with(names: list[str]) -> Errors:
@@ -55,9 +55,9 @@ def probe(session: Session, k: int, fakes: Fakes | None, paths: FakePaths | None
 @torch.no_grad()
 def _errors(session: Session, batches: Sequence[Batch], names: list[str], size: int) -> Errors:
     """The named errors of all samples; `size` of them go through the network together."""
-    every = (part for batch in batches for part in batch.parts(size))
-    parts = [{n: measure(session.family, session.slots, n, part) for n in names} for part in every]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts = [part for batch in batches for part in batch.parts(size)]
+    errors = [{name: measure(session.family, session.slots, name, part) for name in names} for part in parts]
+    return {name: torch.cat([of_part[name] for of_part in errors]) for name in names}
 
 
 def _probe_paths(session: Session, k: int, opponent: SnapshotName, errors_with: Callable[[list[str]], Errors]) -> None:

@@ -132,7 +132,7 @@ class Session:
                 self.fallback.run("play", len(records), lambda levers: play(
                     self.family, self.encoded, records, settings, levers.play_batch, store, progress, *names
                 ))  # fmt: skip
-        return lambda wanted: store.get([fake_key(r) for r in wanted])["x0"]
+        return lambda chosen: store.get([fake_key(r) for r in chosen])["x0"]
 
     def fake_paths(self, k: int) -> FakePaths | None:
         """The kept points of the sampling paths of round k's fakes, as a function of records; None if play.points = 0."""
@@ -192,7 +192,7 @@ def _stack(rows: Sequence[Any]) -> Any:
 
 
 def begin(session: Session) -> None:
-    """Make the run folder, with its first event and snapshot 0. On a resume, check that base and data are unchanged instead.
+    """Make the run folder, its first event and snapshot 0. A run that is continued is checked instead: has its input changed?
 
     Raises SpinliteError if the base model's files, the LoRA to start from, the pictures or the captions have changed.
     """
@@ -205,9 +205,9 @@ def begin(session: Session) -> None:
         "data": fingerprint([[r.key, r.lose_key, r.caption] for r in session.train + session.heldout]),
     }
     if not session.run.state:
-        about = {**session.settings.model_dump(), "train": len(session.train), "heldout": len(session.heldout)}
+        settings = {**session.settings.model_dump(), "train": len(session.train), "heldout": len(session.heldout)}
         tags = tag_counts(r.caption for r in session.train)
-        session.run.log("begin", **made_of, device=str(session.device), levers=levers, settings=about, tags=tags)
+        session.run.log("begin", **made_of, device=str(session.device), levers=levers, settings=settings, tags=tags)
         session.save_snapshot(0)
         session.run.save({}, round=1, update=0, stopped=None)
         return

@@ -74,7 +74,7 @@ def _step_part(
     names = required_errors(method)
     policy_names = [name for name in names if name.startswith("policy")]
 
-    graphs: Errors = {}  # the errors, those of the policy with the graph that leads back to its weights
+    graphs: Errors = {}  # the errors; a policy error still has the graph back to the weights
     for name in names:
         keep_graph = name in policy_names and (not one_graph or name == policy_names[-1])
         with torch.set_grad_enabled(keep_graph):
