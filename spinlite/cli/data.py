@@ -89,9 +89,9 @@ def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
     from spinlite.data.buckets import Grid
 
     if preset is None:
-        from spinlite.families.clip import tokenizer
+        from spinlite.families.clip import build_tokenizer
 
-        size, step, whose, reader = NATIVE, STEP, "the size of SDXL (--preset NAME: another)", tokenizer()
+        size, step, whose, reader = NATIVE, STEP, "the size of SDXL (--preset NAME: another)", build_tokenizer()
     else:
         from spinlite.families.load import load_tokenizer, size_and_step
 

@@ -1,4 +1,4 @@
-"""From a folder or data set of captioned pictures to checked records and their encoded store.
+"""From a folder or data set of captioned pictures to checked records, and to their latents and conditioning on disk.
 
-The door is `survey.survey` for records, `encoded.Encoded` for tensors.
+The entry points are `survey.survey` for records and `encoded.Encoded` for tensors.
 """

@@ -1,4 +1,4 @@
-"""Pictures that look alike though their files differ: scaled, compressed again, brightened a little, another frame."""
+"""Finds pictures that look alike although their files differ: resized, compressed again, brightened, the next frame."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,16 +7,16 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-FAR = 6  # of 64 bits that differ at the most: of the demo's 12,720 pairs one is as near, and it is two nearly equal faces
-TINT = 24  # levels (of 255) that the mean colours differ by at the most: the hash sees no colour
-PLAIN = 16  # levels within which a picture has no structure that could be compared
-REACH = 512  # pictures with an equal band that each is compared with, nearest first: by chance 200 of 100,000
+FAR = 6  # bits of 64 that may differ: among the demo's 12,720 pairs only one is as near, and it shows nearly equal faces
+TINT = 24  # levels (of 255) that the mean colours may differ by: the hash itself sees no colour
+PLAIN = 16  # levels: a picture with less contrast has no structure to compare
+REACH = 512  # pictures with the same band that each one is compared with; chance alone gives 200 in 100,000 pictures
 
 
 def fingerprint_look(image: Image.Image) -> str:
-    """22 hex digits: 16 of a picture's perceptual hash (DCT), 6 of its mean colour. "" of a plain one. RGB."""
-    if (every := min(image.size) // 256) > 1:  # ten times faster than to average all pixels, and as good
-        image = image.resize((image.width // every, image.height // every), Image.Resampling.NEAREST)
+    """RGB picture -> 22 hex digits: 16 of its perceptual hash (DCT), 6 of its mean colour. "" for a plain picture."""
+    if (stride := min(image.size) // 256) > 1:  # ten times faster than averaging all pixels, and as good
+        image = image.resize((image.width // stride, image.height // stride), Image.Resampling.NEAREST)
     small = image.reduce(max(1, min(image.size) // 64))
     darkest, brightest = small.convert("L").getextrema()
     if float(brightest) - float(darkest) < PLAIN:  # pyright: ignore[reportArgumentType]
@@ -25,12 +25,13 @@ def fingerprint_look(image: Image.Image) -> str:
 
 
 def find_alike(marks: Sequence[str]) -> dict[int, int]:
-    """Place of a picture -> the first place of one that looks like it, by `likeness`; of those that have an earlier one.
+    """Index of a picture -> index of the earliest picture that looks like it, for pictures with such an earlier one.
 
-    Hashes that differ in at most FAR bits are equal in one of FAR + 1 bands: only those with an equal band are compared.
+    `marks` are results of `fingerprint_look`. Hashes that differ in at most FAR bits are equal in at least one of FAR + 1
+    bands of bits, so only hashes with an equal band are compared.
     """
     seen: dict[str, int] = {}
-    found = {i: seen[mark] for i, mark in enumerate(marks) if mark and seen.setdefault(mark, i) != i}
+    same_mark = {i: seen[mark] for i, mark in enumerate(marks) if mark and seen.setdefault(mark, i) != i}
     hashes = np.array([int(mark[:16], 16) for mark in seen], dtype=np.uint64)
     tints = np.array([list(bytes.fromhex(mark[16:])) for mark in seen], dtype=np.int16).reshape(-1, 3)
     first = np.arange(len(seen))
@@ -50,4 +51,4 @@ def find_alike(marks: Sequence[str]) -> dict[int, int]:
             same = np.abs(tints[a] - tints[b]).max(1) <= TINT
             np.minimum.at(first, np.maximum(a, b)[same], np.minimum(a, b)[same])
     places = list(seen.values())
-    return found | {places[i]: places[j] for i, j in enumerate(first.tolist()) if i != j}
+    return same_mark | {places[i]: places[j] for i, j in enumerate(first.tolist()) if i != j}

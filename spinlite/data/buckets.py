@@ -1,6 +1,6 @@
-"""Which shape a picture is learned in: buckets of many aspect ratios, none with more pixels than the model's own size.
+"""Aspect ratio buckets: the shape that each picture is trained in. None has more pixels than the model's own size.
 
-Sizes are (width, height) in pixels, of upright pictures.
+Sizes are (width, height) in pixels, after EXIF rotation.
 """
 
 import hashlib
@@ -14,27 +14,26 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """The buckets of a model: sides are multiples of `step`, from half of the model's own side to twice it."""
+    """The buckets of a model. Their sides are multiples of `step`, from half to twice the model's own side."""
 
     native: Size
     step: int
-    upscale: float = 1.5  # a picture is enlarged to this many times its sides at the most
-    many: bool = True  # or only the model's own size
+    upscale: float = 1.5  # how many times larger a picture's sides may be made, at most
+    many: bool = True  # False: only the model's own size
 
     def bucket(self, *sizes: Size) -> Size | None:
-        """The best shape for a picture; None where it is too small for any.
+        """The best bucket for a picture; None if it is too small for all of them.
 
-        The best has the greatest share of the picture that is kept x the square root of its own pixels: to cut away a tenth
-        is as bad as to learn it a tenth smaller. Of several pictures, which are to have one shape, the one that is cut most
-        decides.
+        The best has the largest (share of the picture that the crop keeps) x sqrt(pixels of the bucket): cropping a tenth away
+        is as bad as training a tenth smaller. Several pictures get one shape; the one that loses most decides.
         """
         return _bucket(self, sizes)
 
     def refusal(self, *sizes: Size) -> str:
-        """Why such pictures have no bucket, in words."""
+        """Why pictures of these sizes have no bucket, in words."""
         small = min(sizes, key=lambda size: min(size[0] / self.least[0], size[1] / self.least[1]))
         needed = " x ".join(str(math.ceil(side / self.upscale)) for side in self.least)
-        return f"too small: {small[0]} x {small[1]} px, where {needed} is the least (data.upscale = {self.upscale:g})"
+        return f"too small: {small[0]} x {small[1]} px, at least {needed} is needed (data.upscale = {self.upscale:g})"
 
     @property
     def least(self) -> Size:
@@ -42,7 +41,7 @@ class Grid:
         return (_sides(self.native[0], self.step)[0], _sides(self.native[1], self.step)[0]) if self.many else self.native
 
     def shapes(self, widest: float, highest: float) -> list[Size]:
-        """The buckets within these sides."""
+        """All buckets that are at most this wide and this high, in px."""
         if not self.many:
             return [self.native] if widest >= self.native[0] and highest >= self.native[1] else []
         pixels = self.native[0] * self.native[1]
@@ -55,18 +54,18 @@ class Grid:
 
 
 def kept_share(size: Size, bucket: Size) -> float:
-    """The share of a picture that is left when it is cut to a bucket's aspect ratio."""
+    """The share of a picture (0 to 1) that remains when it is cropped to a bucket's aspect ratio."""
     across, down = size[0] * bucket[1], size[1] * bucket[0]
     return min(across, down) / max(across, down)
 
 
 def fill_scale(size: Size, bucket: Size) -> float:
-    """What a picture's sides are multiplied with to fill a bucket."""
+    """The factor that a picture's sides are multiplied by to fill a bucket."""
     return max(bucket[0] / size[0], bucket[1] / size[1])
 
 
 def crop_centre(key: str, crop: str) -> tuple[float, float]:
-    """Where the cut lies, from 0 (left, top) to 1 (right, bottom): a function of the picture's key where `crop` is "random"."""
+    """Where the crop lies, from 0 (left, top) to 1 (right, bottom). With `crop` "random" the picture's key decides."""
     if crop == "centre":
         return 0.5, 0.5
     digest = hashlib.sha256(f"crop {key}".encode()).digest()
@@ -75,7 +74,7 @@ def crop_centre(key: str, crop: str) -> tuple[float, float]:
 
 @cache
 def _sides(own: int, step: int) -> list[int]:
-    """From half to twice the model's own side, which is one of them even where the step does not divide it."""
+    """Sides from half to twice the model's own side, which is included even if the step does not divide it."""
     return sorted({own, *range(max(1, math.ceil(own / 2 / step)) * step, 2 * own + 1, step)})
 
 

@@ -1,4 +1,4 @@
-"""Records as the network takes them."""
+"""Encodes pictures and captions once, and keeps the latents and conditioning on disk."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture in a shape, of which are wanted what it is like and its mirror image, or one of them."""
+    """A picture in a shape, to be encoded as it is (flip False), mirrored (flip True), or both."""
 
     path: Path
     key: str
@@ -31,13 +31,13 @@ class Item:
     flips: tuple[bool, ...]
 
     def names(self) -> list[str]:
-        """What they are kept under."""
+        """The names that its latents are kept under, one for each flip."""
         return [_name(self.key, self.shape, flip) for flip in self.flips]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An item on its way to the encoder: by name what is to be encoded, or why there is nothing."""
+    """An item on its way to the encoder: pictures by name, or why there are none."""
 
     item: Item
     pictures: dict[str, Picture]
@@ -46,27 +46,27 @@ class Loaded:
 
 
 class Encoded:
-    """Records as the network takes them: latents and conditioning, in stores, made where they are missing.
+    """Latents and conditioning of records, kept in stores on disk; what is missing there is encoded.
 
-    A picture is kept under the hash of the very bytes that were encoded, its shape and whether it is mirrored, in a store named
-    by the VAE and by what was done to the pixels; a caption under its own hash, in one named by the text encoders.
+    A picture is kept under the hash of its file's bytes, its shape and whether it is mirrored, in a store named by the VAE and
+    the settings for pixels. A caption is kept under its own hash, in a store named by the text encoders.
 
     faults:  why pictures could not be encoded, by their keys; `usable` leaves their records out
-    changed: the names of files that are no longer what their records say; they are to be looked at again
+    changed: names of files that changed since their records were made; the folder has to be read again
     """
 
     def __init__(
         self, family: Family, records: Sequence[Record], cache: Path, batch: int, progress: Progress,
         settings: Data | None = None, others: Sequence[Record] = (),
     ) -> None:  # fmt: skip
-        """Encode what is missing, `batch` at once: also the pictures of `others`, whose bucket need not be their own.
+        """Encode what is missing, `batch` pictures at a time; the pictures of `others` too, which may have another's bucket.
 
-        Raises SpinliteError where more than the share `max_unusable` of the pictures can't be encoded. What has been is kept.
+        Raises SpinliteError if more than the share `max_unusable` of the pictures can't be encoded; the rest stays on disk.
         """
         self._settings = settings = settings or Data()
         self.flip, self._own = settings.flip, family.size
-        how = [settings.background, settings.crop, settings.latents]
-        self._pictures = Store(cache / "real" / fingerprint(family.picture_hash, how))
+        rules = [settings.background, settings.crop, settings.latents]
+        self._pictures = Store(cache / "real" / fingerprint(family.picture_hash, rules))
         self._prompts = Store(cache / "prompt" / fingerprint(family.caption_hash))
         self.faults: dict[str, str] = {}
         self.changed: list[str] = []
@@ -76,32 +76,32 @@ class Encoded:
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
         done, total = 0, len(missing) + len(prompts)
 
-        def more(count: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
             done += count
             progress(done, total)
 
-        self._encode(family, missing, len({item.key for item in items.values()}), batch, more)
+        self._encode(family, missing, len({item.key for item in items.values()}), batch, advance)
         with self._prompts:
             for chunk in chunks(prompts, batch):
                 self._prompts.add([key for key, _ in chunk], family.encode_captions([text for _, text in chunk]))
-                more(len(chunk))
+                advance(len(chunk))
         family.free()
 
     def usable(self, records: Sequence[Record]) -> list[Record]:
-        """Those whose pictures are here."""
+        """The records with encoded pictures."""
         return [r for r in records if not any(self._missing(item).flips for item in self._items(r))]
 
     def real(self, records: Sequence[Record], like: Sequence[Record] | None = None) -> Tensor:
-        """Their latents, (B, ...), in their own shape or in that of others."""
+        """Latents of the records' pictures, (B, ...), in their own shape, or in the shapes of the records `like`."""
         return self._get([r.key for r in records], like or records)["x0"]
 
     def rejected(self, records: Sequence[Record]) -> Tensor:
-        """The latents of the pictures they were preferred to, (B, ...)."""
+        """Latents of the rejected pictures of pairs, (B, ...)."""
         return self._get([r.lose_key for r in records], records)["x0"]
 
     def cond(self, records: Sequence[Record], dropped: Sequence[bool] | None = None) -> Cond:
-        """Their conditioning; where `dropped`, that of the empty caption."""
+        """Conditioning of the records; where `dropped` is true, with the empty caption in place of their own."""
         flags = dropped or [False] * len(records)
         texts = ["" if flag else r.caption for r, flag in zip(records, flags, strict=True)]
         picture = self._get([r.key for r in records], records)
@@ -118,10 +118,10 @@ class Encoded:
                 yield Item(path, key, record.bucket or self._own, (False, True)[: 1 + self.flip])
 
     def _missing(self, item: Item) -> Item:
-        """The item with what of it is not here yet."""
+        """The item with only those flips that are not encoded yet."""
         return replace(item, flips=tuple(f for f, n in zip(item.flips, item.names(), strict=True) if n not in self._pictures))
 
-    def _encode(self, family: Family, missing: Sequence[Item], whole: int, batch: int, more: Callable[[int], None]) -> None:
+    def _encode(self, family: Family, missing: Sequence[Item], total: int, batch: int, advance: Callable[[int], None]) -> None:
         """Threads decode while the family encodes; pictures of one shape go together."""
         order = [missing[i] for run in group_by_shape([item.shape for item in missing], len(missing)) for i in run]
         waiting: list[tuple[Item, str, Picture]] = []
@@ -131,16 +131,16 @@ class Encoded:
                 if loaded.changed:
                     self.changed.append(item.path.name)
                 elif loaded.fault:
-                    self._fault(item, loaded.fault, whole)
+                    self._fault(item, loaded.fault, total)
                 waiting += [(item, name, picture) for name, picture in loaded.pictures.items()]
                 last = place == len(order) or order[place].shape != item.shape
                 while len(waiting) >= batch or (last and waiting):
-                    self._add(family, waiting[:batch], whole)
+                    self._add(family, waiting[:batch], total)
                     waiting = waiting[batch:]
-                more(1)
+                advance(1)
 
     def _load(self, item: Item) -> Loaded:
-        """In a thread: what of an item is to be encoded, if its file is what it was."""
+        """In a thread: read and crop a picture, unless its file has changed."""
         try:
             content = read_bytes(item.path)
             if fingerprint_bytes(content) != item.key:
@@ -152,28 +152,28 @@ class Encoded:
         both = {False: picture, True: mirror(picture)}
         return Loaded(item, {name: both[flip] for name, flip in zip(item.names(), item.flips, strict=True)})
 
-    def _add(self, family: Family, some: Sequence[tuple[Item, str, Picture]], whole: int) -> None:
-        """Encode pictures of one shape, and keep those that are numbers."""
+    def _add(self, family: Family, some: Sequence[tuple[Item, str, Picture]], total: int) -> None:
+        """Encode pictures of one shape, and keep the results without NaN."""
         names = [name for _, name, _ in some]
-        found = family.encode_pictures([picture for *_, picture in some], names if self._settings.latents == "sample" else None)
-        fine = [bool(torch.isfinite(row).all()) for row in found["x0"]]
-        kept = torch.tensor(fine)
-        self._pictures.add([name for name, ok in zip(names, fine, strict=True) if ok], {k: v[kept] for k, v in found.items()})
-        for (item, *_), ok in zip(some, fine, strict=True):
+        rows = family.encode_pictures([picture for *_, picture in some], names if self._settings.latents == "sample" else None)
+        finite = [bool(torch.isfinite(row).all()) for row in rows["x0"]]
+        kept = torch.tensor(finite)
+        self._pictures.add([name for name, ok in zip(names, finite, strict=True) if ok], {k: v[kept] for k, v in rows.items()})
+        for (item, *_), ok in zip(some, finite, strict=True):
             if not ok:
-                self._fault(item, "encodes to NaN (the VAE overflows: set model.vae to another of the same kind)", whole)
+                self._fault(item, "encodes to NaN (the VAE overflows: set model.vae to another of the same kind)", total)
 
-    def _fault(self, item: Item, why: str, whole: int) -> None:
+    def _fault(self, item: Item, why: str, total: int) -> None:
         self.faults.setdefault(item.key, f"{item.path.name}: {why}")
-        if len(self.faults) > self._settings.max_unusable * whole:
+        if len(self.faults) > self._settings.max_unusable * total:
             raise SpinliteError(
-                f"{len(self.faults)} of {whole} pictures can't be encoded: {list_names(list(self.faults.values()))}",
-                fix="mend or remove them, or raise data.max_unusable",
+                f"{len(self.faults)} of {total} pictures can't be encoded: {list_names(list(self.faults.values()))}",
+                fix="fix or remove them, or raise data.max_unusable",
             )
 
 
 def group_by_shape(shapes: Sequence[object], most: int) -> list[list[int]]:
-    """Places of equal shapes, `most` of them at once, in the order in which the shapes are first met."""
+    """Indices in groups of one shape, at most `most` in each; shapes come in the order in which they first appear."""
     groups: dict[object, list[int]] = {}
     for place, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(place)
@@ -181,7 +181,7 @@ def group_by_shape(shapes: Sequence[object], most: int) -> list[list[int]]:
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Runs of at most `size` items, in order."""
+    """The items in order, in parts of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -1,4 +1,4 @@
-"""What is known of pictures and captions: entries as they are found, records as they are used, the survey of all."""
+"""Entries (pictures as they are found), records (pictures as they are trained on), and the survey of both."""
 
 import math
 from collections import Counter
@@ -14,23 +14,23 @@ from spinlite.errors import SpinliteError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A picture as a source lists it, before it is opened. `name` is for people; `weight` says how often it is shown."""
+    """A picture as a source lists it, before it is opened. `name` is for messages; `weight` says how often it is shown."""
 
     path: Path
     name: str
-    captions: tuple[str, ...]  # none where it has none
-    origin: str  # what they were read from
+    captions: tuple[str, ...]  # empty if it has none
+    origin: str  # what the captions were read from
     weight: Fraction
-    lose: Path | None = None
+    lose: Path | None = None  # the rejected picture of a pair
     fault: str = ""  # why its caption can't be read
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture with one caption; `lose` is the picture that it was preferred to, where pairs are given.
+    """One picture with one caption; `lose` is the rejected picture of a pair.
 
     A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch. `bucket` is the shape that it is
-    learned in, (width, height) in px; none: the model's own size. `flip`: shown mirrored.
+    trained in, (width, height) in px; None: the model's own size. `flip`: shown mirrored.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class EpochSlot:
-    """One place in an epoch: a picture, of whose variants (captions) another is shown each time. It is there `of` times.
+    """The `nth` of the `of` times that an epoch shows a picture. Each time another of its variants (captions) is shown.
 
     With `flip` it is mirrored every other time.
     """
@@ -56,7 +56,7 @@ class EpochSlot:
     flip: bool = False
 
     def at(self, epoch: int) -> tuple[Record, int]:
-        """What is shown in an epoch, and how often that picture was shown before."""
+        """(the record to show in this epoch, how often its picture was shown before)."""
         turn = epoch * self.of + self.nth
         again, variant = divmod(turn, len(self.variants))
         shown = self.variants[variant]
@@ -65,7 +65,7 @@ class EpochSlot:
 
 
 def epoch_slots(records: Sequence[Record], flip: bool = False) -> list[EpochSlot]:
-    """The places of an epoch: a picture has as many as it has repeats, however many captions it has."""
+    """The slots of an epoch: as many for a picture as it has repeats, however many captions it has."""
     pictures: dict[tuple[str, str], list[Record]] = {}
     for r in records:
         pictures.setdefault((r.key, r.lose_key), []).append(r)
@@ -74,39 +74,39 @@ def epoch_slots(records: Sequence[Record], flip: bool = False) -> list[EpochSlot
 
 
 def other_pictures(records: Sequence[Record]) -> dict[str, Record]:
-    """For each picture that is alone in its shape, by its key, another picture; cut to that shape it can stand beside it."""
+    """Key of a picture that is alone in its bucket -> another picture to pair it with, to be cropped to that bucket."""
     pictures = list({r.key: r for r in records}.values())
     counts = Counter(r.bucket for r in pictures)
     return {r.key: replace(pictures[i - 1], bucket=r.bucket) for i, r in enumerate(pictures) if counts[r.bucket] == 1}
 
 
 def whole_numbers(weights: Sequence[Fraction]) -> list[int]:
-    """The smallest whole numbers that stand to each other as these weights do."""
-    over = math.lcm(*(w.denominator for w in weights))
-    counts = [int(w * over) for w in weights]
-    most = math.gcd(*counts)
-    return [count // most for count in counts]
+    """The smallest whole numbers with the same ratios as these weights."""
+    denominator = math.lcm(*(w.denominator for w in weights))
+    counts = [int(w * denominator) for w in weights]
+    divisor = math.gcd(*counts)
+    return [count // divisor for count in counts]
 
 
 @dataclass
 class Survey:
-    """What the sources hold, as understood: what will be used, and by name what will not and why."""
+    """What the sources hold: the records that will be used, and the files that will not be used, with reasons."""
 
     listed: int = 0  # pictures (or pairs) that the sources hold
     train: list[Record] = field(default_factory=list)
     heldout: list[Record] = field(default_factory=list)
-    origins: Counter[str] = field(default_factory=Counter)  # what captions were read from -> of how many pictures
+    origins: Counter[str] = field(default_factory=Counter)  # what captions were read from -> number of pictures
     uncaptioned: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)  # captions without a picture
     unusable: list[str] = field(default_factory=list)
-    looks: dict[Path, Look] = field(default_factory=dict)  # what was seen in every picture
-    stop: SpinliteError | None = None  # why a run would not start with this
-    unused: dict[str, list[str]] = field(default_factory=dict)  # why else files are not used -> their names
-    noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> the files it was seen in
-    names: dict[Path, str] = field(default_factory=dict)  # of every picture that was found, for people
+    looks: dict[Path, Look] = field(default_factory=dict)  # a look at every picture
+    stop: SpinliteError | None = None  # why a run would refuse to start with this
+    unused: dict[str, list[str]] = field(default_factory=dict)  # another reason why files are not used -> their names
+    noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> in which files
+    names: dict[Path, str] = field(default_factory=dict)  # of every listed picture, for messages
 
     def note(self, what: str, name: str) -> None:
-        """Remember that `what` holds for a file."""
+        """Remember that `what` is true of a file."""
         self.noted.setdefault(what, []).append(name)
 
     def leave_out(self, why: str, name: str) -> None:
@@ -115,7 +115,7 @@ class Survey:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each thing noted: how often, and where."""
+        """A line for each kind of note: how often, and in which files."""
         return [f"{len(names)} {what}: {list_names(names)}" for what, names in (*self.noted.items(), *self.unused.items())]
 
 
@@ -126,5 +126,5 @@ def list_names(names: Sequence[str], most: int = 5) -> str:
 
 
 def printable(name: str) -> str:
-    """A name as it can be shown: what is no printable character (escape codes, bytes that are not UTF-8) is spelt out."""
+    """A name that is safe to print: escape codes and bytes that are not UTF-8 are spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)

@@ -1,4 +1,4 @@
-"""The sources of a preset -> entries."""
+"""The sources in [data] -> entries."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -12,28 +12,28 @@ from spinlite.data.looks import Progress
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
 
-NO_CAPTION = ("", "file name", "data.caption")  # where the caption is from, of a picture that had none
+NO_CAPTION = ("", "file name", "data.caption")  # origins of captions for pictures that had none of their own
 
 
 def list_entries(
     settings: Data, pairs: bool, found: Survey, cache: Path, progress: Progress = lambda done, of: None
 ) -> list[Entry]:
-    """Every picture of every source; with `pairs`, every pair. Raises SpinliteError where a source is not there.
+    """Every picture of every source; with `pairs`, every pair. Pictures of data sets are saved in `cache`.
 
-    The pictures of data sets are laid down in `cache`.
+    Raises SpinliteError if a source does not exist, or its settings contradict.
     """
     sources = sources_of(settings)
     if not sources:
-        raise SpinliteError("no pictures to learn from are named", fix="add --data FOLDER (name.png + name.txt)")
+        raise SpinliteError("no pictures to train on were given", fix="add --data FOLDER (name.png + name.txt)")
     every = []
     for source in sources:
-        _checked(source)
+        _check(source)
         under = f"{Path(_place(source)).name}/" if len(sources) > 1 else ""
         if source.dataset is not None:
             listed = list_dataset(source, found, pairs, cache, progress, under)
         else:
             listed = (list_pairs if pairs else list_folder)(_folder(source), source, found, under)
-        every += [_captioned(entry, source, found) for entry in listed]
+        every += [_complete(entry, source, found) for entry in listed]
     return every
 
 
@@ -43,7 +43,7 @@ def sources_of(settings: Data) -> list[Source]:
 
 
 def describe_sources(settings: Data) -> str:
-    """The sources, for people."""
+    """The sources in words."""
     return " and ".join(map(_place, sources_of(settings)))
 
 
@@ -51,17 +51,19 @@ def _place(source: Source) -> str:
     return str(source.dataset if source.folder is None else source.folder)
 
 
-def _checked(source: Source) -> None:
-    """Raises SpinliteError where a source's settings make no sense together."""
+def _check(source: Source) -> None:
+    """Raises SpinliteError if a source's settings contradict."""
     if source.folder is None and source.dataset is None:
-        raise SpinliteError("a [[data.sources]] names no folder", fix='add folder = "FOLDER" or dataset = "ID" to it')
+        problem = "a [[data.sources]] has neither folder nor dataset"
+        raise SpinliteError(problem, fix='add folder = "FOLDER" or dataset = "ID" to it')
     if source.folder is not None and source.dataset is not None:
         problem = f"one source is both the folder {source.folder} and the data set {source.dataset}"
         raise SpinliteError(problem, fix="remove one, or make it a [[data.sources]] of its own")
     if source.uncaptioned == "fixed" and not source.caption.strip():
-        raise SpinliteError('data.uncaptioned = "fixed" needs a caption', fix='set data.caption = "a photo", or the like')
+        raise SpinliteError('data.uncaptioned = "fixed" needs a caption', fix='set data.caption, e.g. to "a photo"')
     if source.uncaptioned == "name" and source.dataset is not None:
-        raise SpinliteError("rows of a data set have no names to be captions", fix='set data.uncaptioned = "fixed" or "skip"')
+        problem = "rows of a data set have no file names to use as captions"
+        raise SpinliteError(problem, fix='set data.uncaptioned = "fixed" or "skip"')
 
 
 def _folder(source: Source) -> Path:
@@ -72,8 +74,8 @@ def _folder(source: Source) -> Path:
     return folder
 
 
-def _captioned(entry: Entry, source: Source, found: Survey) -> Entry:
-    """The entry with its source's weight, its rule for missing captions and its trigger."""
+def _complete(entry: Entry, source: Source, found: Survey) -> Entry:
+    """Give an entry its source's weight and trigger, and a caption if it has none and the source has a rule for that."""
     captions, origin, fault = entry.captions, entry.origin, entry.fault
     if not captions and not fault:
         match source.uncaptioned:
@@ -89,6 +91,6 @@ def _captioned(entry: Entry, source: Source, found: Survey) -> Entry:
 
 
 def _name_as_caption(path: Path) -> str:
-    """The words of a file name; none where it is not UTF-8."""
+    """The words of a file name; "" if it is not UTF-8."""
     text = " ".join(path.stem.replace("_", " ").split())
     return text if text.encode(errors="replace").decode() == text else ""

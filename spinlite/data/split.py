@@ -1,4 +1,4 @@
-"""Which records are held out."""
+"""Chooses the pictures that are held out: never trained on, only judged with."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from spinlite.data.records import Record
 
 
 def split(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """(train, held-out) by a hash of the caption: a caption is on one side only, also when others come or go.
+    """(train, held-out) by a hash of the caption, so that adding or removing pictures hardly moves others to the other side.
 
-    So is a picture: captions that share one stay together, on the side of the lowest hash among them. Where captions
-    hardly differ (a trigger word alone), pictures are split instead. Neither side is empty.
+    A caption is on one side only, and so is a picture: captions that share a picture stay together, on the side of the lowest
+    hash among them. If captions hardly differ (a trigger word alone), pictures are split instead. Neither side is empty.
     """
-    names = _joined(records) if len({r.caption for r in records}) > len(records) / 2 else []
+    names = _group_captions(records) if len({r.caption for r in records}) > len(records) / 2 else []
     if len(set(names)) < 2:
         names = [r.key + r.lose_key for r in records]
     ranks = {name: _rank(name) for name in names}
@@ -28,19 +28,19 @@ def _rank(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def _joined(records: Sequence[Record]) -> list[str]:
-    """For each record the lowest-ranked of the captions that are connected with its own by pictures they share."""
-    above: dict[str, str] = {}  # caption -> one of a lower rank in the same group, or itself
+def _group_captions(records: Sequence[Record]) -> list[str]:
+    """For each record, the lowest-ranked caption among those that are linked to its own by shared pictures."""
+    parent: dict[str, str] = {}  # caption -> one of a lower rank in the same group, or itself
 
     def lowest(caption: str) -> str:
-        while above.setdefault(caption, caption) != caption:
-            above[caption] = above[above[caption]]
-            caption = above[caption]
+        while parent.setdefault(caption, caption) != caption:
+            parent[caption] = parent[parent[caption]]
+            caption = parent[caption]
         return caption
 
     first: dict[str, str] = {}  # picture -> the caption it was first seen with
     for r in records:
         for key in filter(None, (r.key, r.lose_key)):
             a, b = sorted((lowest(r.caption), lowest(first.setdefault(key, r.caption))), key=_rank)
-            above[b] = a
+            parent[b] = a
     return [lowest(r.caption) for r in records]

@@ -1,4 +1,4 @@
-"""Sources -> checked records: what will be used, and by name what will not and why."""
+"""Sources -> checked records, and a list of the files that will not be used, with reasons."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +15,19 @@ from spinlite.data.split import split
 from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint
 
-CACHE = Path("runs") / "cache"  # where no other is given
+CACHE = Path("runs") / "cache"  # if no other is given
 
 
 def survey(
     settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None,
     grid: Grid | None = None,
 ) -> Survey:  # fmt: skip
-    """Read and check every picture and caption of the sources, and set the held-out share apart.
+    """Read and check every picture and caption of the sources, and set the held-out pictures apart.
 
-    With `pairs` a folder holds `win/` and `lose/`, with the same file names; captions lie beside the winners. What was
-    seen is kept in the folder `cache`, so that the next survey reads only what has changed. With a model's `grid` records are
-    given their bucket, and pictures that are too small for any are unusable.
-    Raises SpinliteError where there is nothing to train on, or too much is unusable.
+    With `pairs` a folder has `win/` and `lose/` with the same file names; captions lie beside the winners. Results are kept in
+    the folder `cache`, so that the next survey reads only files that changed. With a model's `grid` each record gets its
+    bucket, and pictures that are too small for all buckets count as unusable.
+    Raises SpinliteError if there is nothing to train on, or too much is unusable.
     """
     found = examine(settings, pairs, cache, progress, grid)
     if found.stop:
@@ -39,14 +39,15 @@ def examine(
     settings: Data, pairs: bool = False, cache: Path | None = None, progress: Progress = lambda done, of: None,
     grid: Grid | None = None, headers: bool = False,
 ) -> Survey:  # fmt: skip
-    """The same, with what would stop a run in `stop`. With `headers` no picture is decoded, and keys are not of contents.
+    """Like `survey`, but an error that would stop a run is returned in `Survey.stop`.
 
-    Raises SpinliteError where a source is not there or its settings make no sense.
+    With `headers` only headers are read: no picture is decoded, and only duplicates have a hash of the contents as their key.
+    Raises SpinliteError if a source does not exist or its settings contradict.
     """
     try:
         ImageColor.getrgb(settings.background)
     except ValueError:
-        problem = f"data.background = {settings.background!r} is no colour"
+        problem = f"data.background = {settings.background!r} is not a colour"
         raise SpinliteError(problem, fix='set it to a name or #rrggbb, such as "white"') from None
     found = Survey()
     every = list_entries(settings, pairs, found, cache or CACHE, progress)
@@ -60,16 +61,16 @@ def examine(
         found.looks = decode_all(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
     read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
-    records = _once(read, found)
+    records = _remove_duplicates(read, found)
     _note_alike(every, found)
-    found.stop = _stop(settings, len(every), records, found)
+    found.stop = _reason_to_stop(settings, len(every), records, found)
     if len({(r.key, r.lose_key) for r in records}) > 1:
         found.train, found.heldout = split(records, settings.heldout)
     return found
 
 
-def _stop(settings: Data, count: int, records: Sequence[Record], found: Survey) -> SpinliteError | None:
-    """Why a run would not start with this, if it would not."""
+def _reason_to_stop(settings: Data, count: int, records: Sequence[Record], found: Survey) -> SpinliteError | None:
+    """The error that keeps a run from starting with these records; None if it may start."""
     place = describe_sources(settings)
     if found.uncaptioned and any(source.uncaptioned == "error" for source in sources_of(settings)):
         return SpinliteError(
@@ -79,20 +80,20 @@ def _stop(settings: Data, count: int, records: Sequence[Record], found: Survey) 
     if len(found.unusable) > settings.max_unusable * max(count, 1):
         return SpinliteError(
             f"{len(found.unusable)} of {count} files in {place} can't be used: {list_names(found.unusable)}",
-            fix="mend or remove them, or raise data.max_unusable",
+            fix="fix or remove them, or raise data.max_unusable",
         )
     usable = len({(r.key, r.lose_key) for r in records})
     if usable < 2:
         seen = "".join(f"; {note}" for note in found.notes[:1])
         return SpinliteError(
-            f"{place} holds {count} pictures, of which {usable} can be used with a caption; 2 is the least{seen}",
+            f"{place} has {count} pictures, but only {usable} can be used with a caption; at least 2 are needed{seen}",
             fix='put pictures with captions there (name.png + name.txt), or set data.uncaptioned = "name"',
         )
     return None
 
 
 def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> list[Record]:
-    """A record for each caption of a picture, if all of it can be read."""
+    """A record for each caption of a picture; none if the picture or its caption can't be used."""
     files = {entry.name: entry.path} | ({f"lose/{entry.name}": entry.lose} if entry.lose else {})
     looks = [(name, found.looks[path]) for name, path in files.items()]
     for name, look in looks:
@@ -121,16 +122,16 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> li
 
 
 def _note_alike(every: Sequence[Entry], found: Survey) -> None:
-    """Pictures that look like an earlier one are used all the same, and named."""
-    first = {found.looks[entry.path].key: entry for entry in reversed(every)}  # not those that are the same file
+    """Note pictures that look like an earlier one; they are used all the same."""
+    first = {found.looks[entry.path].key: entry for entry in reversed(every)}  # without copies of one file
     pictures = sorted(first.values(), key=lambda entry: entry.name)
     like = find_alike([found.looks[entry.path].mark for entry in pictures])
     for i, j in sorted(like.items()):
-        found.note("much like another picture, used all the same", f"{pictures[i].name} (like {pictures[j].name})")
+        found.note("nearly the same as another picture, used all the same", f"{pictures[i].name} (like {pictures[j].name})")
 
 
-def _once(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
-    """Records without repeated ones; a picture that is there twice with other captions is shown with each in turn."""
+def _remove_duplicates(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
+    """Leave out repeated records; a picture that exists twice with different captions is shown with each in turn."""
     first: dict[tuple[str, str], str] = {}
     kept: dict[tuple[str, str, str], Record] = {}
     for name, r in read:
@@ -138,7 +139,7 @@ def _once(read: Sequence[tuple[str, Record]], found: Survey) -> list[Record]:
         same = kept.setdefault((r.key, r.lose_key, r.caption), r)
         if original != name:
             if same is r:
-                found.note("the same as another picture, with another caption: shown with each in turn", name)
+                found.note("the same as another picture with another caption: shown with each caption in turn", name)
             else:
                 found.leave_out("the same as another picture, left out", name)
     return list(kept.values())

@@ -176,9 +176,9 @@ def _layout(modules: list[Module]) -> str:
 
 
 def _part(module: Module) -> str:
-    if module.name is None and not module.text:
+    if module.name is None and not module.is_text_encoder:
         return "unknown"
-    if not module.text:
+    if not module.is_text_encoder:
         return "UNet"
     return "text encoder 2" if (module.name or module.key).startswith(("text_encoder_2", "lora_te2")) else "text encoder"
 

@@ -151,7 +151,7 @@ def _changed_tensor(weight: Tensor, spots: list[tuple[Place, Pair]]) -> Tensor:
         return weight
     weight = weight.to(torch.float32, copy=True)
     for place, pair in spots:
-        rows = place.of(weight)
+        rows = place.rows_of(weight)
         rows += pair.change.view(rows.shape)
     return weight
 

@@ -1,4 +1,4 @@
-"""Kinds of base models, one file each: how one encodes, denoises, decodes and names its weights.
+"""One file for each kind of base model: how it encodes, denoises, decodes and names its weights.
 
-The door is `load.load_family`; `family.Family` says what a kind must do.
+The entry point is `load.load_family`; `family.Family` lists what each kind must do.
 """

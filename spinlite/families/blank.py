@@ -1,4 +1,4 @@
-"""Base models of real size with random weights: to plan and to measure before anything is downloaded."""
+"""Base models of real size with random weights, to plan and measure a run before anything is downloaded."""
 
 import json
 import math
@@ -15,23 +15,23 @@ from spinlite.families.single_file import CONFIGS, FOLDERS, load_padded_tokenize
 from spinlite.runs.store import fingerprint
 
 BLANK = "blank:"
-KNOWN: dict[str, Kind] = {  # hub ids whose size is known before they are here
+KNOWN: dict[str, Kind] = {  # hub ids of a known kind: nothing is fetched to plan with them
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
 }
-NOISE = 2**20  # random numbers that all weights are made of
+NOISE = 2**20  # random numbers, repeated to fill every weight
 
 
 class Blank(Checkpoint):
-    """`blank:sd1`, `blank:sd2` or `blank:sdxl`; or `blank:` and a base that is here, for its shapes without its weights.
+    """`blank:sd1`, `blank:sd2` or `blank:sdxl`; or `blank:` and another base, to take its shapes without its weights.
 
-    Normal weights of deviation 1 / sqrt(inputs), norms of 1, biases of 0. Inside `with torch.device("meta")` they take none.
+    Weights are normal with deviation 1 / sqrt(inputs), norms are 1, biases are 0. On torch's meta device they take no memory.
     """
 
     def __init__(self, base: str, shapes: Checkpoint | None = None) -> None:
-        """`base` is a kind, or the name of the checkpoint with the `shapes`."""
-        self.name, self._of = BLANK + base, shapes
+        """`base` is a kind, or the name of the checkpoint that gives the `shapes`."""
+        self.name, self._shapes = BLANK + base, shapes
         if shapes:
             self.kind, self.predictions, self.zero_snr = shapes.kind, shapes.predictions, shapes.zero_snr
         else:
@@ -42,24 +42,24 @@ class Blank(Checkpoint):
             self.predictions = {self.name: "v"}
 
     def config(self, part: str) -> dict[str, Any]:
-        if self._of:
-            return self._of.config(part)
+        if self._shapes:
+            return self._shapes.config(part)
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            return self._of.load(part, dtype) if self._of else load_padded_tokenizer(self.kind, part)
+            return self._shapes.load(part, dtype) if self._shapes else load_padded_tokenizer(self.kind, part)
         kind, config = CLASSES[part], self.config(part)
         with init_empty_weights(include_buffers=False):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
-        return _filled(model, dtype)
+        return _fill_weights(model, dtype)
 
     def fingerprint(self, *parts: str) -> str:
         return fingerprint(self.name)
 
 
-def _filled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _fill_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):
@@ -74,16 +74,16 @@ def _filled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def with_random_weights(model: Model) -> Model:
-    """The model with random weights instead of its base's, for a base that need not be here.
+    """The same model settings with random weights, so that the base itself need not be downloaded.
 
-    A kind is read from what is here, from the known hub ids, or from model.family; other hub ids are asked for their settings.
+    The kind comes from a local base, from the known hub ids, or from model.family; of other hub ids only configs are fetched.
     """
-    here = model.base == "demo" or Path(model.base).expanduser().exists()
+    is_local = model.base == "demo" or Path(model.base).expanduser().exists()
     if model.family == "toy" or model.base.startswith(BLANK):
         base = model.base
-    elif model.base in KNOWN and not here:
+    elif model.base in KNOWN and not is_local:
         base = BLANK + KNOWN[model.base]
-    elif here or model.family == "auto":
+    elif is_local or model.family == "auto":
         base = BLANK + model.base
     else:
         base = BLANK + ("sdxl" if model.family == "sdxl" else "sd1")

@@ -1,4 +1,4 @@
-"""Where a base model comes from: a diffusers folder, a hub id, or one file; and what it says of itself."""
+"""A base model that is not loaded yet: a diffusers folder, a hub id or one file, and what its files say about it."""
 
 import re
 import warnings
@@ -16,12 +16,12 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint, fingerprint_files
 
 Kind = Literal["sd1", "sd2", "sdxl"]
-Predictions = Mapping[str, Literal["eps", "v"]]  # where it is said -> what the network predicts
+Predictions = Mapping[str, Literal["eps", "v"]]  # the label that says so -> what the network predicts
 
 KINDS: dict[Kind, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
-WHOLE = "download it again, or use a version that is not pruned"
-OTHER = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"
+FIX_INCOMPLETE = "download it again, or use a version that is not pruned"
+FIX_UNSUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 CLASSES: dict[str, Any] = {
@@ -35,12 +35,12 @@ CLASSES: dict[str, Any] = {
 
 
 class Checkpoint(ABC):
-    """A base model that has not been loaded yet. Parts are named as diffusers names them."""
+    """A base model that is not loaded yet. Parts have diffusers' names: "unet", "vae", "text_encoder", "tokenizer"."""
 
-    name: str  # for people
+    name: str  # for messages
     kind: Kind
     predictions: Predictions
-    zero_snr: bool | None  # whether its noise schedule ends in pure noise; None where it does not say
+    zero_snr: bool | None  # whether its noise schedule ends in pure noise; None if nothing says so
 
     @abstractmethod
     def config(self, part: str) -> dict[str, Any]:
@@ -48,17 +48,17 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def load(self, part: str, dtype: torch.dtype) -> Any:
-        """A part with its weights, on the CPU. Raises SpinliteError where it can't be read or is not whole."""
+        """A part with its weights, on the CPU. Raises SpinliteError if it can't be read or is incomplete."""
 
     @abstractmethod
     def fingerprint(self, *parts: str) -> str:
-        """Of the weights, or at least of those of the parts whose names begin so."""
+        """A hash of the weights; with `parts`, of at least the parts that have names with these beginnings."""
 
 
 def locate(name: str, setting: str) -> str:
-    """Where a folder, a .safetensors file or a hub id lies, `~` written out. Raises SpinliteError where it can be none.
+    """The path of a folder or .safetensors file with `~` expanded, or a hub id. Raises SpinliteError for anything else.
 
-    What is written like a path is never asked of the hub: a slip of the pen would end there as a puzzling refusal.
+    A name that looks like a path is never looked up on the hub: a typo would come back as a puzzling error.
     """
     path = Path(name).expanduser()
     refuse_pickle(path)
@@ -67,46 +67,46 @@ def locate(name: str, setting: str) -> str:
     if path.is_file():
         raise SpinliteError(f"{name} is neither a .safetensors file nor a folder", fix=f"check {setting}")
     if not HUB_ID.fullmatch(name) or path.parent.is_dir():
-        raise SpinliteError(f"there is no folder or file {name}", fix=f"check {setting}; a hub id is owner/name")
+        raise SpinliteError(f"there is no folder or file {name}", fix=f"check {setting}; a hub id looks like owner/name")
     return name
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises SpinliteError for files that run a program when they are opened."""
+    """Raises SpinliteError for pickle files, which can run a program when they are opened."""
     if path.suffix.lower() in PICKLES:
         raise SpinliteError(
-            f"{path.name} is a pickle: opening it can run any program that is hidden in it",
-            fix="use the .safetensors version of the model, or convert it to one (a WebUI's checkpoint merger can)",
+            f"{path.name} is a pickle file: opening it can run any program hidden inside",
+            fix="use the .safetensors version of the model, or convert it (the checkpoint merger of a WebUI can)",
         )
 
 
 def explain_errors(name: str, call: Callable[[], Any]) -> Any:
-    """What `call` returns; what goes wrong in it, as an error to read."""
+    """Return what `call` returns. Raises SpinliteError, in plain words, for the errors of the libraries it uses."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers asks the hub's client for it
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers passes that argument on
             return call()
-    except NotImplementedError:  # a weight that is not there stays on the meta device, from where nothing can be copied
-        raise SpinliteError(f"{name} is not whole: weights are missing", fix=WHOLE) from None
+    except NotImplementedError:  # a missing weight stays on the meta device, and nothing can be copied from there
+        raise SpinliteError(f"{name} is incomplete: weights are missing", fix=FIX_INCOMPLETE) from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise SpinliteError(
             f"can't read the base model {name!r}: {(str(error).splitlines() or [type(error).__name__])[0]}",
             fix="set model.base to a diffusers folder with safetensors weights, a hub id that this computer can reach, "
-            "or a whole .safetensors file",
+            "or a complete .safetensors file",
         ) from None
 
 
 def require_whole(name: str, part: str, model: nn.Module) -> nn.Module:
-    """The model, if every weight of it was there. Raises SpinliteError otherwise."""
+    """Return the model if it has all its weights. Raises SpinliteError otherwise."""
     missing = [key for key, p in model.named_parameters() if p.is_meta]
     if missing:
-        problem = f"{name} is not whole: {len(missing)} weights of its {part} are missing, e.g. {missing[0]}"
-        raise SpinliteError(problem, fix=WHOLE)
+        problem = f"{name} is incomplete: {len(missing)} weights of its {part} are missing, e.g. {missing[0]}"
+        raise SpinliteError(problem, fix=FIX_INCOMPLETE)
     return model
 
 
 def load_pretrained(kind: Any, place: str, dtype: torch.dtype, subfolder: str = "") -> Any:
-    """A model of class `kind` from a folder or the hub, from its fp16 files where it has no others. Only safetensors."""
+    """A model of class `kind` from a folder or the hub; the fp16 files if there are no others. Only safetensors are read."""
     options: dict[str, Any] = {"subfolder": subfolder, "use_safetensors": True, "dtype": dtype}
     folder = Path(place) / subfolder
     if folder.is_dir():
@@ -123,18 +123,19 @@ def load_pretrained(kind: Any, place: str, dtype: torch.dtype, subfolder: str = 
 
 
 class Folder(Checkpoint):
-    """A folder in diffusers' layout, or a repository of that layout on the hub."""
+    """A folder in diffusers' layout, or a repository with that layout on the hub."""
 
     def __init__(self, name: str, place: str) -> None:
         self.name, self._place = name, place
         unet = self.config("unet")
-        self.kind = self._kind(unet)
+        self.kind = self._read_kind(unet)
         noise = self.config("scheduler")
-        said = noise.get("prediction_type")
-        if said is not None and said not in PREDICTIONS:
-            raise SpinliteError(f"{name} predicts {said!r}", fix="use a model that predicts epsilon or v_prediction")
-        self.predictions = {"scheduler_config.json": PREDICTIONS[said]} if said else {}  # pyright: ignore[reportAttributeAccessIssue]
-        self.zero_snr = noise.get("rescale_betas_zero_snr") or None  # exporters write false where nobody said so
+        label = noise.get("prediction_type")
+        if label is not None and label not in PREDICTIONS:
+            problem = f"{name} predicts {label!r}, which spinlite can't train"
+            raise SpinliteError(problem, fix="use a model that predicts epsilon or v_prediction")
+        self.predictions = {"scheduler_config.json": PREDICTIONS[label]} if label else {}  # pyright: ignore[reportAttributeAccessIssue]
+        self.zero_snr = noise.get("rescale_betas_zero_snr") or None  # exporters write false by default, so false says nothing
 
     def config(self, part: str) -> dict[str, Any]:
         if part == "scheduler":
@@ -157,9 +158,10 @@ class Folder(Checkpoint):
         files = [path for path in files if not parts or path.parent.name.startswith(parts)]
         return fingerprint_files(files) if files else fingerprint(self._place)
 
-    def _kind(self, unet: Mapping[str, Any]) -> Kind:
+    def _read_kind(self, unet: Mapping[str, Any]) -> Kind:
         if unet["in_channels"] != 4 or unet.get("class_embed_type") or unet.get("encoder_hid_dim"):
-            raise SpinliteError(f"{self.name} is not a text-to-image model (inpainting, or the like)", fix=OTHER)
+            problem = f"{self.name} is not a plain text-to-image model (it may be made for inpainting)"
+            raise SpinliteError(problem, fix=FIX_UNSUPPORTED)
         if unet.get("addition_embed_type") == "text_time":
             return "sdxl"
         return "sd2" if unet.get("use_linear_projection") else "sd1"

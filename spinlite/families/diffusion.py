@@ -1,4 +1,4 @@
-"""What the relatives of Stable Diffusion share: parts that come and go, a VAE, LoRA targets. Latents are (B, C, H/f, W/f)."""
+"""What SD 1.x, SD 2.x and SDXL share: parts loaded on demand, the VAE, LoRA targets. Latents are (B, C, H/f, W/f)."""
 
 import contextlib
 import logging
@@ -43,14 +43,14 @@ LOADERS: dict[Kind, Any] = {
     "sd2": StableDiffusionLoraLoaderMixin,
     "sdxl": StableDiffusionXLLoraLoaderMixin,
 }
-VARIANTS = 64  # of one block that are compiled: its sizes x policy, opponent, base x with and without gradient
-PIXELS = 2**20  # that go through the VAE at once
+VARIANTS = 64  # compiled versions of one block: its sizes x policy, opponent, base x with and without gradient
+PIXELS = 2**20  # in one pass through the VAE
 
 
 class Parts:
-    """A base model on a device: the network and its path stay, the VAE, tokenizers and text encoders come when asked for.
+    """A base model on a device. The network stays there; the VAE, tokenizers and text encoders are loaded on demand.
 
-    The VAE computes in bf16 or fp32, never in fp16: SDXL's overflows there.
+    The VAE computes in bf16 or fp32, never in fp16: SDXL's VAE overflows there.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class Parts:
         self.kind: Kind = self.checkpoint.kind
         self.device, self._vae = device, locate(vae, "model.vae") if vae else None
         if self.kind not in kinds:
-            raise SpinliteError(f"{base} is {KINDS[self.kind]}, not what model.family says", fix='set model.family = "auto"')
+            problem = f"{base} is {KINDS[self.kind]}, but model.family says otherwise"
+            raise SpinliteError(problem, fix='set model.family = "auto"')
         chosen, zero = resolve_prediction(self.checkpoint, prediction, zero_snr)
         self.noise = noise_scheduler(self.checkpoint, chosen, zero)
         self.path = Path(chosen, self.noise.alphas_cumprod)
         self._loaded: dict[str, Any] = {}
-        self._text: Lora = {}  # of the LoRA that a run begins with: it is in the captions' conditioning from the start
+        self._text: Lora = {}  # the starting LoRA's part for text encoders: every caption is encoded with it
         levers = device.levers
         self.net: nn.Module = place_network(
             self.checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR
@@ -80,16 +81,16 @@ class Parts:
         side = settings["sample_size"]
         self.latent_shape = (settings["in_channels"], side, side)
         self.size, self.step = size_and_step_of(self.checkpoint)
-        self.factor = self.size[0] // side  # pixels a latent
-        other = _vae_fingerprint(self._vae) if self._vae else None
-        made_of = [self.checkpoint.fingerprint(), other, chosen, zero]
-        self.picture_hash = fingerprint(other or self.checkpoint.fingerprint("vae"))
+        self.factor = self.size[0] // side  # pixels per latent, along one side
+        vae_hash = _vae_fingerprint(self._vae) if self._vae else None
+        made_of = [self.checkpoint.fingerprint(), vae_hash, chosen, zero]
+        self.picture_hash = fingerprint(vae_hash or self.checkpoint.fingerprint("vae"))
         self.caption_hash = fingerprint(self.checkpoint.fingerprint("text_encoder", "tokenizer"), str(device.dtype))
         self.base_hash = fingerprint(*made_of, *[levers.quantize] * (levers.quantize != "none"))
         self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
 
     def part(self, name: str) -> Any:
-        """The VAE, a tokenizer or a text encoder: loaded at first use, kept until `free`."""
+        """The VAE, a tokenizer or a text encoder, by diffusers' name: loaded at first use, kept until `free`."""
         if name not in self._loaded:
             if name.startswith("tokenizer"):
                 self._loaded[name] = self.checkpoint.load(name, torch.float32)
@@ -100,7 +101,7 @@ class Parts:
         return self._loaded[name]
 
     def set_checkpointing(self, on: bool) -> None:
-        """Keep one block's activations at a time and compute them again going back, or keep them all."""
+        """Gradient checkpointing: keep one block's activations at a time and compute the others again in the backward pass."""
         net: Any = self.net
         if on:
             net.enable_gradient_checkpointing()
@@ -108,38 +109,41 @@ class Parts:
             net.disable_gradient_checkpointing()
 
     def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for the path, by a name of `schedule.SAMPLERS` or its class."""
+        """A diffusers scheduler for this model, by its name in `schedule.SAMPLERS` or its class name."""
         return make_sampler(self.noise, name)
 
     def free(self) -> None:
-        """Drop what `part` loaded."""
+        """Free the memory of everything that `part` loaded."""
         self._loaded.clear()
         if self.device.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def tokens(self, captions: Sequence[str], tokenizer: str = "tokenizer") -> Tensor:
+    def tokenize(self, captions: Sequence[str], name: str = "tokenizer") -> Tensor:
         """Captions -> (B, length) token ids on the device, cut or padded to the tokenizer's length."""
-        made = self.part(tokenizer)
-        settings: dict[str, Any] = {"padding": "max_length", "max_length": made.model_max_length, "truncation": True}
-        return made(list(captions), return_tensors="pt", **settings).input_ids.to(self.device.device)
+        tokenizer = self.part(name)
+        settings: dict[str, Any] = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        return tokenizer(list(captions), return_tensors="pt", **settings).input_ids.to(self.device.device)
 
     @torch.no_grad()
-    def latents(self, images: Sequence[Image], sampled: Sequence[str] | None = None) -> Tensor:
-        """RGB pictures of one size -> the means of their latents, (B, C, H/f, W/f), fp32, CPU; `sampled` by these names."""
+    def encode_images(self, images: Sequence[Image], sampled: Sequence[str] | None = None) -> Tensor:
+        """RGB pictures of one size -> latents, (B, C, H/f, W/f), fp32, on the CPU.
+
+        They are the means of the VAE's distribution; with `sampled`, random samples of it, seeded by these names.
+        """
         vae = self.part("vae")
-        processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalizing looks at the values
+        processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalising depends on the values
         pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
         pixels = pixels.to(self.device.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
         rows = max(1, PIXELS // pixels[0, 0].numel())
-        found = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
-        means = torch.cat([each.mode() for each in found]).float().cpu()
+        encoded = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
+        means = torch.cat([each.mode() for each in encoded]).float().cpu()
         if sampled:
             noise = torch.stack([gaussian(means[0].shape, "posterior", name) for name in sampled])
-            means += torch.cat([each.std for each in found]).float().cpu() * noise
+            means += torch.cat([each.std for each in encoded]).float().cpu() * noise
         return means * vae.config.scaling_factor
 
     @torch.no_grad()
-    def pictures(self, latents: Tensor) -> list[Image]:
+    def decode_latents(self, latents: Tensor) -> list[Image]:
         """Latents -> RGB pictures."""
         vae = self.part("vae")
         scaled = (latents / vae.config.scaling_factor).to(self.device.device, vae.dtype)
@@ -147,8 +151,8 @@ class Parts:
         pixels = torch.cat([vae.decode(chunk).sample.float().cpu() for chunk in scaled.split(rows)])
         return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
 
-    def metadata(self, version: str, architecture: str, implementation: str) -> dict[str, str]:
-        """What every LoRA header says of its base: kohya's and ModelSpec's keys."""
+    def export_metadata(self, version: str, architecture: str, implementation: str) -> dict[str, str]:
+        """The keys of kohya and ModelSpec that tell other programs which base a LoRA is for."""
         width, height = self.size
         return {
             "ss_base_model_version": version,
@@ -160,7 +164,7 @@ class Parts:
         }
 
     def start_from(self, path: FilePath) -> Lora:
-        """What a LoRA file changes; from here on captions are encoded with its part for the text encoders."""
+        """Read the LoRA that a run starts from; from here on captions are encoded with its part for the text encoders."""
         known = module_shapes(self.net)
         lora = read_lora_for(path, kohya_keys(known, self.kind), known, f"an {KINDS[self.kind]} model")
         self._text = text_encoder_part(lora)
@@ -170,12 +174,12 @@ class Parts:
         return lora
 
     @contextlib.contextmanager
-    def loaded(self, path: FilePath, strength: float) -> Iterator[None]:
-        """The network with a LoRA file, read by diffusers' own loader."""
+    def with_lora_file(self, path: FilePath, strength: float) -> Iterator[None]:
+        """The network with a LoRA file, read by diffusers' own loader, inside a `with` block."""
         loader = LOADERS[self.kind]
         net: Any = self.net
-        state, alphas, said = loader.lora_state_dict(str(path), unet_config=net.config, return_lora_metadata=True)
-        net.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=said, adapter_name="file")
+        state, alphas, metadata = loader.lora_state_dict(str(path), unet_config=net.config, return_lora_metadata=True)
+        net.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata, adapter_name="file")
         try:
             net.set_adapters("file", strength)
             yield
@@ -183,7 +187,7 @@ class Parts:
             net.unload_lora()
 
     def _set_attention(self) -> str:
-        """What computes attention, and why, in words."""
+        """Choose what computes attention; returns which and why, in words."""
         net: Any = self.net
         kind, why = self.device.attention(m.inner_dim // m.heads for m in net.modules() if isinstance(m, Attention))
         net.set_attn_processor(XFormersAttnProcessor() if kind == "xformers" else AttnProcessor2_0())
@@ -201,7 +205,7 @@ class Parts:
             return self.checkpoint.load("vae", dtype)
         vae = self._vae
         if vae.lower().endswith(".safetensors"):
-            read_header(FilePath(vae))  # says what is wrong with it
+            read_header(FilePath(vae))  # raises an error that says what is wrong with the file
             options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[self.kind]), "subfolder": "vae", "dtype": dtype}
             model = explain_errors(vae, lambda: AutoencoderKL.from_single_file(vae, local_files_only=True, **options))
             return require_whole(vae, "vae", model)
@@ -210,8 +214,11 @@ class Parts:
 
 
 def size_and_step_of(checkpoint: Checkpoint) -> tuple[tuple[int, int], int]:
-    """(size of its pictures, what the sides of others are multiples of), px: what VAE and network halve without a rest, and
-    no less than a 16th of a side, so that there are not more shapes than pictures. For SDXL it is the 64 of its paper."""
+    """((width, height) of the model's own pictures, step), px: sides of other pictures are multiples of `step`.
+
+    VAE and network can halve a multiple of the step without remainder. It is at least a 16th of a side, so that there are not
+    more shapes than pictures. For SDXL it is 64, as in its paper.
+    """
     unet = checkpoint.config("unet")
     factor = 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)
     side, halved = unet["sample_size"] * factor, factor * 2 ** (len(unet["block_out_channels"]) - 1)

@@ -1,4 +1,4 @@
-"""Families: what differs from one kind of base model to another, and nothing else."""
+"""What each kind of base model must do. Nothing outside `families` knows which kind it has."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,54 +13,54 @@ from torch import Tensor, nn
 from spinlite.lora.tensors import Lora
 from spinlite.maths.paths import Path
 
-Cond = dict[str, Tensor]  # conditioning, one row a sample; nothing outside a family reads a key
+Cond = dict[str, Tensor]  # conditioning, one row per sample; nothing outside a family reads a key
 
 
 @dataclass(frozen=True)
 class Picture:
-    """RGB pixels as the network takes them, and how they came to be. Sizes are (width, height) in pixels."""
+    """An RGB picture in the size that the network takes, and how it was cut to it. Sizes are (width, height) in pixels."""
 
     image: Image
-    original_size: tuple[int, int]  # before it was resized
-    crop: tuple[int, int]  # (left, top) of the cut, after it was resized
+    original_size: tuple[int, int]  # before resizing
+    crop: tuple[int, int]  # (left, top) of the crop, after resizing
 
 
 class Family(ABC):
     """A base model: how it encodes, denoises, decodes, and names its weights.
 
-    Latents are (B, *latent_shape) for pictures of its own size, and in proportion for others.
+    Latents are (B, *latent_shape) for pictures of the model's own size; other sizes in proportion.
     """
 
-    path: Path
+    path: Path  # how it adds noise, and what the network predicts
     net: nn.Module  # the only part on the device while the policy learns
-    lora_targets: Mapping[str, Sequence[str]]  # by the names of model.targets
+    lora_targets: Mapping[str, Sequence[str]]  # model.targets -> layers with these endings
     latent_shape: tuple[int, ...]
     size: tuple[int, int]  # (width, height) of its pictures, px
-    step: int  # px that the sides of other pictures are multiples of
-    base_hash: str  # of the weights: what was made with them is named by it
-    picture_hash: str  # of those that `encode` depends on
-    caption_hash: str  # of those that `prompt` depends on
-    title: str  # for people
-    attention: str  # what computes it, and why
-    start: Lora = {}  # noqa: RUF012  what a run on it begins with, by full names: {} or what `start_from` read
+    step: int  # px; sides of other pictures are multiples of it
+    base_hash: str  # of all weights: files made with them carry it in their names
+    picture_hash: str  # of the weights that `encode_pictures` uses
+    caption_hash: str  # of the weights that `encode_captions` uses
+    title: str  # for messages
+    attention: str  # what computes attention, and why, in words
+    start: Lora = {}  # noqa: RUF012  the LoRA that a run starts from, by full names; {} without one
 
     @abstractmethod
     def start_from(self, path: FilePath) -> None:
-        """Read the LoRA that a run begins with into `start`; its part for text encoders takes effect in `prompt`.
+        """Read the LoRA that a run starts from into `start`; its part for text encoders acts in `encode_captions`.
 
-        Raises SpinliteError where it does not fit.
+        Raises SpinliteError if it does not fit.
         """
 
     @abstractmethod
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Pictures of one size -> {"x0": latents} and what conditioning depends on the picture, a row each, CPU.
+        """Pictures of one size -> {"x0": latents} and the conditioning that depends on the picture; a row each, on the CPU.
 
-        Latents are the means of what the encoder says; with `sampled` a sample of it each, a function of the picture's name.
+        Latents are the means of the encoder's distribution; with `sampled`, random samples of it, seeded by these names.
         """
 
     @abstractmethod
     def encode_captions(self, captions: Sequence[str]) -> Cond:
-        """Captions -> their conditioning, a row each, CPU. "" is the unconditional one."""
+        """Captions -> their conditioning, a row each, on the CPU. "" gives the unconditional one."""
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -72,25 +72,27 @@ class Family(ABC):
 
     @abstractmethod
     def free(self) -> None:
-        """Drop whatever `encode`, `prompt` and `decode` loaded; they load it again when called again."""
+        """Free what `encode_pictures`, `encode_captions` and `decode` loaded; they load it again when called again."""
 
     @abstractmethod
     def set_checkpointing(self, on: bool) -> None:
-        """Whether the network keeps one block's activations at a time and computes them again going back. At any time
-        between two steps; it starts as the levers say."""
+        """Turn gradient checkpointing on or off: keep one block's activations at a time, compute the others again going back.
+
+        Allowed between any two steps. At the start it is as the device's levers say.
+        """
 
     @abstractmethod
     def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for this family's path. Raises SpinliteError for a name that it has none for."""
+        """A diffusers scheduler for this family's path, by name. Raises SpinliteError for an unknown name."""
 
     @abstractmethod
     def export_name(self, name: str) -> str:
-        """The key that kohya's layout has for a module, by its full name: "unet.MODULE" is the `net`'s MODULE."""
+        """A module's full name -> its key in kohya's layout. "unet.MODULE" is MODULE of `net`."""
 
     @abstractmethod
     def export_metadata(self) -> dict[str, str]:
-        """What other programs want to read in a LoRA file's header about its base model."""
+        """What other programs read about the base model in a LoRA file's header."""
 
     @abstractmethod
     def with_lora_file(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
-        """`net` with a LoRA file, as another program loads it, for the length of a block."""
+        """`net` with a LoRA file, loaded as another program loads it, inside a `with` block."""

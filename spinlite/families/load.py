@@ -1,4 +1,4 @@
-"""A base model by its settings: which kind it is, and that kind's family."""
+"""From [model] settings to a family: finds out which kind of base model it is, and loads it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from spinlite.memory.device import Device
 
 
 def load_family(model: Model, device: Device) -> Family:
-    """The base model, its network on the device; "auto" reads which kind it is. Raises SpinliteError where it can't be read."""
+    """Load the base model, with its network on the device. Raises SpinliteError if it can't be read."""
     kind = model.family
     if kind == "auto":
         kind = "sdxl" if open_checkpoint(model.base).kind == "sdxl" else "sd"
@@ -19,22 +19,22 @@ def load_family(model: Model, device: Device) -> Family:
         case "toy":
             from spinlite.families.toy import Toy
 
-            made = Toy(model.base, device)
+            family = Toy(model.base, device)
         case "sdxl":
             from spinlite.families.sdxl import StableDiffusionXL
 
-            made = StableDiffusionXL(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+            family = StableDiffusionXL(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
         case _:
             from spinlite.families.sd import StableDiffusion
 
-            made = StableDiffusion(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+            family = StableDiffusion(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
     if model.init_lora:
-        made.start_from(Path(model.init_lora))
-    return made
+        family.start_from(Path(model.init_lora))
+    return family
 
 
 def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
-    """A base model's `size` and `step` in px, before it is loaded. Raises SpinliteError where it can't be read."""
+    """A base model's `Family.size` and `Family.step` in px, without loading it. Raises SpinliteError if it can't be read."""
     if model.family == "toy":
         from spinlite.families.toy import Toy
 
@@ -45,7 +45,7 @@ def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer of a base model's captions, before it is loaded; None where captions have no limit."""
+    """The tokenizer of a base model, without loading the model; None if its captions have no limit."""
     if model.family == "toy":
         return None
     import torch

@@ -1,6 +1,6 @@
-"""The names that a module goes by: in diffusers, in the original (LDM, SGM) layout, and in kohya's LoRA files.
+"""The three names of a module: in diffusers, in the original (LDM, SGM) layout, and in kohya's LoRA files.
 
-A module's full name is diffusers': "unet.down_blocks.0…", "text_encoder.text_model.encoder…", "text_encoder_2.text_model…".
+A module's full name is diffusers' own: "unet.down_blocks.0…", "text_encoder.text_model.encoder…", "text_encoder_2.text_model…".
 """
 
 import contextlib
@@ -36,11 +36,10 @@ TOP = {
 
 
 def original_name(module: str, xl: bool) -> str:
-    """diffusers' name of a UNet's module -> the original one.
+    """diffusers' name of a UNet module -> the original one: down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in.
 
-    A level is 3 blocks long: 2 layers and a downsampler on the way in, 3 layers on the way out, the last with the
-    upsampler: down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in. The first upsampler stands behind attention
-    in SDXL, in SD 1.x and 2.x behind a layer without.
+    A level has 3 blocks: 2 layers and a downsampler on the way in; 3 layers on the way out, the last with the upsampler. The
+    first upsampler follows attention in SDXL; in SD 1.x and 2.x it follows a layer without attention.
     """
     if module in TOP:
         return TOP[module]
@@ -60,9 +59,9 @@ def original_name(module: str, xl: bool) -> str:
 
 
 def kohya_name(name: str, kind: Kind) -> str:
-    """A module's full name -> what every program that reads kohya's layout looks for.
+    """A module's full name -> its key in kohya's layout, as every program that reads that layout expects it.
 
-    Blocks of SDXL's UNet go by their original names, as sd-scripts writes them; those of SD 1.x and 2.x by diffusers'.
+    Blocks of SDXL's UNet have their original names there, as sd-scripts writes them; SD 1.x and 2.x have diffusers' names.
     """
     part, _, module = name.partition(".")
     if part == "unet":
@@ -72,29 +71,29 @@ def kohya_name(name: str, kind: Kind) -> str:
 
 
 def kohya_keys(modules: Iterable[str], kind: Kind) -> dict[str, str]:
-    """Every key that a UNet's module has in kohya's layout, by diffusers' blocks or the original ones -> its full name."""
-    found: dict[str, str] = {}
+    """Every key that a UNet module may have in kohya's layout, with either style of block names -> its full name."""
+    keys: dict[str, str] = {}
     for module in modules:
-        found[f"lora_unet_{module.replace('.', '_')}"] = f"unet.{module}"
-        with contextlib.suppress(KeyError, ValueError, IndexError):  # a network with blocks of its own has no original name
-            found[f"lora_unet_{original_name(module, kind == 'sdxl').replace('.', '_')}"] = f"unet.{module}"
-    return found
+        keys[f"lora_unet_{module.replace('.', '_')}"] = f"unet.{module}"
+        with contextlib.suppress(KeyError, ValueError, IndexError):  # only published networks have original names
+            keys[f"lora_unet_{original_name(module, kind == 'sdxl').replace('.', '_')}"] = f"unet.{module}"
+    return keys
 
 
 def module_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The weights that a LoRA may change, by module: (out, in) of a linear layer, (out, in, k, k) of a convolution."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Shapes of the weights that a LoRA may change, by module: linear (out, in), convolution (out, in, k, k)."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, module in net.named_modules():
         if isinstance(module, nn.Linear):
-            found[name] = (module.out_features, module.in_features)  # a quantised weight has another shape
+            shapes[name] = (module.out_features, module.in_features)  # not the weight's own shape: quantised weights are packed
         elif isinstance(module, nn.Conv2d):
-            found[name] = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-    return found
+            shapes[name] = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    return shapes
 
 
 @cache
 def published_shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
-    """The shapes of the published model's UNet, by module. Nothing is loaded."""
+    """Shapes of the published model's UNet weights, by module. No weights are loaded."""
     unet: Any = UNet2DConditionModel
     with torch.device("meta"):
         return module_shapes(unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet")))

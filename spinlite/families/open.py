@@ -1,4 +1,4 @@
-"""A base model that has not been loaded yet, by its path or hub id."""
+"""From a path or hub id to a base model that is not loaded yet."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from spinlite.families.single_file import SingleFile
 
 
 def open_checkpoint(base: str) -> Checkpoint:
-    """A base model by its path or hub id; "demo" is the one in the package. Raises SpinliteError where it can't be used.
+    """A base model by its path or hub id; "demo" is the one that ships with spinlite. Raises SpinliteError if it can't be used.
 
-    "blank:" and a kind ("sd1", "sd2", "sdxl") or a base that is here: the same networks with random weights.
+    "blank:" and a kind ("sd1", "sd2", "sdxl") or another base gives the same networks with random weights.
     """
     if base.startswith(BLANK):
         shape = base.removeprefix(BLANK)

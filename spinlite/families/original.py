@@ -1,5 +1,7 @@
-"""The original (LDM, SGM) layout of whole models: where a module's weight lies in it, and a diffusers model's weights under its
-names. The way back is diffusers' own, in `single_file`."""
+"""The original (LDM, SGM) layout of whole models: where a module's weight is in it, and how to write a diffusers model in it.
+
+The other direction, from this layout to diffusers, is in `single_file`.
+"""
 
 import re
 from collections.abc import Container, Mapping
@@ -11,7 +13,7 @@ from torch import Tensor
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import KINDS, Checkpoint, Kind
 from spinlite.families.names import original_name
-from spinlite.families.single_file import ENCODERS, NET, published_size
+from spinlite.families.single_file import ENCODERS, NET, has_published_size
 
 CLIP = {  # a layer's parts: transformers' names -> OpenCLIP's
     "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "layer_norm1": "ln_1",
@@ -23,57 +25,57 @@ CLIP_ENDS = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
-JOINED = ("q_proj", "k_proj", "v_proj")  # one matrix in OpenCLIP
+JOINED = ("q_proj", "k_proj", "v_proj")  # OpenCLIP keeps these in one matrix
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
-ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}  # a VAE's
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}  # of the VAE
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module's weight is in a file: a key, and which third of its rows where it shares a matrix."""
+    """Where a module's weight is in a file: its key, and which third of the rows if three modules share a matrix."""
 
     key: str
     third: int | None = None
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The module's own rows, a view."""
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """The module's own rows of the tensor at `key`, as a view."""
         return weight if self.third is None else weight.chunk(3)[self.third]
 
 
 def find_places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
-    """Where a module lies in a file with these keys, by its full name: none, one, or two where there are averages (EMA)."""
+    """Where a module, by its full name, is in a file with these keys: nowhere, once, or twice if the file has EMA weights."""
     part, _, module = name.partition(".")
     if part == "unet":
         key = f"{NET}{original_name(module, kind == 'sdxl')}.weight"
         average = "model_ema." + key.removeprefix("model.").removesuffix(".weight").replace(".", "") + "weight"
-        found = [Place(key), Place(average)]
+        places = [Place(key), Place(average)]
     else:
         prefix = ENCODERS[kind].get(part, "")
-        found = [Place(f"{prefix}{module}.weight"), Place(f"{prefix}{module.removeprefix('text_model.')}.weight")]
+        places = [Place(f"{prefix}{module}.weight"), Place(f"{prefix}{module.removeprefix('text_model.')}.weight")]
         if layer := LAYER.fullmatch(module.removeprefix("text_model.")):
             block, leaf = f"{prefix}transformer.resblocks.{layer[1]}.", layer[2].removeprefix("self_attn.")
             third = JOINED.index(leaf) if leaf in JOINED else None
-            found.append(Place(f"{block}attn.in_proj_weight", third) if leaf in JOINED else
-                         Place(f"{block}{CLIP.get(layer[2], layer[2])}.weight"))  # fmt: skip
-    return [place for place in found if place.key in keys]
+            places.append(Place(f"{block}attn.in_proj_weight", third) if leaf in JOINED else
+                          Place(f"{block}{CLIP.get(layer[2], layer[2])}.weight"))  # fmt: skip
+    return [place for place in places if place.key in keys]
 
 
 def single_file_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A diffusers model's weights as one file has them, and the keys that mark v-prediction there.
+    """A diffusers model's weights under the names that one file has, and the keys that mark v-prediction there.
 
-    Raises SpinliteError for a model of other sizes than the published one.
+    Raises SpinliteError if the model's sizes are not the published ones.
     """
-    if not published_size(checkpoint):
-        problem = f"{checkpoint.name} is no {KINDS[checkpoint.kind]} of the published size: programs could not open it"
-        raise SpinliteError(problem, fix="use the LoRA file with it instead: `spinlite export`")
+    if not has_published_size(checkpoint):
+        why = f"is not of the published size of {KINDS[checkpoint.kind]}: other programs could not open it"
+        raise SpinliteError(f"{checkpoint.name} {why}", fix="keep the LoRA as a file of its own: spinlite export RUN")
     names = ("unet", "vae", *ENCODERS[checkpoint.kind])
-    found = original_tensors(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})
+    tensors = original_tensors(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})
     marks = {"v_pred": "v" in checkpoint.predictions.values(), "ztsnr": bool(checkpoint.zero_snr)}
-    return found | {key: torch.zeros(0) for key, there in marks.items() if there}
+    return tensors | {key: torch.zeros(0) for key, is_set in marks.items() if is_set}
 
 
 def original_tensors(kind: Kind, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The weights of a diffusers model, by its parts ("unet", "vae", "text_encoder", …), as one file has them."""
+    """Weights of a diffusers model by part ("unet", "vae", "text_encoder", …) -> the same weights under one file's names."""
     xl = kind == "sdxl"
     found: dict[str, Tensor] = {}
     for key, value in parts["unet"].items():
@@ -92,7 +94,7 @@ def original_tensors(kind: Kind, parts: Mapping[str, Mapping[str, Tensor]]) -> d
 
 
 def _vae_name(key: str) -> str:
-    """diffusers' name of a VAE's weight -> the original one, whose way out is numbered from its end."""
+    """diffusers' name of a VAE weight -> the original one, which numbers the decoder's levels from the end."""
     side, _, rest = key.partition(".")
     if side not in ("encoder", "decoder"):
         return key
@@ -113,7 +115,7 @@ def _vae_name(key: str) -> str:
 
 
 def _open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder's weights under OpenCLIP's names: query, key and value are one matrix there."""
+    """A text encoder's weights under OpenCLIP's names, with query, key and value in one matrix."""
     found: dict[str, Tensor] = {}
     for key, value in weights.items():
         module, _, leaf = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""Which base model a LoRA file was made for, by its modules' names and shapes alone: nothing of the base need be here."""
+"""Which base model a LoRA file was made for. Its modules' names and shapes tell; the base itself is not needed."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,14 @@ from spinlite.families.checkpoint import KINDS, Kind
 from spinlite.families.names import kohya_keys, kohya_name, published_shapes
 from spinlite.lora.read import LoraFile, Shapes, match_modules
 
-# How a file calls a module: kohya's keys by diffusers' blocks, by the original ones, or of a text encoder; diffusers' dotted
-# names, its older ones of attention processors, peft's own; cloneofsimo's numbers
+# How a file names a module: kohya's keys with diffusers' blocks ("blocks"), with the original ones, or of a text encoder;
+# diffusers' dotted names, its older names with attention processors, peft's own names; cloneofsimo's numbers
 Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "numbered", "unknown"]
 WIDTHS: dict[Kind, dict[str, int]] = {  # of the text encoders
     "sd1": {"text_encoder": 768}, "sd2": {"text_encoder": 1024}, "sdxl": {"text_encoder": 768, "text_encoder_2": 1280},
 }  # fmt: skip
-SAID: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  # beginnings of ss_base_model_version
-STRANGERS = {  # parts of keys -> what they are of
+VERSIONS: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  # beginnings of ss_base_model_version
+OTHER_MODELS = {  # pattern in a key -> the kind of model it belongs to
     r"single_transformer_blocks|double_blocks|single_blocks": "FLUX or a relative of it",
     r"joint_blocks|add_q_proj|add_k_proj": "SD 3",
     r"cross_attn|self_attn_q.*blocks": "a video model (Wan or the like)",
@@ -29,53 +29,54 @@ STRANGERS = {  # parts of keys -> what they are of
 
 @dataclass(frozen=True)
 class Module:
-    """One module that a file changes: what the file calls it, and its full name in the base, or None where no base has it."""
+    """A module that a file changes: its key there, and its full name in the base; None if no known base has it."""
 
     key: str
     style: Style
     name: str | None
-    fits: bool  # the shape is that of the published model
+    fits: bool  # it has the published model's shape
 
     @property
-    def text(self) -> bool:
-        """Whether it is of a text encoder."""
+    def is_text_encoder(self) -> bool:
+        """Whether it belongs to a text encoder."""
         return (self.name or self.key).startswith(("text_encoder", "lora_te"))
 
 
 def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
-    """(the kind of base that has most of its modules, in the file's order); None where none has any.
+    """(the kind of base that has most of the file's modules, the modules in the file's order); None if no kind has any.
 
-    SD 1.x and 2.x call modules alike: shapes tell them apart, and where they don't, the header.
+    SD 1.x and 2.x have the same module names: shapes tell them apart, and if they don't, the header does.
     """
-    tried: dict[Kind, list[Module]] = {kind: _modules(file, kind) for kind in KINDS}
-    said = next((k for start, k in SAID.items() if file.metadata.get("ss_base_model_version", "").startswith(start)), None)
+    candidates: dict[Kind, list[Module]] = {kind: _match_kind(file, kind) for kind in KINDS}
+    version = file.metadata.get("ss_base_model_version", "")
+    labelled = next((kind for start, kind in VERSIONS.items() if version.startswith(start)), None)
     encoders = {part.split("_")[1] for part in file.parts if part.startswith("lora_te")}
 
     def score(kind: Kind) -> tuple[int, int, bool, bool]:
-        modules = tried[kind]
+        modules = candidates[kind]
         fitting, known = sum(m.fits for m in modules), sum(m.name is not None for m in modules)
-        return fitting, known, kind == said, (kind == "sdxl") == bool(encoders & {"te1", "te2"})
+        return fitting, known, kind == labelled, (kind == "sdxl") == bool(encoders & {"te1", "te2"})
 
     best = max(KINDS, key=score)
-    return (best if score(best)[1] else None), tried[best]
+    return (best if score(best)[1] else None), candidates[best]
 
 
 def name_other_model(keys: Iterable[str]) -> str:
-    """What other kind of model than Stable Diffusion keys are of, in words; "" where that is not known."""
+    """Which other kind of model than Stable Diffusion has such keys, in words; "" if that is not known."""
     keys = [key for key in keys if not re.search("down_blocks|input_blocks|mid_block", key)]
-    return next((what for pattern, what in STRANGERS.items() if any(re.search(pattern, key) for key in keys)), "")
+    return next((what for pattern, what in OTHER_MODELS.items() if any(re.search(pattern, key) for key in keys)), "")
 
 
-def _modules(file: LoraFile, kind: Kind) -> list[Module]:
+def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
     known = published_shapes(kind)
     try:
-        found, _ = match_modules(file, kohya_keys(known, kind), known)
-    except SpinliteError:  # numbered in an order that is not known
-        found = {}
-    return [_module(file.written[name], found.get(name), parts, known, kind) for name, parts in file.parts.items()]
+        names, _ = match_modules(file, kohya_keys(known, kind), known)
+    except SpinliteError:  # numbered modules in an unknown order
+        names = {}
+    return [_describe_module(file.written[name], names.get(name), parts, known, kind) for name, parts in file.parts.items()]
 
 
-def _module(key: str, name: str | None, parts: Mapping[str, Tensor], known: Shapes, kind: Kind) -> Module:
+def _describe_module(key: str, name: str | None, parts: Mapping[str, Tensor], known: Shapes, kind: Kind) -> Module:
     inner = (name or "").removeprefix("unet.")
     part = inner.split(".")[0]
     ends = [parts[end].shape[axis] for end, axis in (("up", 0), ("down", 1)) if end in parts and parts[end].ndim > 1]
@@ -85,10 +86,10 @@ def _module(key: str, name: str | None, parts: Mapping[str, Tensor], known: Shap
         width = WIDTHS[kind].get(part)
         name = name if width else None
         fits = bool(name) and bool(ends) and min(ends) == width
-    return Module(key, _style(key, name, kind), name, fits)
+    return Module(key, _naming_style(key, name, kind), name, fits)
 
 
-def _style(key: str, name: str | None, kind: Kind) -> Style:
+def _naming_style(key: str, name: str | None, kind: Kind) -> Style:
     if re.match(r"(unet|text_encoder):\d", key):
         return "numbered"
     if "base_model.model." in key:

@@ -1,4 +1,4 @@
-"""What a base model predicts and how its noise runs, from what it says of itself and what the preset says."""
+"""What a base model predicts (eps or v) and its noise schedule, from the model's own files and from the preset."""
 
 import difflib
 import re
@@ -21,16 +21,16 @@ SAMPLERS = {
     "lcm": "LCMScheduler",
     "tcd": "TCDScheduler",
 }
-# By their class names. Not here: those that in diffusers 0.42.1 meet NaN or NumPy's warnings on Stable Diffusion's schedule
-# (KDPM2, DEIS), or draw noise that is no function of a sample's own seed (DPMSolverSDE).
+# By class name. Left out: samplers that in diffusers 0.42.1 run into NaN or NumPy's warnings on Stable Diffusion's schedule
+# (KDPM2, DEIS), and one with noise that does not depend on each sample's own seed (DPMSolverSDE).
 OTHERS = ("PNDMScheduler", "DPMSolverSinglestepScheduler")
 Prediction = Literal["eps", "v"]
 
 
 def resolve_prediction(checkpoint: Checkpoint, prediction: str, zero_snr: bool | None) -> tuple[Prediction, bool]:
-    """(what the network predicts, whether the schedule ends in pure noise). Raises SpinliteError for a contradiction.
+    """(what the network predicts, whether the schedule ends in pure noise). Raises SpinliteError if labels contradict.
 
-    `prediction` is "eps", "v" or "auto", and `zero_snr` may be None: then the model's own word holds.
+    With `prediction` "auto" (not "eps" or "v"), and with `zero_snr` None, the model's own labels decide.
     """
     chosen = _prediction(checkpoint, prediction)
     if zero_snr is False and checkpoint.zero_snr:
@@ -67,11 +67,11 @@ def _prediction(checkpoint: Checkpoint, asked: str) -> Prediction:
         why = "its name speaks of v" if checkpoint.kind != "sd2" else f"{KINDS['sd2']} has both (v: 768 px, eps: 512 px)"
         problem = f"{checkpoint.name} does not say whether it predicts eps or v, and {why}"
         raise SpinliteError(problem, fix='set model.prediction to "eps" or "v"')
-    return "eps"  # what SD 1.x and SDXL were made with
+    return "eps"  # what the published SD 1.x and SDXL predict
 
 
 def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bool) -> DDPMScheduler:
-    """The model's noise schedule; with `zero_snr` the betas are rescaled (Lin et al. 2023, arXiv 2305.08891, alg. 1)."""
+    """The model's noise schedule; `zero_snr` rescales its betas (Lin et al. 2023, arXiv 2305.08891, alg. 1)."""
     kind = "epsilon" if prediction == "eps" else "v_prediction"
     settings: dict[str, Any] = {"prediction_type": kind, "rescale_betas_zero_snr": zero_snr}
     if zero_snr:
@@ -80,7 +80,7 @@ def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bo
 
 
 def make_sampler(noise: DDPMScheduler, name: str) -> Any:
-    """A diffusers scheduler with that noise: one of SAMPLERS, or a class of OTHERS. Raises SpinliteError for any other."""
+    """A diffusers scheduler with this noise schedule: one of SAMPLERS or OTHERS. Raises SpinliteError for other names."""
     kind = SAMPLERS.get(name, name)
     if kind not in (*SAMPLERS.values(), *OTHERS):
         near = difflib.get_close_matches(name, [*SAMPLERS, *SAMPLERS.values(), *OTHERS], 1)

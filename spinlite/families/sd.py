@@ -16,9 +16,9 @@ from spinlite.memory.device import Device
 
 
 class StableDiffusion(Family):
-    """A diffusers folder, a hub id, or a single file of SD 1.x or 2.x; "demo" is the one in the package.
+    """A diffusers folder, a hub id, or a single file of SD 1.x or 2.x; "demo" is the one that ships with spinlite.
 
-    Conditioning is the text encoder's last state, after its final norm; SD 2.x's encoder ends one layer early.
+    Conditioning is the text encoder's last state, after its final norm. SD 2.x's encoder is stored without its last layer.
     """
 
     lora_targets = TARGETS
@@ -37,18 +37,18 @@ class StableDiffusion(Family):
         self.base_hash, self.caption_hash = self._parts.base_hash, self._parts.caption_hash
 
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
-        return {"x0": self._parts.latents([picture.image for picture in pictures], sampled)}
+        return {"x0": self._parts.encode_images([picture.image for picture in pictures], sampled)}
 
     def encode_captions(self, captions: Sequence[str]) -> Cond:
         with torch.no_grad():
-            return {"prompt": self._parts.part("text_encoder")(self._parts.tokens(captions)).last_hidden_state.cpu()}
+            return {"prompt": self._parts.part("text_encoder")(self._parts.tokenize(captions)).last_hidden_state.cpu()}
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = self._parts.device.dtype
         return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["prompt"].to(dtype)).sample
 
     def decode(self, latents: Tensor) -> list[Image]:
-        return self._parts.pictures(latents)
+        return self._parts.decode_latents(latents)
 
     def free(self) -> None:
         self._parts.free()
@@ -63,7 +63,7 @@ class StableDiffusion(Family):
         return kohya_name(name, self._parts.kind)
 
     def with_lora_file(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
-        return self._parts.loaded(path, strength)
+        return self._parts.with_lora_file(path, strength)
 
     def export_metadata(self) -> dict[str, str]:
         v = self.path.prediction == "v"
@@ -72,4 +72,4 @@ class StableDiffusion(Family):
         else:
             architecture = "stable-diffusion-v1"
         version = ("sd_v2" if self._parts.kind == "sd2" else "sd_v1") + "_v" * v
-        return self._parts.metadata(version, architecture, "diffusers")
+        return self._parts.export_metadata(version, architecture, "diffusers")

@@ -19,8 +19,8 @@ class StableDiffusionXL(Family):
     """A diffusers folder, a hub id, or a single file of SDXL.
 
     Conditioning (Podell et al. 2023, arXiv 2307.01952, section 2): `prompt`, both text encoders' states before the last
-    layer, side by side; `pooled`, the second one's projection; `time_ids`, (original height, original width, crop top,
-    crop left, height, width). Without `time_ids` a sample is whole and of its own size.
+    layer, side by side; `pooled`, the second encoder's projection; `time_ids`, (original height, original width, crop top,
+    crop left, height, width). Without `time_ids` a sample counts as neither resized nor cropped.
     """
 
     lora_targets = TARGETS
@@ -40,20 +40,20 @@ class StableDiffusionXL(Family):
 
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         rows = [(*p.original_size[::-1], *p.crop[::-1], p.image.height, p.image.width) for p in pictures]
-        latents = self._parts.latents([picture.image for picture in pictures], sampled)
+        latents = self._parts.encode_images([picture.image for picture in pictures], sampled)
         return {"x0": latents, "time_ids": torch.tensor(rows, dtype=torch.float32)}
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> Cond:
         parts = self._parts
-        first = parts.part("text_encoder")(parts.tokens(captions), output_hidden_states=True)
-        second = parts.part("text_encoder_2")(parts.tokens(captions, "tokenizer_2"), output_hidden_states=True)
+        first = parts.part("text_encoder")(parts.tokenize(captions), output_hidden_states=True)
+        second = parts.part("text_encoder_2")(parts.tokenize(captions, "tokenizer_2"), output_hidden_states=True)
         prompt = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         return {"prompt": prompt.cpu(), "pooled": second.text_embeds.cpu()}
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = self._parts.device.dtype
-        ids = cond.get("time_ids")  # in fp32: bf16 has no 1023
+        ids = cond.get("time_ids")  # in fp32: bf16 can't hold 1023
         if ids is None:
             height, width = (side * self._parts.factor for side in x_t.shape[-2:])
             ids = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1).float()
@@ -61,7 +61,7 @@ class StableDiffusionXL(Family):
         return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["prompt"].to(dtype), added_cond_kwargs=added).sample
 
     def decode(self, latents: Tensor) -> list[Image]:
-        return self._parts.pictures(latents)
+        return self._parts.decode_latents(latents)
 
     def free(self) -> None:
         self._parts.free()
@@ -76,8 +76,8 @@ class StableDiffusionXL(Family):
         return kohya_name(name, self._parts.kind)
 
     def with_lora_file(self, path: FilePath, strength: float) -> AbstractContextManager[None]:
-        return self._parts.loaded(path, strength)
+        return self._parts.with_lora_file(path, strength)
 
     def export_metadata(self) -> dict[str, str]:
         implementation = "https://github.com/Stability-AI/generative-models"
-        return self._parts.metadata("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", implementation)
+        return self._parts.export_metadata("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", implementation)

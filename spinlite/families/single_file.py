@@ -1,4 +1,4 @@
-"""One .safetensors file in the original (LDM, SGM) layout, as model sites serve it. Nothing is fetched to read it."""
+"""One .safetensors file in the original (LDM, SGM) layout, as model sites offer it. Reading it needs no network."""
 
 import json
 import re
@@ -13,46 +13,55 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import CLASSES, KINDS, OTHER, PREDICTIONS, Checkpoint, Kind, explain_errors, require_whole
-from spinlite.families.clip import tokenizer
+from spinlite.families.checkpoint import (
+    CLASSES,
+    FIX_UNSUPPORTED,
+    KINDS,
+    PREDICTIONS,
+    Checkpoint,
+    Kind,
+    explain_errors,
+    require_whole,
+)
+from spinlite.families.clip import build_tokenizer
 from spinlite.runs.store import fingerprint_files
 
 CONFIGS = Path(__file__).parent / "configs"
 FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 NET = "model.diffusion_model."
-ENCODERS: dict[Kind, dict[str, str]] = {  # where the keys of a text encoder begin; the last one tells the kinds apart
+ENCODERS: dict[Kind, dict[str, str]] = {  # how the keys of each text encoder begin; the last one tells the kinds apart
     "sd1": {"text_encoder": "cond_stage_model.transformer."},
     "sd2": {"text_encoder": "cond_stage_model.model."},
     "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
 }
-PADDED_BY_ZERO = {("sd2", "tokenizer"), ("sdxl", "tokenizer_2")}  # OpenCLIP's; OpenAI's CLIP is padded by its end token
+PADDED_BY_ZERO = {("sd2", "tokenizer"), ("sdxl", "tokenizer_2")}  # OpenCLIP's; OpenAI's CLIP is padded with its end token
 ARCHITECTURES: dict[str, Kind] = {
     "stable-diffusion-v1": "sd1",
     "stable-diffusion-v2": "sd2",
     "stable-diffusion-xl-v1": "sdxl",
-}  # ModelSpec's names, by their beginnings
+}  # by the beginnings of ModelSpec's names
 EDM = ("edm_mean", "edm_vpred.sigma_max")  # keys that mark Playground 2.5 and CosXL
 
 
 class SingleFile(Checkpoint):
-    """A whole model in one file; its header is read at once, its weights part by part."""
+    """A whole model in one file. Its header is read when it is opened, its weights part by part later."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = path.name, path
         if not path.is_file():
             raise SpinliteError(f"there is no file {path}", fix="check model.base")
-        self._shapes, self._about = read_header(path)
-        self.kind = self._kind()
-        self.predictions = self._predictions()
-        marked = "ztsnr" in self._shapes or self._about.get("ss_zero_terminal_snr", "").lower() == "true"
+        self._shapes, self._metadata = read_header(path)
+        self.kind = self._read_kind()
+        self.predictions = self._read_predictions()
+        marked = "ztsnr" in self._shapes or self._metadata.get("ss_zero_terminal_snr", "").lower() == "true"
         self.zero_snr = True if marked else None
 
     def config(self, part: str) -> dict[str, Any]:
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        found = json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
+        config = json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
         if self.kind == "sd2" and part == "unet" and set(self.predictions.values()) == {"eps"}:
-            found["sample_size"] = found["sample_size"] * 2 // 3  # the 512 px model; v-prediction is the 768 px one
-        return found
+            config["sample_size"] = config["sample_size"] * 2 // 3  # the 512 px model; v-prediction is the 768 px one
+        return config
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
@@ -78,59 +87,60 @@ class SingleFile(Checkpoint):
         others = {"unet": NET, "vae": ("first_stage_model.", "vae.")}
         prefixes = others[part] if part in others else ENCODERS[self.kind][part]
         with safe_open(self._path, "pt") as file:
-            found = {key: file.get_tensor(key) for key in self._shapes if key.startswith(prefixes)}
-        if not found:
-            way = "set model.vae to a VAE, or " if part == "vae" else ""
-            raise SpinliteError(f"{self.name} holds no {part}", fix=f"{way}use a version that is not pruned")
-        return found
+            tensors = {key: file.get_tensor(key) for key in self._shapes if key.startswith(prefixes)}
+        if not tensors:
+            other_way = "set model.vae to a VAE, or " if part == "vae" else ""
+            raise SpinliteError(f"{self.name} has no {part}", fix=f"{other_way}use a version that is not pruned")
+        return tensors
 
-    def _kind(self) -> Kind:
+    def _read_kind(self) -> Kind:
         shapes = self._shapes
         first = shapes.get(f"{NET}input_blocks.0.0.weight")
         if first is None:
-            raise SpinliteError(f"{self.name} {_what(shapes)}", fix=OTHER)
+            raise SpinliteError(f"{self.name} {_describe_other(shapes)}", fix=FIX_UNSUPPORTED)
         if any(key in shapes for key in EDM):
-            raise SpinliteError(f"{self.name} is of the EDM kind, with a noise schedule of its own", fix=OTHER)
+            raise SpinliteError(f"{self.name} is an EDM model, which has a noise schedule of its own", fix=FIX_UNSUPPORTED)
         pooled = f"{NET}label_emb.0.0.weight" in shapes
-        found: list[Kind] = [
+        kinds: list[Kind] = [
             kind for kind, parts in ENCODERS.items()
             if pooled == (kind == "sdxl") and any(key.startswith(list(parts.values())[-1]) for key in shapes)
         ]  # fmt: skip
-        if first[1] != 4 or len(found) != 1:
-            why = "takes more than a noised picture (inpainting?)" if first[1] != 4 else "holds no text encoder of such a model"
-            raise SpinliteError(f"{self.name} {why}", fix=OTHER + ", in a version that is not pruned")
-        said = self._about.get("modelspec.architecture", "")
-        if any(said.startswith(start) and kind != found[0] for start, kind in ARCHITECTURES.items()):
+        if first[1] != 4 or len(kinds) != 1:
+            inpaints = "takes more input than a noised picture (it may be made for inpainting)"
+            why = inpaints if first[1] != 4 else "has no text encoder that fits its network"
+            raise SpinliteError(f"{self.name} {why}", fix=FIX_UNSUPPORTED + ", in a version that is not pruned")
+        label = self._metadata.get("modelspec.architecture", "")
+        if any(label.startswith(start) and kind != kinds[0] for start, kind in ARCHITECTURES.items()):
             raise SpinliteError(
-                f"{self.name} calls itself {said} (modelspec.architecture), but its weights are {KINDS[found[0]]}",
+                f"{self.name} calls itself {label} (modelspec.architecture), but its weights are {KINDS[kinds[0]]}",
                 fix="correct that label, or use another copy of the model",
             )
-        return found[0]
+        return kinds[0]
 
-    def _predictions(self) -> dict[str, Any]:
-        said = {"its key v_pred": "v"} if "v_pred" in self._shapes else {}
-        label = self._about.get("modelspec.prediction_type", "").lower()
+    def _read_predictions(self) -> dict[str, Any]:
+        found = {"its key v_pred": "v"} if "v_pred" in self._shapes else {}
+        label = self._metadata.get("modelspec.prediction_type", "").lower()
         if label in PREDICTIONS:
-            said["modelspec.prediction_type"] = PREDICTIONS[label]
-        trained = self._about.get("ss_v_parameterization", "").lower()
+            found["modelspec.prediction_type"] = PREDICTIONS[label]
+        trained = self._metadata.get("ss_v_parameterization", "").lower()
         if trained in ("true", "false"):
-            said["ss_v_parameterization"] = "v" if trained == "true" else "eps"
-        size = re.match(r"stable-diffusion-v2-(512|768-v)", self._about.get("modelspec.architecture", ""))
+            found["ss_v_parameterization"] = "v" if trained == "true" else "eps"
+        size = re.match(r"stable-diffusion-v2-(512|768-v)", self._metadata.get("modelspec.architecture", ""))
         if size:
-            said["modelspec.architecture"] = "v" if size[1] == "768-v" else "eps"
-        return said
+            found["modelspec.architecture"] = "v" if size[1] == "768-v" else "eps"
+        return found
 
 
 def load_padded_tokenizer(kind: Kind, part: str) -> CLIPTokenizer:
-    """The tokenizer of a kind's "tokenizer" or "tokenizer_2", with the padding that its text encoder was trained with."""
-    made = tokenizer()
+    """The "tokenizer" or "tokenizer_2" of a kind, with the padding that its text encoder was trained with."""
+    tokenizer = build_tokenizer()
     if (kind, part) in PADDED_BY_ZERO:
-        made.pad_token = "!"  # set late, so that "!" in a caption stays what it is
-    return made
+        tokenizer.pad_token = "!"  # set afterwards, so that "!" in a caption keeps its own token
+    return tokenizer
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """(shapes by key, metadata) of a safetensors file, without its weights. Raises SpinliteError where it is none."""
+    """(shapes by key, metadata) of a safetensors file, without its weights. Raises SpinliteError if it can't be read."""
     try:
         with safe_open(path, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -138,17 +148,17 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise SpinliteError(f"{path.name} is not a whole safetensors file: {error}", fix="download it again") from None
 
 
-def published_size(checkpoint: Checkpoint) -> bool:
-    """Whether a model's UNet has the published one's levels: programs open a single file by these, whatever it holds."""
-    mine, theirs = checkpoint.config("unet"), json.loads(
+def has_published_size(checkpoint: Checkpoint) -> bool:
+    """Whether a model's UNet has the levels of the published one: programs open every single file by these."""
+    config, published = checkpoint.config("unet"), json.loads(
         (CONFIGS / FOLDERS[checkpoint.kind] / "unet" / "config.json").read_text(encoding="utf-8")
     )  # fmt: skip
     names = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "cross_attention_dim")
-    return all(mine.get(name) == theirs[name] for name in names)
+    return all(config.get(name) == published[name] for name in names)
 
 
 def part_of(key: str) -> str:
-    """What a tensor of a file in the original layout belongs to, in words."""
+    """Which part of the model a tensor in the original layout belongs to, in words."""
     if key.startswith(NET):
         return "UNet"
     if key.startswith(("first_stage_model.", "vae.")):
@@ -160,12 +170,12 @@ def part_of(key: str) -> str:
     return "text encoder 2" if key.startswith("conditioner.embedders.1.") else "other"
 
 
-def _what(keys: Any) -> str:
-    """What a file is that holds no network in the original layout."""
+def _describe_other(keys: Any) -> str:
+    """Say what a file without a network in the original layout is instead."""
     if any("lora_" in key for key in keys):
         return "is a LoRA, not a base model"
     if any(key.startswith(("down_blocks.", "unet.down_blocks.")) for key in keys):
         return "is a network in diffusers' layout, without its text encoders"
     if any(key.startswith("input_blocks.") for key in keys):
         return "is a network without its text encoders and VAE"
-    return "holds no network of Stable Diffusion's kind"
+    return "has no network like Stable Diffusion's"

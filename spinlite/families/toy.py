@@ -1,6 +1,6 @@
-"""A toy family: points in the plane on a flow path, with the whole pipeline in a second.
+"""A toy family: points in the plane on a flow path. The whole pipeline takes a second.
 
-A picture stands for a point: (mean red, mean blue) in [-1, 1]. Captions condition by a hash of their words.
+A picture stands for the point (mean red, mean blue) in [-1, 1]. A caption becomes counts of its words, by hash.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from spinlite.memory.device import Device
 from spinlite.memory.quantized import place_network
 from spinlite.runs.store import fingerprint, read_tensors
 
-WIDTH = 16  # of a caption's conditioning
+WIDTH = 16  # numbers in a caption's conditioning
 
 
 class Net(nn.Module):
-    """An MLP on (point, time, caption); `base` of the model is its seed."""
+    """An MLP on (point, time, caption). model.base is the seed of its weights."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class Net(nn.Module):
         self.checkpointing = False
 
     def forward(self, x_t: Tensor, t: Tensor, words: Tensor) -> Tensor:
-        given = torch.cat([x_t, t[:, None].to(x_t), words.to(x_t)], 1)
-        hidden = checkpoint(self._block, given, use_reentrant=False) if self.checkpointing else self._block(given)
+        inputs = torch.cat([x_t, t[:, None].to(x_t), words.to(x_t)], 1)
+        hidden = checkpoint(self._block, inputs, use_reentrant=False) if self.checkpointing else self._block(inputs)
         return self.last(hidden)
 
-    def _block(self, given: Tensor) -> Tensor:
-        return torch.tanh(self.second(torch.tanh(self.first(given))))
+    def _block(self, inputs: Tensor) -> Tensor:
+        return torch.tanh(self.second(torch.tanh(self.first(inputs))))
 
 
 class Toy(Family):
@@ -61,7 +61,7 @@ class Toy(Family):
 
     def __init__(self, base: str, device: Device) -> None:
         if not base.isdigit():
-            raise SpinliteError(f"the toy family's base is a seed, not {base!r}", fix='set model.base = "0"')
+            raise SpinliteError(f"the base of the toy family is a number (its seed), not {base!r}", fix='set model.base = "0"')
         quantize = device.levers.quantize
         self._net = Net(int(base))
         self.net = place_network(self._net, device.device, quantize, self.lora_targets["linear"])

@@ -65,7 +65,7 @@ WRONG = {
     "range": (["train", "demo", "--set", "learn.lr=5"], "lr = 5 in [learn] should be less than or equal to 1", "learn.lr"),
     "method": (["train", "demo", "--set", "method.name=sppin"], "unknown method 'sppin'", "did you mean 'spin'?"),
     "syntax": (["train", "demo", "--set", "learn"], "'learn' is not section.key=value", "e.g. --set"),
-    "no-data": (["train", TOY], "no pictures to learn from are named", "--data FOLDER"),
+    "no-data": (["train", TOY], "no pictures to train on were given", "--data FOLDER"),
     "data": (["train", TOY, "--data", "nowhere"], "there is no folder nowhere", "--data"),
     "empty-data": (["train", TOY, "--data", "."], "holds 0 pictures", "name.png + name.txt"),
     "markup": (["train", TOY, "--data", "[bold]x[/] [/red]"], "there is no folder [bold]x[/] [/red]", "--data"),
@@ -103,7 +103,7 @@ def test_what_is_left_out_is_said_before_the_training(command: Command, swatches
     assert ended.code == 0 and not ended.err
     for line in (
         "1 pictures without caption, left out: p0.png", "1 captions without a picture, ignored: alone.txt",
-        "1 file can't be used: p2.png: empty file", "1 with several frames, of which the first is used: p1.gif",
+        "1 file can't be used: p2.png: empty file", "1 with several frames; only the first is used: p1.gif",
     ):  # fmt: skip
         assert line in ended.out and ended.out.index(line) < ended.out.index("round 1")
 

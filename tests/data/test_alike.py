@@ -90,5 +90,5 @@ def test_those_of_a_folder_are_named_and_used(tmp_path: Path):
     (tmp_path / "zz.txt").write_text("again")
     for cache in (tmp_path / "cache", tmp_path / "cache"):  # looked at, then remembered
         found = examine(Data(folder=str(tmp_path)), cache=cache)
-        assert found.notes == [f"1 much like another picture, used all the same: zz.jpg (like {DEMO[0].name})"]
+        assert found.notes == [f"1 nearly the same as another picture, used all the same: zz.jpg (like {DEMO[0].name})"]
         assert len(found.train + found.heldout) == 4

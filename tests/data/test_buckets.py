@@ -45,7 +45,7 @@ def test_only_a_picture_that_is_too_small_for_the_smallest_bucket_has_none(grid:
     assert (grid.bucket(size) is not None) == fits
     if not fits:
         needed = " x ".join(str(math.ceil(least / grid.upscale)) for least in grid.least)
-        assert f"too small: {size[0]} x {size[1]} px, where {needed} is the least" in grid.refusal(size)
+        assert f"too small: {size[0]} x {size[1]} px, at least {needed} is needed" in grid.refusal(size)
 
 
 @given(grids, sizes)
@@ -140,6 +140,6 @@ def test_a_picture_that_is_too_small_is_named_and_the_rest_goes_on(tmp_path: Pat
     assert {r.path.name: r.bucket for r in found.train + found.heldout} == {
         "p0.png": (512, 512), "p1.png": (640, 320), "p2.png": (256, 448),
     }  # fmt: skip
-    assert found.unusable == ["p3.png: too small: 160 x 300 px, where 171 x 171 is the least (data.upscale = 1.5)"]
+    assert found.unusable == ["p3.png: too small: 160 x 300 px, at least 171 x 171 is needed (data.upscale = 1.5)"]
     with pytest.raises(SpinliteError, match="1 of 4 files"):
         survey(Data(folder=str(tmp_path)), grid=SD)

@@ -170,7 +170,7 @@ def test_pictures_that_are_there_twice_are_named_by_row(tmp_path: Path, cache: P
     rows = [*cells(3), *cells(1), {**cells(1)[0], "caption": "another"}]
     found = look(parquet(tmp_path / "some.parquet", rows), cache)
     assert found.notes == [
-        "1 the same as another picture, with another caption: shown with each in turn: row 5",
+        "1 the same as another picture with another caption: shown with each caption in turn: row 5",
         "1 the same as another picture, left out: row 4",
     ]
 
@@ -254,7 +254,7 @@ def test_a_hub_data_set_that_was_fetched_is_used_without_the_network(
     look(Path("some/body"), cache)
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     found = look(Path("some/body"), cache)
-    assert captions(found) == expected(range(4)) and "can't be reached, used as it was fetched on" in found.notes[0]
+    assert captions(found) == expected(range(4)) and "can't be reached, so the copy fetched on" in found.notes[0]
 
 
 def test_a_source_is_a_folder_or_a_data_set(tmp_path: Path):
@@ -291,7 +291,7 @@ def test_pick_a_pics_pairs_are_chosen_by_label_and_ties_are_left_out(tmp_path: P
         f"p {i}": (fingerprint_bytes(content(win)), fingerprint_bytes(content(lose)))
         for i, win, lose in ((0, 0, 1), (1, 3, 2), (4, 9, 8))
     }
-    assert found.notes == ["1 with both pictures preferred alike, left out: row 3", "1 without a label, left out: row 4"]
+    assert found.notes == ["1 with both pictures equally preferred, left out: row 3", "1 without a label, left out: row 4"]
 
 
 def test_without_pairs_the_pictures_that_were_preferred_are_learnt_from(tmp_path: Path, cache: Path):
@@ -300,7 +300,7 @@ def test_without_pairs_the_pictures_that_were_preferred_are_learnt_from(tmp_path
 
 
 def test_a_data_set_without_pairs_is_refused_where_pairs_are_needed(tmp_path: Path, cache: Path):
-    with pytest.raises(SpinliteError, match="holds no pairs: its columns are image, caption"):
+    with pytest.raises(SpinliteError, match="has no pairs: its columns are image, caption"):
         look(parquet(tmp_path / "some.parquet", cells(3)), cache, pairs=True)
 
 

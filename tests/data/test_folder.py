@@ -94,7 +94,7 @@ def test_an_empty_folder_says_what_belongs_there(tmp_path: Path):
 def test_one_picture_is_not_enough(tmp_path: Path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("one")
-    assert "holds 1 pictures, of which 1 can be used" in refused(tmp_path).problem
+    assert "has 1 pictures, but only 1 can be used" in refused(tmp_path).problem
 
 
 def test_hidden_files_are_no_pictures(swatches: Path):
@@ -125,7 +125,7 @@ def test_a_picture_that_is_there_twice_with_two_captions_is_shown_with_each_in_t
     (swatches / "again.png").write_bytes((swatches / "p0.png").read_bytes())
     (swatches / "again.txt").write_text("another caption")
     found = look(swatches)
-    assert found.notes == ["1 the same as another picture, with another caption: shown with each in turn: p0.png"]
+    assert found.notes == ["1 the same as another picture with another caption: shown with each caption in turn: p0.png"]
     places = [show for show in epoch_slots(found.train + found.heldout) if len(show.variants) > 1]
     assert len(epoch_slots(found.train + found.heldout)) == 40 and len(places) == 1
     seen = [places[0].at(epoch) for epoch in range(4)]
@@ -168,7 +168,7 @@ def test_a_folder_without_any_caption_says_how_to_go_on(swatches: Path):
     for text in swatches.glob("*.txt"):
         text.unlink()
     error = refused(swatches)
-    assert "40 pictures, of which 0" in error.problem and 'data.uncaptioned = "name"' in error.fix
+    assert "40 pictures, but only 0" in error.problem and 'data.uncaptioned = "name"' in error.fix
     assert len(names(look(swatches, uncaptioned="name"))) == 40
 
 
@@ -302,7 +302,7 @@ def test_of_an_animation_the_first_frame_is_used_and_that_is_said(swatches: Path
     Image.new("RGB", (8, 8), RED).save(path, save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)])
     (swatches / "film.txt").write_text("a film")
     found = look(swatches)
-    assert found.notes == [f"1 with several frames, of which the first is used: {path.name}"] and path.name in names(found)
+    assert found.notes == [f"1 with several frames; only the first is used: {path.name}"] and path.name in names(found)
     red, _, blue = open_picture(path).getpixel((4, 4))  # pyright: ignore[reportGeneralTypeIssues]
     assert red > 250 and blue < 5
 
@@ -422,7 +422,7 @@ def test_a_broken_loser_is_told_from_its_winner(pairs: Path):
 
 def test_a_loser_without_winner_is_named(pairs: Path):
     Image.new("RGB", (8, 8)).save(pairs / "lose" / "alone.png")
-    assert look(pairs, pairs=True).notes == ["1 in lose/ without a picture of that name in win/, ignored: alone.png"]
+    assert look(pairs, pairs=True).notes == ["1 in lose/ without a picture of the same name in win/, ignored: alone.png"]
 
 
 def test_one_winner_may_have_several_losers(pairs: Path):

@@ -79,7 +79,7 @@ def test_a_profile_of_another_colour_space_is_not_applied(tmp_path: Path):
 def test_transparency_is_laid_on_the_colour_that_is_set(swatches: Path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(swatches / "p0.png")
     assert open_picture(swatches / "p0.png", background="#102030").getpixel((0, 0)) == (16, 32, 48)
-    with pytest.raises(SpinliteError, match=r"data\.background = 'dreen' is no colour"):
+    with pytest.raises(SpinliteError, match=r"data\.background = 'dreen' is not a colour"):
         look(swatches, background="dreen")
 
 
@@ -123,7 +123,7 @@ def test_what_a_phone_writes_is_one_picture(swatches: Path):
 def test_a_wrong_ending_is_said_and_the_picture_is_used(swatches: Path):
     Image.new("RGB", (16, 16), RED).save(swatches / "p0.png", "WEBP")
     found = look(swatches)
-    assert found.notes == ["1 whose ending is another format's, read all the same: p0.png"]
+    assert found.notes == ["1 with the ending of another format, used all the same: p0.png"]
     assert any(r.path.name == "p0.png" for r in found.train + found.heldout)
 
 

@@ -80,7 +80,7 @@ def test_of_several_files_beside_a_picture_the_text_is_used_and_that_is_said(thr
     (three / "b.caption").write_text("another")
     found = look(three)
     assert captions(found)["b.png"] == ["text b"]
-    assert found.notes == ["1 with captions in .txt and .caption, of which .txt is used: b.png"]
+    assert found.notes == ["1 with captions in .txt and .caption; .txt is used: b.png"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_table_goes_before_captions_beside_pictures_and_that_is_said(three: Pa
     (three / "c.txt").write_text("c beside")
     found = look(three)
     assert captions(found) == {"a.png": ["table a"], "b.png": ["table b"], "c.png": ["c beside"]}
-    assert found.notes == ["1 with a caption in metadata.jsonl, which is used, and another beside: b.png"]
+    assert found.notes == ["1 with a caption in metadata.jsonl, which is used, and another in a file beside it: b.png"]
 
 
 def test_a_row_that_can_not_be_read_is_named_and_the_rest_is_used(three: Path):
@@ -191,14 +191,14 @@ def test_a_row_that_can_not_be_read_is_named_and_the_rest_is_used(three: Path):
     found = look(three)
     assert len(captions(found)) == 3
     assert found.notes == [
-        "3 of a table can't be read, ignored: metadata.jsonl row 4, metadata.jsonl row 5, metadata.jsonl row 6"
+        "3 rows of a table can't be read and are ignored: metadata.jsonl row 4, metadata.jsonl row 5, metadata.jsonl row 6"
     ]
 
 
 @KINDS
 def test_a_table_without_captions_says_which_columns_it_needs(three: Path, kind: str):
     write_table(three, kind, [{"file_name": "a.png", "label": "x"}])
-    with pytest.raises(SpinliteError, match=rf"metadata\.{kind} holds no captions") as caught:
+    with pytest.raises(SpinliteError, match=rf"metadata\.{kind} has no captions") as caught:
         look(three)
     assert "file_name and caption" in caught.value.fix
 
@@ -263,14 +263,15 @@ def test_files_that_are_no_pictures_are_named(three: Path):
     picture(three / "d.png").rename(three / "d.xyz")
     (three / "d.txt").write_text("d")
     found = look(three)
-    assert found.notes == ["2 with an ending that is no picture's, not used: d.xyz, photo.heic"] and found.orphans == ["d.txt"]
+    assert found.notes == ["2 with an ending that is not a picture's, not used: d.xyz, photo.heic"]
+    assert found.orphans == ["d.txt"]
 
 
 def test_a_name_with_escape_codes_is_spelt_out(three: Path):
     for name in "abc":
         (three / f"{name}.txt").write_text(name)
     (three / "\x1b[2J.xyz").write_bytes(b"")
-    assert look(three).notes == ["1 with an ending that is no picture's, not used: \\x1b[2J.xyz"]
+    assert look(three).notes == ["1 with an ending that is not a picture's, not used: \\x1b[2J.xyz"]
 
 
 # Captions that are missing, and triggers
@@ -324,7 +325,7 @@ def test_weights_say_how_often_a_picture_is_shown(tmp_path: Path):
 def test_a_source_that_is_missing_or_nameless_is_said(tmp_path: Path):
     with pytest.raises(SpinliteError, match="no folder nowhere"):
         survey(validate_settings({"data": {"sources": [{"folder": "nowhere"}]}}).data)
-    with pytest.raises(SpinliteError, match="names no folder"):
+    with pytest.raises(SpinliteError, match="neither folder nor dataset"):
         survey(validate_settings({"data": {"sources": [{}]}}).data)
 
 
@@ -388,7 +389,8 @@ def test_where_all_captions_hang_together_pictures_are_split():
 def test_the_demo_is_split_as_it_always_was():
     found = survey(load_settings("demo").data)
     assert (len(found.train), len(found.heldout)) == (126, 34)
-    assert found.notes == ["1 much like another picture, used all the same: hushed-face.png (like astonished-face.png)"]
+    like = "hushed-face.png (like astonished-face.png)"
+    assert found.notes == [f"1 nearly the same as another picture, used all the same: {like}"]
     assert sorted(r.path.stem for r in found.heldout)[:4] == [
         "bar-chart", "bullseye", "camera-with-flash", "canned-food",
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
 from spinlite.families import single_file
 from spinlite.families.checkpoint import CLASSES
-from spinlite.families.clip import tokenizer
+from spinlite.families.clip import build_tokenizer
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.families.open import open_checkpoint
@@ -69,7 +69,7 @@ def test_the_shapes_in_the_package_are_those_of_the_published_models(kind: str):
 
 
 def test_the_tokenizer_in_the_package_is_clips():
-    made = tokenizer()
+    made = build_tokenizer()
     text = "a photo of an astronaut riding a horse"
     assert len(made) == 49408 and made(text).input_ids == [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 49407]
     assert made.pad_token_id == 49407 and made.model_max_length == 77
@@ -209,7 +209,7 @@ def test_files_of_another_kind_are_named(configs: Path, tmp_path: Path):
     first = f"{net}input_blocks.0.0.weight"
     refused(path, {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "is a LoRA")
     refused(path, {"down_blocks.0.x": torch.zeros(1)}, "in diffusers' layout")
-    refused(path, {f"{net}double_blocks.0.x": torch.zeros(1)}, "no network of Stable Diffusion's kind")
+    refused(path, {f"{net}double_blocks.0.x": torch.zeros(1)}, "no network like Stable Diffusion's")
     refused(path, whole | {first: torch.zeros(16, 9, 3, 3)}, "inpainting")
     refused(path, whole | {"edm_mean": torch.zeros(4)}, "EDM")
     refused(path, {k: v for k, v in whole.items() if not k.startswith("conditioner")}, "no text encoder")
@@ -223,13 +223,13 @@ def test_files_of_another_kind_are_named(configs: Path, tmp_path: Path):
 def test_a_file_without_all_its_weights_is_named(configs: Path, tmp_path: Path):
     whole, path = load_file(configs / "sd15.safetensors"), tmp_path / "x.safetensors"
     lost = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
-    refused(path, {k: v for k, v in whole.items() if k != lost}, "is not whole: weights are missing")
+    refused(path, {k: v for k, v in whole.items() if k != lost}, "is incomplete: weights are missing")
     refused(path, whole | {lost: torch.zeros(3, 3, 3, 3)}, "can't read the base model")
     without = load(tiny.save(path, {k: v for k, v in whole.items() if not k.startswith("first_stage_model")}))
-    with pytest.raises(SpinliteError, match=r"holds no vae\nfix: set model.vae"):
+    with pytest.raises(SpinliteError, match=r"has no vae\nfix: set model.vae"):
         without.decode(torch.zeros(1, 4, 8, 8))
     silent = load(tiny.save(path, {k: v for k, v in whole.items() if "layers.1.mlp.fc1.bias" not in k}))
-    with pytest.raises(SpinliteError, match="is not whole: 1 weights of its text_encoder"):
+    with pytest.raises(SpinliteError, match="is incomplete: 1 weights of its text_encoder"):
         silent.encode_captions([""])
 
 

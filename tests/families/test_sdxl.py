@@ -129,14 +129,14 @@ def test_a_caption_is_encoded_once_and_nothing_but_the_network_stays(
     tiny_bases: Path, pictures: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     family = StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
-    asked: list[str] = []
+    encoded: list[str] = []
     whole = family.encode_captions
-    monkeypatch.setattr(family, "prompt", lambda captions: (asked.extend(captions), whole(captions))[1])
+    monkeypatch.setattr(family, "encode_captions", lambda captions: (encoded.extend(captions), whole(captions))[1])
     twice = [*pictures, Record(pictures[0].path, pictures[1].caption, pictures[0].key)]
     Encoded(family, twice, tmp_path / "cache", 2, lambda done, of: None)
-    assert sorted(asked) == sorted(["", *CAPTIONS]) and not family._parts._loaded
+    assert sorted(encoded) == sorted(["", *CAPTIONS]) and not family._parts._loaded
     Encoded(family, twice, tmp_path / "cache", 2, lambda done, of: None)
-    assert len(asked) == 3
+    assert len(encoded) == 3
 
 
 def test_half_a_base_makes_half_precision_conditioning_and_a_vae_in_full(tiny_bases: Path, pictures: list[Record]):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from spinlite.families.clip import tokenizer
+from spinlite.families.clip import build_tokenizer
 
 CAD, D, CAU, U = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
 DEEP = {"down_block_types": [CAD, CAD, CAD, D], "up_block_types": [U, CAU, CAU, CAU], "block_out_channels": [16, 16, 32, 32]}
@@ -34,7 +34,7 @@ UNETS: dict[str, dict[str, Any]] = {
 def make(root: Path, kind: str) -> Path:
     """A diffusers folder root/kind of a "sd15", "sd21" or "sdxl"; latents 8x8, pictures 64x64."""
     torch.manual_seed(0)
-    first = tokenizer()
+    first = build_tokenizer()
     vae: dict[str, Any] = {
         "block_out_channels": (8, 8, 16, 16), "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 2,
         "up_block_types": ("UpDecoderBlock2D",) * 4, "norm_num_groups": 4, "sample_size": 64, "scaling_factor": 0.2,
@@ -51,7 +51,7 @@ def make(root: Path, kind: str) -> Path:
         "text_encoder": CLIPTextModel(_clip(40, "gelu") if kind == "sd21" else _clip(24, "quick_gelu")),
     }
     if kind == "sdxl":
-        second = tokenizer()
+        second = build_tokenizer()
         second.pad_token = "!"
         more = {"tokenizer_2": second, "text_encoder_2": CLIPTextModelWithProjection(_clip(40, "gelu"))}
         pipe: Any = StableDiffusionXLPipeline(**parts, **more)
