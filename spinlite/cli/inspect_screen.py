@@ -9,7 +9,7 @@ from rich.console import Console as Screen
 from rich.table import Table
 from rich.text import Text
 
-from spinlite.export.inspect import LoraReport, ModelReport
+from spinlite.export.reports import LoraReport, ModelReport
 from spinlite.families.programs import Verdict
 
 LONG = 160  # characters of a header's value that are shown

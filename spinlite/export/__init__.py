@@ -1,4 +1,4 @@
-"""What leaves a run: LoRA files for other programs, whole models, test pictures, and what any such file holds.
+"""Writes LoRA files for other programs, merged models and test pictures; inspects LoRA and checkpoint files.
 
-The door is `export.export`.
+The entry point is `export.export`.
 """

@@ -1,4 +1,4 @@
-"""A base model with a LoRA in its weights, as one file in the original layout: written tensor by tensor, then compared."""
+"""Merges a LoRA into a base model: one file in the original layout, written tensor by tensor, then read back."""
 
 import hashlib
 import json
@@ -32,14 +32,16 @@ CODES = {
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 HASH = "modelspec.hash_sha256"
-STALE = ("modelspec.thumbnail", "sshs_model_hash", "sshs_legacy_hash")  # of the base alone
+STALE = ("modelspec.thumbnail", "sshs_model_hash", "sshs_legacy_hash")  # true of the base only, not of the merged model
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What was read back: modules of the LoRA, tensors of the file; and what rounding to the file's precision adds to the
-    weights, relative to the LoRA's changes (Frobenius norms)."""
+    """The merged file: modules of the LoRA in it, all its tensors, its size.
+
+    `rounding` is the error of the file's precision, relative to the LoRA's changes (Frobenius norms).
+    """
 
     modules: int
     tensors: int
@@ -48,68 +50,72 @@ class Merged:
 
 
 class Base:
-    """The tensors of a base model under the names of the original layout, read when asked for; a folder's are made at once."""
+    """Tensors of a base model under the names of the original layout. A single file's are read one by one."""
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
-        """Of a single file, or of a diffusers folder or hub id, whose weights are read in `dtype`."""
+        """`name` is a single file, a diffusers folder or a hub id. Weights of the latter two are loaded in `dtype`."""
         checkpoint = open_checkpoint(name)
         self.name = checkpoint.name
         self.kind: Kind = checkpoint.kind
         self.metadata: dict[str, str] = {}
-        self._made: Mapping[str, Tensor] = {}
+        self._tensors: Mapping[str, Tensor] = {}
         if isinstance(checkpoint, SingleFile):
             path = Path(name).expanduser()
             self._file: Any = safe_open(path, "pt")
             self.shapes, self.metadata = read_header(path)
         else:
-            self._made = single_file_tensors(checkpoint, dtype)
-            self.shapes = {key: tuple(value.shape) for key, value in self._made.items()}
+            self._tensors = single_file_tensors(checkpoint, dtype)
+            self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
 
     def get(self, key: str) -> Tensor:
-        return self._made[key] if self._made else self._file.get_tensor(key)
+        return self._tensors[key] if self._tensors else self._file.get_tensor(key)
 
     def modules(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the UNet's modules that a LoRA may change, by diffusers' names."""
-        found = {module: find_places(f"unet.{module}", self.kind, self.shapes) for module in published_shapes(self.kind)}
-        return {module: self.shapes[at[0].key] for module, at in found.items() if at}
+        """Shapes of the UNet weights that a LoRA may change, by diffusers' module names."""
+        places = {module: find_places(f"unet.{module}", self.kind, self.shapes) for module in published_shapes(self.kind)}
+        return {module: self.shapes[at[0].key] for module, at in places.items() if at}
 
 
 def lora_of_run(folder: Path, word: str) -> tuple[Lora, dict[str, Any]]:
-    """(the LoRA of a run's round, what is to be said of it). The run's base is loaded only where the LoRA needs it."""
+    """(the LoRA of a round, facts about it for the file's header). The run's base is loaded only if the LoRA needs it."""
     run = Run.open_existing(folder)
     k, model = choose_round(run, word), run.settings.model
-    needs = model.dora or model.init_lora
-    lora = (
-        read_snapshot(run, load_family(model, device.choose_device(run.memory)), k)[0] if needs else read_plain_snapshot(run, k)
-    )
+    if model.dora or model.init_lora:
+        lora = read_snapshot(run, load_family(model, device.choose_device(run.memory)), k)[0]
+    else:
+        lora = read_plain_snapshot(run, k)
     return lora, {"lora": run.name, "round": k, "method": run.settings.method["name"]}
 
 
 def lora_of_file(path: Path, base: Base) -> tuple[Lora, dict[str, Any]]:
-    """(what a LoRA file changes in the base, what is to be said of it)."""
+    """(the LoRA of a file, facts about it for the merged file's header)."""
     known = base.modules()
     return read_lora_for(path, kohya_keys(known, base.kind), known, base.name, text_alone=True), {"lora": path.stem}
 
 
-def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, said: Mapping[str, Any], progress: Progress) -> Merged:
-    """Write the base's tensors, changed by the LoRA, in their own precision or `dtype`; memory is one tensor's at a time.
+def merge(
+    lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, about: Mapping[str, Any], progress: Progress
+) -> Merged:
+    """Write the base's tensors with the LoRA's changes, in their own precision or `dtype`. One tensor at a time is in memory.
 
-    Averages (EMA) are changed alike. Raises SpinliteError where the base lacks a module, or the file is not what it should be.
+    EMA weights get the same changes. `about` goes into the header. Raises SpinliteError if the base lacks a module of the LoRA,
+    or if the file read back is not what was written.
     """
-    spots = _changes_by_key(lora, base)
-    keys = sorted(base.shapes, key=lambda key: -_target(base.get(key), dtype).itemsize)  # so that all are aligned
+    changes = _changes_by_key(lora, base)
+    # the largest types first, so that all tensors are aligned
+    keys = sorted(base.shapes, key=lambda key: -_target_dtype(base.get(key), dtype).itemsize)
     to.parent.mkdir(parents=True, exist_ok=True)
     draft = to.with_name(f"{to.name}.{os.getpid()}.part")
     error = 0.0
     try:
         with draft.open("w+b") as file:
-            header = _header(base, keys, dtype, {**said, "base": Path(base.name).stem})
+            header = _header(base, keys, dtype, {**about, "base": Path(base.name).stem})
             file.write(header)
             digest = hashlib.sha256()
             for done, key in enumerate(keys):
-                exact = _changed_tensor(base.get(key), spots.get(key, []))
-                stored = exact.to(_target(base.get(key), dtype))
-                if key in spots:
+                exact = _changed_tensor(base.get(key), changes.get(key, []))
+                stored = exact.to(_target_dtype(base.get(key), dtype))
+                if key in changes:
                     error += (stored.double() - exact.double()).square().sum().item()
                 content = _bytes(stored)
                 digest.update(content)
@@ -122,52 +128,56 @@ def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, said: Map
         os.replace(draft, to)
     finally:
         draft.unlink(missing_ok=True)
-    _compare(to, base, keys, spots, dtype, lambda done: progress(len(keys) + done, 2 * len(keys)))
-    whole = sum(norm(pair) ** 2 for at in spots.values() for _, pair in at)
+    _compare(to, base, keys, changes, dtype, lambda done: progress(len(keys) + done, 2 * len(keys)))
+    whole = sum(norm(pair) ** 2 for at in changes.values() for _, pair in at)
     return Merged(len(lora), len(keys), math.sqrt(error / whole) if whole else 0.0, to.stat().st_size)
 
 
 def _changes_by_key(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]]]:
-    """What is added where, by the file's keys."""
-    found: dict[str, list[tuple[Place, Pair]]] = {}
+    """A tensor's key -> the rows that change, and the changes."""
+    changes: dict[str, list[tuple[Place, Pair]]] = {}
     for name, pair in lora.items():
         at = find_places(name, base.kind, base.shapes)
         for place in at:
             shape = base.shapes[place.key]
             rows = shape[0] // (1 if place.third is None else 3)
             if (rows, *shape[1:2]) != pair.shape[:2] or math.prod((rows, *shape[1:])) != math.prod(pair.shape):
-                what = f"{name} changes {pair.shape}, where {base.name} has {(rows, *shape[1:])}"
-                raise SpinliteError(what, fix=f"merge it into a model of its own kind; this is {KINDS[base.kind]}")
-            found.setdefault(place.key, []).append((place, pair))
+                what = f"{name} has the shape {pair.shape} in the LoRA, but {(rows, *shape[1:])} in {base.name}"
+                raise SpinliteError(what, fix=_fix_kind(base))
+            changes.setdefault(place.key, []).append((place, pair))
         if not at:
             what = f"{base.name} has no {name}, which the LoRA changes"
-            raise SpinliteError(what, fix=f"merge it into a model of its own kind; this is {KINDS[base.kind]}")
-    return found
+            raise SpinliteError(what, fix=_fix_kind(base))
+    return changes
 
 
-def _changed_tensor(weight: Tensor, spots: list[tuple[Place, Pair]]) -> Tensor:
-    """A tensor with its changes, in fp32; without any, as it is."""
-    if not spots:
+def _fix_kind(base: Base) -> str:
+    return f"merge it into the kind of model that it was made for; this one is {KINDS[base.kind]}"
+
+
+def _changed_tensor(weight: Tensor, changes: list[tuple[Place, Pair]]) -> Tensor:
+    """A tensor with its changes, in fp32; the tensor itself if there are none."""
+    if not changes:
         return weight
     weight = weight.to(torch.float32, copy=True)
-    for place, pair in spots:
+    for place, pair in changes:
         rows = place.rows_of(weight)
         rows += pair.change.view(rows.shape)
     return weight
 
 
-def _target(weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def _target_dtype(weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype and weight.is_floating_point() else weight.dtype
 
 
-def _header(base: Base, keys: list[str], dtype: torch.dtype | None, said: Mapping[str, Any]) -> bytes:
-    """The first bytes of a safetensors file, with zeros where the hash of what follows will be."""
+def _header(base: Base, keys: list[str], dtype: torch.dtype | None, about: Mapping[str, Any]) -> bytes:
+    """The header of a safetensors file, with zeros in place of the data's hash, which is not known yet."""
     metadata = {key: value for key, value in base.metadata.items() if key not in STALE}
-    metadata |= {"format": "pt", "spinlite.merged": json.dumps(said, ensure_ascii=False), HASH: "0x" + "0" * 64}
+    metadata |= {"format": "pt", "spinlite.merged": json.dumps(about, ensure_ascii=False), HASH: "0x" + "0" * 64}
     tree: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for key in keys:
-        kind = _target(base.get(key), dtype)
+        kind = _target_dtype(base.get(key), dtype)
         size = math.prod(base.shapes[key]) * kind.itemsize
         tree[key] = {"dtype": CODES[kind], "shape": base.shapes[key], "data_offsets": [at, at + size]}
         at += size
@@ -181,14 +191,16 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _compare(
-    to: Path, base: Base, keys: list[str], spots: Mapping[str, Any], dtype: torch.dtype | None, progress: Callable[[int], None]
+    to: Path, base: Base, keys: list[str], changes: Mapping[str, Any], dtype: torch.dtype | None,
+    progress: Callable[[int], None],
 ) -> None:
     kind = open_checkpoint(str(to)).kind
     with safe_open(to, "pt") as file:
         whole = kind == base.kind and set(file.keys()) == set(keys)
         for done, key in enumerate(keys):
-            wanted = _changed_tensor(base.get(key), spots.get(key, [])).to(_target(base.get(key), dtype))
-            whole = whole and (_bytes(file.get_tensor(key)) == _bytes(wanted)).all()
+            weight = base.get(key)
+            expected = _changed_tensor(weight, changes.get(key, [])).to(_target_dtype(weight, dtype))
+            whole = whole and (_bytes(file.get_tensor(key)) == _bytes(expected)).all()
             progress(done + 1)
     if not whole:
-        raise SpinliteError(f"{to} does not hold what was merged", fix="check the disk, and report this as a bug if it is well")
+        raise SpinliteError(f"{to} does not hold what was merged", fix="check the disk; if it is fine, report this as a bug")

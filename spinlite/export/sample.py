@@ -1,4 +1,4 @@
-"""Pictures of a LoRA to look at: prompts x rounds x strengths x seeds, one sheet and single files that a WebUI can repeat."""
+"""Test pictures of a LoRA: prompts x rounds x strengths x seeds, as one sheet and as files that a WebUI can reproduce."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from spinlite.runs.store import read_tensors
 from spinlite.training.play import make_scheduler, sample
 from spinlite.training.sheet import write_sheet
 
-NAMES = {  # diffusers' class -> what A1111 calls it, or Forge (DDPM); others go by their class
+NAMES = {  # diffusers' class -> its name in A1111, or in Forge (DDPM); others keep their class name
     "DPMSolverMultistepScheduler": "DPM++ 2M",
     "DDIMScheduler": "DDIM",
     "EulerDiscreteScheduler": "Euler",
@@ -39,92 +39,92 @@ NAMES = {  # diffusers' class -> what A1111 calls it, or Forge (DDPM); others go
     "PNDMScheduler": "PLMS",
     "DDPMScheduler": "DDPM",
 }
-OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # A1111 gives these no schedule type
-MOST = 400  # pictures of one sheet
+OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # samplers without a schedule type in A1111
+MOST = 400  # pictures in one sheet
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What is to be drawn, each prompt with each seed."""
+    """Which pictures to make: each prompt with each seed, at each strength."""
 
     prompts: Sequence[str]
     negative: str
     seeds: int
-    first: int  # the first seed; the others follow it
+    first: int  # the first seed; the others count up from it
     strengths: Sequence[float]
     play: Play
 
 
 @dataclass(frozen=True)
 class SampleSetup:
-    """What is drawn with: a base, its way to sample, LoRAs by their files' stems (an empty one is the base), and what
-    A1111 knows them by."""
+    """What makes the pictures: a base, sampler settings, and LoRAs by file name without ending (empty: the base alone)."""
 
     base: Family
     play: Play
     loras: Mapping[str, Lora]
-    hashes: Mapping[str, str]  # of the LoRA files' data, by stem
-    model: Mapping[str, str]  # A1111's words for the base model
+    hashes: Mapping[str, str]  # SHA-256 of the LoRA files' data, by the same names
+    model: Mapping[str, str]  # how A1111's metadata names the base model
 
 
-def parameters(drawn: SampleSetup, prompt: str, asked: SampleRequest, seed: int, stem: str, strength: float) -> str:
-    """What A1111 writes into its pictures, and reads to repeat one. Noise is a CPU's, which its option RNG says."""
-    tag = f"<lora:{stem}:{strength:g}>" if drawn.loras[stem] else ""
-    negative = [f"Negative prompt: {_plain(asked.negative)}"] if asked.negative else []
-    scheduler, size = make_scheduler(drawn.base, asked.play, "cpu"), drawn.base.size
-    name = solver_name(drawn.base, asked.play)
-    said: dict[str, Any] = {"Steps": asked.play.steps, "Sampler": name}
+def parameters(setup: SampleSetup, prompt: str, request: SampleRequest, seed: int, stem: str, strength: float) -> str:
+    """The text that A1111 writes into its pictures, and reads to reproduce one. "RNG: CPU" means noise from the CPU."""
+    tag = f"<lora:{stem}:{strength:g}>" if setup.loras[stem] else ""
+    negative = [f"Negative prompt: {_escape_brackets(request.negative)}"] if request.negative else []
+    scheduler, size = make_scheduler(setup.base, request.play, "cpu"), setup.base.size
+    name = solver_name(setup.base, request.play)
+    entries: dict[str, Any] = {"Steps": request.play.steps, "Sampler": name}
     if name not in OWN_TIMES:
-        said["Schedule type"] = schedule_type(scheduler.timesteps)
-    said |= {"CFG scale": f"{asked.play.guidance:g}", "Seed": seed, "Size": f"{size[0]}x{size[1]}", **drawn.model}
-    if asked.play.eta:
-        said["Eta DDIM"] = f"{asked.play.eta:g}"
+        entries["Schedule type"] = schedule_type(scheduler.timesteps)
+    entries |= {"CFG scale": f"{request.play.guidance:g}", "Seed": seed, "Size": f"{size[0]}x{size[1]}", **setup.model}
+    if request.play.eta:
+        entries["Eta DDIM"] = f"{request.play.eta:g}"
     if tag:
-        said["Lora hashes"] = f"{stem}: {drawn.hashes[stem][:12]}"
-    said["RNG"] = "CPU"
-    words = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in said.items())
-    return "\n".join([f"{_plain(prompt)} {tag}".strip(), *negative, words])
+        entries["Lora hashes"] = f"{stem}: {setup.hashes[stem][:12]}"
+    entries["RNG"] = "CPU"
+    words = ", ".join(f"{name}: {_quote(str(value))}" for name, value in entries.items())
+    return "\n".join([f"{_escape_brackets(prompt)} {tag}".strip(), *negative, words])
 
 
 def solver_name(base: Family, play: Play) -> str:
-    """What A1111 calls a sampler; where it has none of that kind, its class."""
+    """The name of the sampler in A1111; its class name if A1111 has no such sampler."""
     kind = type(make_scheduler(base, play, "cpu")).__name__
     return NAMES.get(kind, kind.removesuffix("Scheduler"))
 
 
 def schedule_type(timesteps: Tensor) -> str:
-    """The schedule type of A1111's that is nearest to a sampler's times of 1000: without one it would take Karras'."""
-    found = timesteps.double().unique().flip(0)
-    n = len(found)
+    """The schedule type of A1111 that is nearest to a sampler's timesteps (0 to 999). Without one A1111 may take Karras."""
+    times = timesteps.double().unique().flip(0)
+    n = len(times)
     known = {
         "DDIM": torch.arange(n - 1, -1, -1) * (1000 // n) + 1.0,
         "Uniform": torch.linspace(999, 0, n),
         "SGM Uniform": torch.linspace(999, 0, n + 1)[:-1],
     }
-    return min(known, key=lambda name: (known[name] - found).abs().max().item())
+    return min(known, key=lambda name: (known[name] - times).abs().max().item())
 
 
-def _plain(prompt: str) -> str:
-    """A prompt whose brackets A1111 does not read as emphasis."""
+def _escape_brackets(prompt: str) -> str:
+    """Escape brackets, which A1111 would read as emphasis."""
     return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", " ".join(prompt.split()))
 
 
-def _quoted(value: str) -> str:
-    """As A1111 writes what holds its separators."""
+def _quote(value: str) -> str:
+    """Quote a value with separators in it, as A1111 does."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
-def draw_samples(drawn: SampleSetup, asked: SampleRequest, folder: Path, progress: Callable[[int, int], None]) -> Path:
-    """Draw every LoRA at every strength; returns the sheet.
+def draw_samples(setup: SampleSetup, request: SampleRequest, folder: Path, progress: Callable[[int, int], None]) -> Path:
+    """Make pictures with every LoRA at every strength; returns the path of the sheet.
 
-    A seed's noise is that of a WebUI with CPU noise: one generator for each picture. Files are named by what they show.
+    A seed gives the same noise as in a WebUI with CPU noise: one generator per picture. File names say what a picture shows.
+    Raises SpinliteError if there would be too many pictures.
     """
-    base, loras = drawn.base, drawn.loras
-    rows = [(stem, strength) for stem, lora in loras.items() for strength in (asked.strengths if lora else [1.0])]
-    columns = [(i, asked.first + n) for i in range(len(asked.prompts)) for n in range(asked.seeds)]
+    base, loras = setup.base, setup.loras
+    rows = [(stem, strength) for stem, lora in loras.items() for strength in (request.strengths if lora else [1.0])]
+    columns = [(i, request.first + n) for i in range(len(request.prompts)) for n in range(request.seeds)]
     if (count := len(rows) * len(columns)) > MOST:
-        raise SpinliteError(f"that would be {count} pictures", fix=f"ask for fewer: {MOST} at the most")
-    conds = base.encode_captions([*asked.prompts, asked.negative])
+        raise SpinliteError(f"that would be {count} pictures", fix=f"ask for at most {MOST}, e.g. with fewer --seeds")
+    conds = base.encode_captions([*request.prompts, request.negative])
     base.free()
     shown: dict[str, list[Image.Image]] = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,53 +134,57 @@ def draw_samples(drawn: SampleSetup, asked: SampleRequest, folder: Path, progres
         latents = []
         with applied(base.net, loras[stem], strength):
             for i, seed in columns:
-                cond, empty = ({name: value[j : j + 1] for name, value in conds.items()} for j in (i, len(asked.prompts)))
-                chance = torch.Generator("cpu").manual_seed(seed)
-                noise = torch.randn((1, *base.latent_shape), generator=chance)
-                latents.append(sample(base, noise, cond, empty, asked.play, [chance]))
+                cond, empty = ({name: value[j : j + 1] for name, value in conds.items()} for j in (i, len(request.prompts)))
+                generator = torch.Generator("cpu").manual_seed(seed)
+                noise = torch.randn((1, *base.latent_shape), generator=generator)
+                latents.append(sample(base, noise, cond, empty, request.play, [generator]))
                 progress(done := done + 1, count)
         shown[label] = base.decode(torch.cat(latents))
         for (i, seed), picture in zip(columns, shown[label], strict=True):
-            told = PngImagePlugin.PngInfo()
-            told.add_itxt("parameters", parameters(drawn, asked.prompts[i], asked, seed, stem, strength))
-            picture.save(folder / f"{stem}-{strength:g}-prompt{i + 1}-seed{seed}.png", pnginfo=told)
+            info = PngImagePlugin.PngInfo()
+            info.add_itxt("parameters", parameters(setup, request.prompts[i], request, seed, stem, strength))
+            picture.save(folder / f"{stem}-{strength:g}-prompt{i + 1}-seed{seed}.png", pnginfo=info)
     base.free()
-    captions = [f"{asked.prompts[i]} · seed {seed}" for i, seed in columns]
-    how = f"{solver_name(drawn.base, asked.play)}, {asked.play.steps} steps, CFG {asked.play.guidance:g}"
-    write_sheet(folder / "sheet.png", f"{drawn.model['Model']} · {how}", captions, shown)
+    captions = [f"{request.prompts[i]} · seed {seed}" for i, seed in columns]
+    how = f"{solver_name(base, request.play)}, {request.play.steps} steps, CFG {request.play.guidance:g}"
+    write_sheet(folder / "sheet.png", f"{setup.model['Model']} · {how}", captions, shown)
     return folder / "sheet.png"
 
 
 def setup_of_run(folder: Path, word: str) -> SampleSetup:
-    """A run's base and way to sample, and the LoRA of each round asked for by the name that `spinlite export` gives it."""
+    """A run's base and sampler settings, and the LoRA of one round or "all", under the file names of `spinlite export`."""
     run = Run.open_existing(folder)
     rounds = range(len(run.events("judge")) + 1) if word == "all" else [choose_round(run, word)]
     base = load_family(run.settings.model, device.choose_device(run.memory))
     loras: dict[str, Lora] = {}
     for k in rounds:
-        whole = read_snapshot(run, base, k)[0]
-        loras[f"{run.name}-{k}" if k or base.start else "base"] = whole if k or base.start else {}
-    known = {stem: compute_hashes(_exported(base, lora), {})["sshs_model_hash"] for stem, lora in loras.items() if lora}
-    return SampleSetup(base, run.settings.play, loras, known, _model(run.settings.model.base))
+        lora = read_snapshot(run, base, k)[0]
+        loras[f"{run.name}-{k}" if k or base.start else "base"] = lora if k or base.start else {}
+    files = {stem: _exported_tensors(base, lora) for stem, lora in loras.items() if lora}
+    hashes = {stem: compute_hashes(tensors, {})["sshs_model_hash"] for stem, tensors in files.items()}
+    return SampleSetup(base, run.settings.play, loras, hashes, _describe_model(run.settings.model.base))
 
 
 def setup_of_file(path: Path, name: str, strengths: Sequence[float]) -> SampleSetup:
-    """A base with the file's part for text encoders in its prompts, the default way to sample, the file's LoRA."""
+    """A LoRA file on a base, with default sampler settings; its part for text encoders acts on all prompts.
+
+    Raises SpinliteError if such a file is to be used at another strength than 1.
+    """
     base = load_family(Model(base=name, init_lora=str(path)), device.choose_device())
     if text_encoder_part(base.start) and list(strengths) != [1.0]:
-        problem = f"{path.name} changes text encoders, which is drawn at strength 1 alone"
+        problem = f"{path.name} changes text encoders, so pictures can only be made at strength 1"
         raise SpinliteError(problem, fix="leave out --strength")
     digest = read_tensors(path)[1].get("sshs_model_hash") or hashlib.sha256(tensor_bytes(path.read_bytes())).hexdigest()
-    return SampleSetup(base, Play(), {path.stem: base.start}, {path.stem: digest}, _model(name))
+    return SampleSetup(base, Play(), {path.stem: base.start}, {path.stem: digest}, _describe_model(name))
 
 
-def _exported(base: Family, lora: Lora) -> dict[str, Tensor]:
+def _exported_tensors(base: Family, lora: Lora) -> dict[str, Tensor]:
     """The tensors of the file that `spinlite export` writes by default."""
     return to_kohya(complete_attention(lora), base.export_name, torch.float16)[0]
 
 
-def _model(base: str) -> dict[str, str]:
-    """How A1111 names a base model; its hash is of a single file alone."""
+def _describe_model(base: str) -> dict[str, str]:
+    """How A1111's metadata names a base model; only a single file has a hash."""
     path = Path(base).expanduser()
     if not path.is_file():
         return {"Model": path.name}
@@ -189,19 +193,19 @@ def _model(base: str) -> dict[str, str]:
 
 
 def read_prompts(given: Sequence[str]) -> list[str]:
-    """The prompts of the command line; @FILE stands for the lines of a file."""
-    found: list[str] = []
+    """The prompts of the command line; @FILE stands for the lines of a file. Raises SpinliteError if there are none."""
+    prompts: list[str] = []
     for text in given:
         lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if text.startswith("@") else [text]
-        found += [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise SpinliteError("there is no prompt", fix='add --prompt "a cat", or --prompt @FILE with a prompt a line')
-    return found
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise SpinliteError("there is no prompt", fix='add --prompt "a cat", or --prompt @FILE with a prompt per line')
+    return prompts
 
 
 def parse_numbers(text: str) -> list[float]:
-    """Strengths, separated by commas."""
+    """Numbers, separated by commas, of --strength. Raises SpinliteError if they are not numbers."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise SpinliteError(f"--strength {text!r} is no list of numbers", fix="e.g. --strength 0.6,0.8,1") from None
+        raise SpinliteError(f"--strength {text!r} is not a list of numbers", fix="write e.g. --strength 0.6,0.8,1") from None

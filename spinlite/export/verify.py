@@ -1,4 +1,4 @@
-"""Whether a LoRA file holds what was trained: read back, module by module; and in diffusers, by one denoising step."""
+"""Checks that a LoRA file holds what was trained: module by module, and by one denoising step in diffusers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,59 +14,61 @@ from spinlite.lora.tensors import Lora, Pair, distance, norm
 from spinlite.maths.draws import gaussian
 from spinlite.runs.store import read_tensors
 
-WORST = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}  # of a module's change, by the file's precision
-STEP = 5e-2  # of the LoRA's effect on a prediction
-SEEN = 0.05  # of the prediction: where the LoRA does less, both sides are enlarged, or half precision would hide it
-SIDE = 32  # latents: enough to compare, and quick without a GPU
+WORST = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}  # of a module's change
+STEP = 5e-2  # largest error of a prediction, relative to the LoRA's effect on it
+SEEN = 0.05  # share of a prediction: a LoRA that changes less is scaled up on both sides, or rounding would hide it
+SIDE = 32  # side of the latents compared: enough to tell, and quick without a GPU
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared, and how far apart it was, relative to the LoRA's own effect."""
+    """How far the file is from the LoRA, relative to the LoRA's own effect."""
 
     modules: int
-    worst: float  # of a module's weight change
-    step: float | None  # of one prediction; None where the LoRA does nothing
+    worst: float  # largest error of a module's weight change
+    step: float | None  # error of one prediction; None if the LoRA does nothing
 
     def __str__(self) -> str:
-        said = f"{self.modules} of {self.modules} modules, largest relative error {self.worst:.0e}"
-        return said if self.step is None else f"{said}; a denoising step in diffusers differs by {self.step:.0e}"
+        words = f"{self.modules} of {self.modules} modules, largest relative error {self.worst:.0e}"
+        return words if self.step is None else f"{words}; a denoising step in diffusers differs by {self.step:.0e}"
 
 
 def verify(path: Path, lora: Lora, family: Family, keys: Mapping[str, str]) -> Verified:
-    """Compare a file with the LoRA that it should hold; `keys` are the file's, by module.
+    """Compare a file with the LoRA that it should hold; `keys` gives each module's key in the file.
 
-    Raises SpinliteError where a module is missing, or is further off than the file's precision explains.
+    Raises SpinliteError if a module is missing, or further off than the file's precision explains.
     """
-    off = compare_modules(path, lora, keys)
-    return Verified(len(off), max(off.values()), compare_step(path, lora, family))
+    errors = compare_modules(path, lora, keys)
+    return Verified(len(errors), max(errors.values()), compare_step(path, lora, family))
 
 
 def compare_modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str, float]:
-    """How far each module's change in the file is from the LoRA's, relative to it; read as the programs do: alpha / rank x
-    up down, without alpha up down."""
+    """Module -> relative error of its weight change in the file.
+
+    A change is read as other programs do: alpha / rank x up @ down, or up @ down without an alpha. Raises as `verify`.
+    """
     written, _ = read_tensors(path)
-    off: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for name, pair in lora.items():
         key = keys[name]
         names = ("lora_down", "lora_up") if f"{key}.alpha" in written else ("lora_A", "lora_B")
-        found = [written.get(f"{key}.{part}.weight") for part in names]
-        if found[0] is None or found[1] is None:
+        down, up = [written.get(f"{key}.{part}.weight") for part in names]
+        if down is None or up is None:
             raise SpinliteError(f"{path} does not hold {name}", fix="report this as a bug")
-        got = Pair(found[0].float(), found[1].float())
-        scale = written[f"{key}.alpha"].item() / got.rank if f"{key}.alpha" in written else 1.0
-        off[name] = distance(pair, got.times(scale).change)
-        if not off[name] <= WORST[found[0].dtype]:
-            raise _wrong(path, f"{name} is off by {off[name]:.1%}")
-    return off
+        in_file = Pair(down.float(), up.float())
+        scale = written[f"{key}.alpha"].item() / in_file.rank if f"{key}.alpha" in written else 1.0
+        errors[name] = distance(pair, in_file.times(scale).change)
+        if not errors[name] <= WORST[down.dtype]:
+            raise _mismatch(path, f"{name} is off by {errors[name]:.1%}")
+    return errors
 
 
 @torch.no_grad()
 def compare_step(path: Path, lora: Lora, family: Family) -> float | None:
-    """How far one prediction with the file, as another program loads it, is from one with the LoRA itself.
+    """Error of one prediction with the file, as another program loads it, relative to what the LoRA itself changes.
 
-    Relative to what the LoRA changes; None where it changes nothing. The strength is raised on both sides until the change
-    can be told from rounding.
+    None if the LoRA changes nothing. The strength is raised on both sides until the change stands out from rounding. Raises as
+    `verify`.
     """
     if not any(norm(pair) for name, pair in lora.items() if name.startswith("unet.")):
         return None
@@ -82,17 +84,17 @@ def compare_step(path: Path, lora: Lora, family: Family) -> float | None:
     base, strength = predict(), 1.0
     while True:
         with applied(family.net, lora, strength):
-            mine = predict()
-        effect = (mine - base).norm().item()
+            expected = predict()
+        effect = (expected - base).norm().item()
         if not effect < SEEN * base.norm().item() or strength > 1e9:
             break
         strength *= 4
     with family.with_lora_file(path, strength):
-        off = (predict() - mine).norm().item() / effect
-    if not off <= STEP:
-        raise _wrong(path, f"a denoising step with it in diffusers differs by {off:.1%} of the LoRA's effect")
-    return off
+        error = (predict() - expected).norm().item() / effect
+    if not error <= STEP:
+        raise _mismatch(path, f"a denoising step with it in diffusers differs by {error:.1%} of the LoRA's effect")
+    return error
 
 
-def _wrong(path: Path, what: str) -> SpinliteError:
+def _mismatch(path: Path, what: str) -> SpinliteError:
     return SpinliteError(f"{path} does not hold what was trained: {what}", fix="report this as a bug, with the command")

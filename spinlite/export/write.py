@@ -1,4 +1,4 @@
-"""A LoRA -> a file, and the proof that the file holds it."""
+"""Writes a LoRA to a file, and checks the file."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from spinlite.runs.store import write_bytes
 
 
 def write_lora(path: Path, lora: Lora, family: Family, about: HeaderInfo, layout: Layout, dtype: torch.dtype) -> Verified:
-    """Write a LoRA in a layout and precision, open it again and compare. Raises SpinliteError where it is not what it was."""
+    """Write a LoRA in a layout and precision, then read it back and compare. Raises SpinliteError if they differ."""
     if layout == "kohya":
         lora = complete_attention(lora)
         keys = {name: family.export_name(name) for name in lora}
@@ -31,9 +31,9 @@ def write_lora(path: Path, lora: Lora, family: Family, about: HeaderInfo, layout
 
 
 def write_sidecars(path: Path, about: HeaderInfo) -> None:
-    """What WebUIs of A1111's kind show beside a LoRA: `NAME.json` and the thumbnail as `NAME.png`."""
+    """Write the files that A1111 and similar WebUIs show with a LoRA: `NAME.json`, and the thumbnail as `NAME.png`."""
     kind, _, version = about.family.get("ss_base_model_version", "Unknown").partition("_")  # sd_v1 is shown as SD1
-    said = {
+    card = {
         "description": about.description,
         "sd version": kind.upper() + version[1:2] if kind == "sd" else kind.upper(),
         "activation text": "",
@@ -41,7 +41,7 @@ def write_sidecars(path: Path, about: HeaderInfo) -> None:
         "negative text": "",
         "notes": f"made for {about.base}",
     }
-    write_bytes(path.with_suffix(".json"), json.dumps(said, ensure_ascii=False, indent=2).encode())
+    write_bytes(path.with_suffix(".json"), json.dumps(card, ensure_ascii=False, indent=2).encode())
     if about.thumbnail:
         buffer = io.BytesIO()
         about.thumbnail.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""Memory, time and disk of a run before anything is downloaded, and the way it fits into memory.
+"""Estimates memory, time and disk of a run before anything is downloaded, and chooses memory settings that fit.
 
-The door is `make.take_plan`.
+The entry point is `make.make_plan`.
 """

@@ -1,8 +1,7 @@
-"""The fastest way to fit a preset into a card's memory."""
+"""Finds the fastest memory settings with which a preset fits into a card's memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
@@ -11,18 +10,20 @@ from spinlite.plan.card import GIB, Card
 from spinlite.plan.phase_costs import PICTURES, PhaseCosts
 from spinlite.training.step import required_errors
 
+CostsOf = Callable[[str, str], PhaseCosts]  # (precision, quantize) -> the costs
+
 PLAY_BATCHES = (16, 8, 4, 2, 1)
-JUDGED = 64  # held-out pictures that are measured and played at the most
-GAIN = 0.97  # of the time: below that a faster setting is taken, else the plainer one
+JUDGED = 64  # held-out pictures that are judged, at most
+GAIN = 0.97  # a faster setting must take less than this share of the time, else the plainer one is used
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One combination of levers: what it would take in each phase (bytes of the card) and in a round (seconds)."""
+    """One combination of memory settings, with the memory (bytes of the card) and time (seconds per round) of each phase."""
 
     levers: Levers
-    memory: dict[str, int]  # by phase
-    seconds: dict[str, float]  # of a round, by phase
+    memory: dict[str, int]  # bytes, by phase
+    seconds: dict[str, float]  # per round, by phase
 
     @property
     def peak(self) -> int:
@@ -34,58 +35,58 @@ class Combination:
 
 
 class Fit:
-    """Combinations of levers for one preset on one card; `train` and `heldout` are numbers of pictures."""
+    """Combinations of memory settings for one preset on one card; `train` and `heldout` are numbers of pictures."""
 
-    def __init__(self, settings: Settings, card: Card, stages: Any, train: int, heldout: int) -> None:
-        """`stages(precision, quantize)` gives the rehearsed networks."""
-        self._settings, self._card, self._stages = settings, card, stages
+    def __init__(self, settings: Settings, card: Card, costs_of: CostsOf, train: int, heldout: int) -> None:
+        """`costs_of(precision, quantize)` gives what each phase costs with a network in that form."""
+        self._settings, self._card, self._costs_of = settings, card, costs_of
         self._method = settings.build_method()
         self._names = required_errors(self._method)
         self._train, self._heldout = train, min(heldout, JUDGED)
 
     def choose(self, kept: Levers | None = None) -> tuple[Combination, list[Combination]]:
-        """(the fastest that fits, all that were looked at); `kept`, as long as those fit.
+        """(the fastest combination that fits, all that were tried). `kept` is chosen without trying others, as long as it fits.
 
-        A quantised base changes results, so it is taken only where nothing else fits: 8 bits before 4. Raises SpinliteError
-        where nothing does.
+        A quantised base changes results, so it is used only if nothing else fits: first 8 bits, then 4. Raises SpinliteError if
+        nothing fits.
         """
         if kept and (row := self.row(kept)).peak <= self._card.memory:
             return row, [row]
-        looked: list[Combination] = []
+        tried: list[Combination] = []
         for quantize in [self._settings.memory.quantize] if self._settings.memory.quantize else ["none", "int8", "nf4"]:
             rows = list(self._rows(quantize))
-            looked += rows
+            tried += rows
             fitting = [row for row in rows if row.peak <= self._card.memory]
             if fitting:
                 plain = fitting[0]
                 best = min(fitting, key=lambda row: row.time)
-                return (best if best.time < GAIN * plain.time else plain), looked
-        least = min(looked, key=lambda row: row.peak)
+                return (best if best.time < GAIN * plain.time else plain), tried
+        least = min(tried, key=lambda row: row.peak)
         phase = max(least.memory, key=lambda name: least.memory[name])
         pins = [f"memory.{name}" for name in self._settings.memory.model_dump(exclude_none=True) if name != "vram"]
         raise SpinliteError(
-            f"{self._card.name} has {self._card.memory / GIB:.1f} GB for this run, and the least that was found needs "
+            f"{self._card.name} has {self._card.memory / GIB:.1f} GB for this run, but even the smallest memory settings need "
             f"{least.peak / GIB:.1f} GB ({phase}: {describe_levers(least.levers, self._settings.learn.batch)})",
-            fix=(f"remove {', '.join(pins)}, which the plan then chooses; or " if pins else "") + "take a smaller base model, "
-            "or more memory (memory.vram is what a run may take; spinlite plan PRESET --vram GB shows what more would do)",
+            fix=(f"remove {', '.join(pins)}, so that the plan can choose; or " if pins else "") + "use a smaller base model, "
+            "or more memory: raise memory.vram if it is set, and try spinlite plan PRESET --vram GB for other cards",
         )
 
     def _rows(self, quantize: str) -> Iterator[Combination]:
-        """For every way to hold activations the largest batches that fit, or else the smallest; the plainest way first."""
+        """For each way to keep activations, the largest batches that fit, or else the smallest; the plainest way first."""
         memory = self._settings.memory
         ways = [(checkpointing, one_graph) for checkpointing in (False, True) for one_graph in (False, True)]
         pairs = sum(name.startswith("policy") for name in self._names) > 1
-        done: Combination | None = None
+        first: Combination | None = None
         for checkpointing, one_graph in ways:
             if memory.checkpointing not in (None, checkpointing) or memory.one_graph not in (None, one_graph):
                 continue
             if one_graph and not pairs and memory.one_graph is None:
                 continue
-            if checkpointing and done and done.peak <= self._card.memory and not done.levers.micro_batch:
-                continue  # a whole batch fits without: nothing that computes twice is faster
+            if checkpointing and first and first.peak <= self._card.memory and not first.levers.micro_batch:
+                continue  # a whole batch fits without it, and computing activations twice is never faster
             levers = Levers(quantize=quantize, checkpointing=checkpointing, one_graph=one_graph)
             row = self._largest(levers)
-            done = done or row
+            first = first or row
             yield row
 
     def _largest(self, levers: Levers) -> Combination:
@@ -106,68 +107,71 @@ class Fit:
         return row
 
     def row(self, levers: Levers) -> Combination:
-        """What these levers would take, what [memory] pins being put in place."""
+        """Memory and time with these settings, after those that [memory] pins are put in place."""
         levers = apply_pins(replace(levers, precision=self._card.precision), self._settings.memory)
         batch = self._settings.learn.batch
         if levers.micro_batch and levers.micro_batch >= batch and self._settings.memory.micro_batch is None:
             levers = replace(levers, micro_batch=None)
-        stage: PhaseCosts = self._stages(levers.precision, levers.quantize)
+        costs = self._costs_of(levers.precision, levers.quantize)
         if self._settings.memory.cache_opponent is None and self._card.kind == "cuda" and levers.micro_batch:
-            levers = replace(levers, cache_opponent=self._ahead_pays(stage, levers))
-        memory = {name: self._card.needs(count) for name, count in self._bytes(stage, levers).items()}
-        return Combination(levers, memory, self._seconds(stage, levers))
+            levers = replace(levers, cache_opponent=self._caching_is_faster(costs, levers))
+        memory = {name: self._card.needs(count) for name, count in self._bytes(costs, levers).items()}
+        return Combination(levers, memory, self._seconds(costs, levers))
 
-    def _ahead_pays(self, stage: PhaseCosts, levers: Levers) -> bool:
-        there, ahead = (self._once(stage, n) for n in (levers.micro_batch or 1, levers.play_batch))
-        return ahead < GAIN * there
+    def _caching_is_faster(self, costs: PhaseCosts, levers: Levers) -> bool:
+        in_step, ahead = (self._sample_seconds(costs, n) for n in (levers.micro_batch or 1, levers.play_batch))
+        return ahead < GAIN * in_step
 
-    def _bytes(self, stage: PhaseCosts, levers: Levers) -> dict[str, int]:
-        """Tensors at the most in each phase. Where the LoRA is merged to play, the weights without it are kept beside."""
-        s, play, names = stage.sizes, levers.play_batch, self._names
-        mine = sum(name.startswith("policy") for name in names)
-        played = stage.playing(play) + s.targets * levers.merge
+    def _bytes(self, costs: PhaseCosts, levers: Levers) -> dict[str, int]:
+        """Peak of tensors in each phase. If the LoRA is merged for playing, the weights without it are kept too."""
+        s, play, names = costs.sizes, levers.play_batch, self._names
+        policy = sum(name.startswith("policy") for name in names)
+        played = costs.playing(play) + s.targets * levers.merge
+        live = len(names) > policy and not levers.cache_opponent
         pixels = max(0, play - PICTURES) * 3 * s.width * s.height * 4
         return {
-            "encode": stage.encoding() + pixels,
+            "encode": costs.encoding() + pixels,
             "play": played,
-            "learn": stage.learning(mine, len(names) > mine and not levers.cache_opponent, levers, self._settings.learn.batch),
-            "judge": max(played, stage.drawing(), stage.measuring(play)),
+            "learn": costs.learning(policy, live, levers, self._settings.learn.batch),
+            "judge": max(played, costs.drawing(), costs.measuring(play)),
         }
 
-    def _once(self, stage: PhaseCosts, samples: int) -> float:
-        """Seconds of one sample's way through the network, so many at once."""
+    def _sample_seconds(self, costs: PhaseCosts, samples: int) -> float:
+        """Seconds per sample of a forward pass with so many samples."""
         card = self._card
-        return stage.forward.seconds(samples, card.operations, card.bytes, card.start) / samples
+        return costs.forward.seconds(samples, card.operations, card.bytes, card.start) / samples
 
-    def _seconds(self, stage: PhaseCosts, levers: Levers) -> dict[str, float]:
-        """Of one round."""
+    def _seconds(self, costs: PhaseCosts, levers: Levers) -> dict[str, float]:
+        """Seconds of each phase of a round."""
         settings, card = self._settings, self._card
         guided = 2 if settings.play.guidance > 1 else 1
-        fake = settings.play.steps * guided * self._once(stage, levers.play_batch * guided)
+        fake = settings.play.steps * guided * self._sample_seconds(costs, levers.play_batch * guided)
         samples = settings.learn.updates * settings.learn.batch
         micro = levers.micro_batch or settings.learn.batch
-        mine = sum(name.startswith("policy") for name in self._names)
-        graph = stage.graph(levers.checkpointing).seconds(micro, card.operations, card.bytes, card.start) / micro
-        again = (mine - 1) * self._once(stage, micro) if levers.one_graph else 0
-        others = (len(self._names) - mine) * self._once(stage, levers.play_batch if levers.cache_opponent else micro)
-        errors = 5 * settings.judge.draws * self._once(stage, levers.play_batch)
+        policy = sum(name.startswith("policy") for name in self._names)
+        graph = costs.graph(levers.checkpointing).seconds(micro, card.operations, card.bytes, card.start) / micro
+        again = (policy - 1) * self._sample_seconds(costs, micro) if levers.one_graph else 0
+        others = (len(self._names) - policy) * self._sample_seconds(
+            costs, levers.play_batch if levers.cache_opponent else micro
+        )
+        errors = 5 * settings.judge.draws * self._sample_seconds(costs, levers.play_batch)
         return {
             "play": self._train * fake if self._method.fakes == "played" else 0.0,
-            "learn": samples * (mine * graph + again + others),
+            "learn": samples * (policy * graph + again + others),
             "judge": self._heldout * (2 * fake + errors),
         }
 
 
 def describe_levers(levers: Levers, batch: int) -> str:
-    """The memory levers of a combination, for people."""
+    """The memory settings of a combination, in words."""
     base = {"none": "", "int8": "base in 8 bits, ", "nf4": "base in 4 bits, "}[levers.quantize]
-    graphs = "one graph at a time" if levers.one_graph else "graphs at once"
-    return f"{base}{graphs}{', checkpointing' * levers.checkpointing}, {levers.micro_batch or batch} of {batch} at once"
+    graphs = "saves memory: one activation graph at a time" if levers.one_graph else "fast: all graphs together"
+    return f"{base}{graphs}{', checkpointing' * levers.checkpointing}, {levers.micro_batch or batch} of {batch} pictures per batch"
 
 
 def _halves(batch: int) -> list[int]:
-    """A batch, and what is left of it halved again and again."""
-    found = [batch]
-    while found[-1] > 1:
-        found.append((found[-1] + 1) // 2)
-    return found
+    """The batch size, then halved again and again, rounded up, down to 1."""
+    sizes = [batch]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes

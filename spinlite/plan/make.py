@@ -1,7 +1,7 @@
-"""A plan, made: the preset's networks rehearsed, the levers chosen, disk and RAM counted."""
+"""Makes a plan: simulates the preset's networks, chooses memory settings, estimates time, RAM and disk."""
 
+import functools
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 
 from spinlite.config.settings import Settings
@@ -14,39 +14,38 @@ from spinlite.plan.plan import Plan, cache_name
 
 
 def card_for(settings: Settings, vram: float | None) -> Card:
-    """The card asked for, or the one that the preset names, or the device at hand with what is free on it."""
+    """A card with `vram` GB, or with the preset's memory.vram, or else this computer's device with its free memory."""
     named = vram or settings.memory.vram
     card = typical_card(named) if named else measure_card(choose_device(settings.memory))
     return replace(card, precision=settings.memory.precision or card.precision)
 
 
 def plan_device(
-    preset: str, settings: Settings, where: Device, train: int, heldout: int, shelf: Path | None, kept: Levers | None = None
+    preset: str, settings: Settings, where: Device, train: int, heldout: int, cache: Path | None, kept: Levers | None = None
 ) -> tuple[Device, Plan]:
-    """The device with the levers that the plan chooses for what is free on it, [memory].vram at the most; and that plan.
+    """(the device with the memory settings of a plan for its free memory, that plan). memory.vram limits the memory.
 
-    `kept`: those to go on with as long as they fit. Raises SpinliteError where nothing fits.
+    Settings that are `kept` stay as long as they fit. Raises SpinliteError if nothing fits.
     """
-    plan = make_plan(preset, settings, measure_card(where, settings.memory.vram), train, heldout, shelf, kept)
+    plan = make_plan(preset, settings, measure_card(where, settings.memory.vram), train, heldout, cache, kept)
     return replace(where, levers=Levers(**plan.levers)), plan
 
 
 def make_plan(
-    preset: str, settings: Settings, card: Card, train: int, heldout: int, shelf: Path | None, kept: Levers | None = None
+    preset: str, settings: Settings, card: Card, train: int, heldout: int, cache: Path | None, kept: Levers | None = None
 ) -> Plan:
-    """The plan for so many pictures. What was rehearsed is kept on the shelf. Raises SpinliteError where nothing fits."""
+    """The plan for so many pictures. Simulations are kept in the folder `cache`. Raises SpinliteError if nothing fits."""
     method = settings.build_method()
 
-    @cache
-    def stages(precision: str, quantize: str) -> PhaseCosts:
-        model = with_random_weights(settings.model).model_dump(
-            exclude={"alpha", "prediction", "zero_snr"}
-        )  # these take no memory
+    @functools.cache
+    def costs_of(precision: str, quantize: str) -> PhaseCosts:
+        take_no_memory = {"alpha", "prediction", "zero_snr"}
+        model = with_random_weights(settings.model).model_dump(exclude=take_no_memory)
         name = cache_name("stage", model, settings.learn.optimizer, precision, quantize)
-        return PhaseCosts(settings, precision, quantize, shelf, name)
+        return PhaseCosts(settings, precision, quantize, cache, name)
 
-    chosen, tried = Fit(settings, card, stages, train, heldout).choose(kept)
-    sizes = stages(chosen.levers.precision, chosen.levers.quantize).sizes
+    chosen, tried = Fit(settings, card, costs_of, train, heldout).choose(kept)
+    sizes = costs_of(chosen.levers.precision, chosen.levers.quantize).sizes
     rounds, lora = settings.run.rounds, 4 * sizes.learnt
     played = method.fakes == "played"
     disk = {
@@ -69,8 +68,9 @@ def _row(tried: Combination, chosen: bool, card: Card) -> dict[str, object]:
 
 def _assumed(card: Card) -> list[str]:
     if card.kind == "cpu":
-        return [f"{PYTHON / GIB:.1f} GB of the process are an estimate", "times are estimated from short timings of this CPU"]
-    lines = [f"{CONTEXT / GIB:.1f} GB of the CUDA context and {FRAGMENTS - 1:.0%} between the allocator's blocks are estimates"]
+        memory = f"{PYTHON / GIB:.1f} GB for the process itself are an estimate"
+        return [memory, "times are estimated from short timings of this CPU"]
+    lines = [f"{CONTEXT / GIB:.1f} GB for CUDA itself and {FRAGMENTS - 1:.0%} for gaps in memory are estimates"]
     if not card.measured:
-        lines.append("times are an estimate, for the speed of a typical card of this size, by its maker's figures")
+        lines.append("times are estimates, for a typical card of this size by its maker's figures")
     return lines

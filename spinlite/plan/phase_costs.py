@@ -1,7 +1,7 @@
-"""A preset's real networks without data, and what each part of a round costs on them.
+"""What each phase of a round costs in memory and work, found by simulating the preset's real networks without data.
 
-Pictures are of the model's own size here. In a run they have many shapes, but none has more pixels (`data.Grid`), so that none
-takes more memory or time: activations grow with the pixels, and attention without a matrix of scores does too.
+Pictures have the model's own size here. In a run they have many shapes, but none has more pixels (`data.buckets.Grid`), so none
+takes more memory or time: activations grow with the pixels, and so does attention without a matrix of scores.
 """
 
 import json
@@ -25,13 +25,13 @@ from spinlite.plan.simulation import META, SAMPLES, Cost, Simulation, simulate
 from spinlite.training.batches import Batch
 from spinlite.training.step import measure
 
-PICTURES = 8  # that are encoded and decoded in a rehearsal: bytes and time are scaled to others
-LATENTS = 8  # that a sampler holds for each fake: its state, noise, both halves, predictions and a solver's memory of them
+PICTURES = 8  # encoded and decoded in a simulation; other numbers are scaled from it
+LATENTS = 8  # that a sampler holds per fake: state, noise, both guidance halves, predictions, a solver's earlier ones
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Other pictures than the preset's, and how many are encoded and decoded at once."""
+    """Other picture sizes than the preset's, and how many pictures are encoded and decoded at once."""
 
     latent_shape: tuple[int, ...]
     size: tuple[int, int]  # px
@@ -40,12 +40,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What stays for a whole phase, in bytes where nothing else is said."""
+    """What stays in memory for a whole phase, in bytes unless noted."""
 
     width: int  # px
     height: int
     weights: int  # of the network
-    targets: int  # those of its layers that have a LoRA
+    targets: int  # of the network's layers with a LoRA
     adapters: int  # both LoRA slots
     learnt: int  # numbers in the policy's LoRA
     states: int  # of the optimizer
@@ -54,18 +54,19 @@ class Sizes:
 
 
 class PhaseCosts:
-    """The networks of a preset in a precision. A part is rehearsed when it is first asked for, and kept in a file.
+    """Costs of a preset's networks in one precision. Each is simulated at first use, and kept in a file.
 
-    What a phase takes is in bytes of tensors at the most.
+    Methods named after a phase return its peak, in bytes of tensors.
     """
 
     def __init__(
-        self, settings: Settings, precision: str, quantize: str, shelf: Path | None, made_of: str, cut: Workload | None = None
-    ) -> None:
-        """`made_of` names the code and the settings; without a `shelf` nothing is kept."""
-        self._settings, self._levers, self._cut = settings, Levers(precision, quantize), cut
-        self._pictures = cut.pictures if cut else PICTURES
-        self._file = shelf / f"{made_of}.json" if shelf else None
+        self, settings: Settings, precision: str, quantize: str, cache: Path | None, name: str,
+        workload: Workload | None = None,
+    ) -> None:  # fmt: skip
+        """Costs are kept as `name` in the folder `cache`; without one nothing is kept."""
+        self._settings, self._levers, self._workload = settings, Levers(precision, quantize), workload
+        self._pictures = workload.pictures if workload else PICTURES
+        self._file = cache / f"{name}.json" if cache else None
         self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file and self._file.exists() else {}
 
     @cached_property
@@ -74,71 +75,71 @@ class PhaseCosts:
 
     @property
     def net(self) -> int:
-        """The network with its LoRA slots, which stay."""
+        """Bytes of the network with its LoRA slots, which always stay."""
         return self.sizes.weights + self.sizes.adapters
 
     def encoding(self) -> int:
-        """Pictures, then captions, to what is learned from: the VAE stays until both are done."""
+        """Peak of encoding pictures, then captions. The VAE stays until both are done."""
         vae = sum(self.encode.kept)
         return self.net + max(self.encode.peak(1), vae + self.captions.peak(1))
 
     def playing(self, fakes: int) -> int:
-        """So many fakes at once."""
+        """Peak of making so many fakes at once."""
         rows = fakes * (2 if self._settings.play.guidance > 1 else 1)
         return self.net + self.forward.peak(rows, (self.sizes.cond, 0)) + fakes * LATENTS * self.sizes.latent
 
     def measuring(self, samples: int) -> int:
-        """An error of so many samples at once."""
+        """Peak of measuring an error of so many samples at once."""
         return self.net + self.forward.peak(samples)
 
     def drawing(self) -> int:
-        """Pictures of latents."""
+        """Peak of decoding latents to pictures."""
         return self.net + self.decode.peak(1)
 
-    def learning(self, mine: int, live: bool, levers: Levers, batch: int) -> int:
-        """An update with so many of the policy's errors a sample; `live`: the opponent's are measured in it too."""
+    def learning(self, policy: int, live: bool, levers: Levers, batch: int) -> int:
+        """Peak of a step with so many `policy` errors per sample. `live`: the opponent's are measured in it too."""
         s, micro = self.sizes, levers.micro_batch or batch
-        graph, others = self.graph(levers.checkpointing), 0 if levers.one_graph else mine - 1
+        graph, others = self.graph(levers.checkpointing), 0 if levers.one_graph else policy - 1
         step = graph.peak(micro, (others * graph.kept[0], others * graph.kept[1]))
         step = max(step, self.forward.peak(micro)) if live else step
-        gradients = 4 * s.learnt  # there at the peak where a graph was driven back before
-        step = step + gradients if micro < batch or (levers.one_graph and mine > 1) else max(step, gradients)
+        gradients = 4 * s.learnt  # already there at the peak if an earlier graph ran its backward pass
+        step = step + gradients if micro < batch or (levers.one_graph and policy > 1) else max(step, gradients)
         return self.net + s.states + batch * (3 * s.latent + s.cond) + step
 
     @cached_property
     def encode(self) -> Cost:
-        """Pictures, with the VAE."""
-        return self._cost("encode", lambda: self._coding(lambda base, n: base.encode_pictures([self._picture()] * n)))
+        """Encoding pictures with the VAE."""
+        return self._cost("encode", lambda: self._cost_of_coding(lambda base, n: base.encode_pictures([self._picture()] * n)))
 
     @cached_property
     def captions(self) -> Cost:
-        """As many captions, with the text encoders."""
-        return self._cost("captions", lambda: self._coding(lambda base, n: base.encode_captions([""] * n)))
+        """Encoding as many captions with the text encoders."""
+        return self._cost("captions", lambda: self._cost_of_coding(lambda base, n: base.encode_captions([""] * n)))
 
     @cached_property
     def decode(self) -> Cost:
-        """Pictures of a sheet, with the VAE."""
-        return self._cost("decode", lambda: self._coding(lambda base, n: base.decode(torch.empty((n, *base.latent_shape)))))
+        """Decoding as many pictures with the VAE."""
+        return self._cost("decode", lambda: self._cost_of_coding(lambda base, n: base.decode(torch.empty((n, *base.latent_shape)))))
 
     @cached_property
     def forward(self) -> Cost:
-        """A denoising error without a graph: each sample goes through the network once."""
+        """One denoising error without a graph: a forward pass."""
         with torch.no_grad():
             return self._cost("forward", lambda: simulate(lambda: self._error("opponent_real")))
 
     def graph(self, checkpointing: bool) -> Cost:
-        """A denoising error of the policy and the way back from it, its gradients being there before."""
+        """One denoising error of the policy with its backward pass; gradients already exist."""
         return self._cost(f"graph{' checkpointed' * checkpointing}", lambda: self._graph(checkpointing))
 
     @cached_property
     def _made(self) -> tuple[Family, Slots, int, int]:
-        """The family, the slots, and the bytes of each."""
+        """(family, slots, bytes of the network, bytes of the slots)."""
         model = self._settings.model
         with torch.device(META), Simulation(1) as mode:
             base = load_family(with_random_weights(model), Device(META, "plan", self._levers))
             weights = mode.now[1]
-            if self._cut:
-                base.latent_shape, base.size = self._cut.latent_shape, self._cut.size
+            if self._workload:
+                base.latent_shape, base.size = self._workload.latent_shape, self._workload.size
             slots = Slots(
                 base.net, base.lora_targets[model.targets], model.rank, model.alpha or model.rank, 0, model.rslora, model.dora
             )
@@ -146,13 +147,13 @@ class PhaseCosts:
 
     @cached_property
     def _cond(self) -> Cond:
-        """The conditioning of a rehearsed batch, without numbers."""
+        """The conditioning of a simulated batch, on the meta device."""
         base = self._made[0]
         with torch.device(META), torch.no_grad(), Simulation(1):
-            found = base.encode_pictures([self._picture()]) | base.encode_captions([""])
+            cond = base.encode_pictures([self._picture()]) | base.encode_captions([""])
             base.free()
-            del found["x0"]
-            return {name: torch.empty((SAMPLES, *value.shape[1:]), dtype=value.dtype) for name, value in found.items()}
+            del cond["x0"]
+            return {name: torch.empty((SAMPLES, *value.shape[1:]), dtype=value.dtype) for name, value in cond.items()}
 
     def _picture(self) -> Picture:
         size = self._made[0].size
@@ -166,8 +167,8 @@ class PhaseCosts:
         latent = 4 * math.prod(base.latent_shape)
         return Sizes(*base.size, weights, slots.target_bytes, adapters, sum(numbers), states, latent, cond)
 
-    def _coding(self, call: Callable[[Family, int], object]) -> Cost:
-        """Of a part that comes for `call(family, n)` alone, which is loaded elsewhere first."""
+    def _cost_of_coding(self, call: Callable[[Family, int], object]) -> Cost:
+        """The cost of `call(family, n)`, with the part that it loads first (VAE or text encoders) as a fixed size."""
         base = self._made[0]
 
         def load() -> None:
@@ -175,9 +176,9 @@ class PhaseCosts:
 
         with torch.device(META):
             part = sum(simulate(load, 1).kept)
-            found = simulate(lambda: call(base, self._pictures), 1)
+            cost = simulate(lambda: call(base, self._pictures), 1)
         base.free()
-        return replace(found, peaks=[(each, part + fixed) for each, fixed in found.peaks], kept=(0, part + sum(found.kept)))
+        return replace(cost, peaks=[(each, part + fixed) for each, fixed in cost.peaks], kept=(0, part + sum(cost.kept)))
 
     def _error(self, name: str) -> torch.Tensor:
         base, slots, _, _ = self._made
@@ -194,12 +195,12 @@ class PhaseCosts:
         return simulate(lambda: self._error("policy_real"), back=True)
 
     def _cost(self, name: str, make: Callable[[], Cost]) -> Cost:
-        found = self._recall(name, lambda: asdict(make()))
-        return Cost([(a, b) for a, b in found["peaks"]], tuple(found["kept"]), [tuple(row) for row in found["work"]])  # pyright: ignore
+        tree = self._recall(name, lambda: asdict(make()))
+        return Cost([(a, b) for a, b in tree["peaks"]], tuple(tree["kept"]), [tuple(row) for row in tree["work"]])  # pyright: ignore
 
     def _recall(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if name not in self._known:
-            assert self._cond  # made here: the networks have to stand before anything is counted
+            assert self._cond  # builds the networks, which must exist before anything is counted
             self._known[name] = make()
             if self._file:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -208,8 +209,7 @@ class PhaseCosts:
 
 
 def _state_bytes(optimizer: str, numbers: int) -> int:
-    """What an optimizer keeps of a tensor: bitsandbytes leaves those below 4096 numbers in 32 bits, and others have a scale for
-    each 256."""
+    """Bytes of optimizer state for a tensor. bitsandbytes: 32 bits below 4096 numbers, else 8 and a scale per 256."""
     match optimizer:
         case "adamw8bit":
             return 8 * numbers if numbers < 4096 else 2 * (numbers + 4 * math.ceil(numbers / 256))

@@ -1,6 +1,6 @@
-"""What a run will need and how it will be fitted into memory, before anything is downloaded or loaded.
+"""A plan: what a run needs, and the memory settings with which it fits, before anything is downloaded or loaded.
 
-Nothing here imports torch, so that a plan that is known is shown at once.
+Nothing here imports torch, so that a plan in the cache is shown at once.
 """
 
 import hashlib
@@ -15,28 +15,28 @@ from typing import Any
 
 from spinlite.config.presets import PACKAGE
 
-PEAKS = Path(__file__).with_name("peaks.json")  # bytes that each shipped preset takes at the most
-TRAIN, HELDOUT = 90, 10  # pictures that a plan without --data is made for
+PEAKS = Path(__file__).with_name("peaks.json")  # peak memory of each shipped preset, in bytes
+TRAIN, HELDOUT = 90, 10  # numbers of pictures in a plan without --data
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a preset is run on a card. Sizes in bytes, times in seconds of one round."""
+    """How a preset runs on a card. Sizes are in bytes, times in seconds of one round."""
 
     preset: str
     model: str
     method: str
     card: str
-    limit: int  # of the card's memory
+    limit: int  # memory of the card that the run may use
     levers: dict[str, Any]
-    memory: dict[str, int]  # of the card at the most, by phase
+    memory: dict[str, int]  # peak on the card, by phase
     seconds: dict[str, float]  # by phase
     rounds: int
     ram: int
-    disk: dict[str, int]  # by what takes it
-    tried: list[dict[str, Any]]  # {"levers", "memory", "seconds", "fits", "chosen"} of each combination
-    assumed: list[str]  # what is not known but estimated
+    disk: dict[str, int]  # by what it is for
+    tried: list[dict[str, Any]]  # {"levers", "memory", "seconds", "fits", "chosen"} for each combination
+    assumed: list[str]  # what is estimated, in words
 
     @property
     def peak(self) -> int:
@@ -44,7 +44,7 @@ class Plan:
 
 
 def cache_folder() -> Path:
-    """Where a computer keeps what can be made again."""
+    """The folder for plans in this computer's cache; it may be deleted."""
     home = Path.home()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
@@ -56,35 +56,35 @@ def cache_folder() -> Path:
 
 
 def cache_name(*names: Any) -> str:
-    """A name for what was made of these: of this program's code and the packages it computes with, too."""
+    """A name for something made from these values; it changes with spinlite's code and the packages' versions too."""
     text = json.dumps([code_hash(), *names], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @cache
 def code_hash() -> str:
-    """A hash of the program and of the versions of what it computes with."""
-    found = hashlib.sha256(sys.version.encode())
+    """A hash of spinlite's code and of the versions of Python and PACKAGES."""
+    digest = hashlib.sha256(sys.version.encode())
     for path in sorted(PACKAGE.rglob("*.py")):
-        found.update(path.read_bytes())
+        digest.update(path.read_bytes())
     for name in PACKAGES:
-        found.update(importlib.metadata.version(name).encode())
-    return found.hexdigest()
+        digest.update(importlib.metadata.version(name).encode())
+    return digest.hexdigest()
 
 
-def load_plan(shelf: Path, name: str) -> Plan | None:
-    """A plan that was kept under this name."""
-    path = shelf / f"plan-{name}.json"
+def load_plan(folder: Path, name: str) -> Plan | None:
+    """The plan that was saved under this name; None if there is none that can be read."""
+    path = folder / f"plan-{name}.json"
     try:
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def save_plan(shelf: Path, name: str, plan: Plan) -> None:
-    """Keep a plan; where that can't be written, it is made again the next time."""
+def save_plan(folder: Path, name: str, plan: Plan) -> None:
+    """Save a plan. If the folder can't be written to, the plan is made again the next time."""
     try:
-        shelf.mkdir(parents=True, exist_ok=True)
-        (shelf / f"plan-{name}.json").write_text(json.dumps(asdict(plan)), encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"plan-{name}.json").write_text(json.dumps(asdict(plan)), encoding="utf-8")
     except OSError:
         return

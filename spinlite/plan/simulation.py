@@ -1,7 +1,7 @@
-"""What a call would take, found by calling it on tensors without data: the real code, the real modules, no memory, no work.
+"""Simulates a call on meta tensors: the real code and the real modules run, but need no memory and do no work.
 
-Tensors of torch's meta device have a shape, a type and a storage of a size, and nothing in it. Every operation is seen on its
-way; a storage counts from when it is made until nothing holds it, going back through the graph too.
+Tensors on torch's meta device have a shape, a type and a storage size, but no data. Every operation is observed; a storage
+counts from its creation until nothing holds it, in the backward pass too.
 """
 
 import contextlib
@@ -19,37 +19,37 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
-SAMPLES = 61  # of a rehearsed batch: a prime that divides no width of a network, so that what grows with the batch is seen
-MOST = 512  # samples at once that a cost is asked for
-Size = tuple[int, int]  # bytes: (for each sample, besides)
+SAMPLES = 61  # in a simulated batch: a prime that divides no layer width shows what grows with the batch
+MOST = 512  # largest batch that a cost is computed for
+Size = tuple[int, int]  # bytes: (per sample, fixed)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call takes, for every batch size: it is a straight line between two events."""
+    """What a call needs, for every batch size n: memory at each moment is a straight line, per sample x n + fixed."""
 
-    peaks: list[Size]  # of what it allocates; the peak is the highest of these lines
-    kept: Size  # what a graph holds when it stands, before the way back
-    work: list[tuple[int, int, int, int]]  # (times, operations a sample, bytes a sample read and written, bytes besides)
+    peaks: list[Size]  # lines of allocated memory; the peak is the highest of them
+    kept: Size  # what the finished graph holds, before the backward pass
+    work: list[tuple[int, int, int, int]]  # (times, operations per sample, bytes moved per sample, fixed bytes)
 
     def peak(self, samples: int, under: Size = (0, 0)) -> int:
-        """Bytes at the most, with what is `under` it throughout."""
+        """Peak in bytes, with `under` held all the time."""
         return max(samples * (each + under[0]) + fixed + under[1] for each, fixed in self.peaks)
 
     def seconds(self, samples: float, operations: float, bytes_: float, start: float) -> float:
-        """On a device of so many operations and bytes a second: each step takes the longer of the two, and at least `start`."""
+        """Seconds on a device with so many operations and bytes per second. A step takes the longer of both, at least `start`."""
         return sum(
             times * max(samples * work / operations, (samples * each + fixed) / bytes_, start)
             for times, work, each, fixed in self.work
         )
 
     def operations(self) -> int:
-        """Floating point operations a sample, as torch's counter counts them."""
+        """Floating point operations per sample, as torch's counter counts them."""
         return sum(times * work for times, work, _, _ in self.work)
 
 
 class Simulation(TorchDispatchMode):
-    """Follows storages and work while it is active. Results moved to the CPU stay on the meta device, and count no more."""
+    """Counts storages and work while it is active. Results moved to the CPU stay on the meta device, and no longer count."""
 
     def __init__(self, samples: int = SAMPLES) -> None:
         super().__init__()
@@ -60,17 +60,17 @@ class Simulation(TorchDispatchMode):
         self._work: Counter[tuple[int, int, int]] = Counter()
 
     def cost(self) -> Cost:
-        """Of what was called since the mode was entered; `kept` is what is there now."""
+        """The cost of everything since the mode was entered; `kept` is what is alive now."""
         highest = {max(self._peaks, key=lambda line, n=n: n * line[0] + line[1]) for n in range(1, MOST + 1)}
         return Cost(sorted(highest), self.now, [(times, *row) for row, times in sorted(self._work.items())])
 
-    def _follow(self, given: list[Tensor], made: list[Tensor]) -> None:
-        """Count the storages that were not among the given ones until nothing holds them."""
-        there = {tensor.untyped_storage()._cdata for tensor in given}
-        for tensor in made:
+    def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Count the storages that are new in the outputs until nothing holds them."""
+        old = {tensor.untyped_storage()._cdata for tensor in inputs}
+        for tensor in outputs:
             storage = tensor.untyped_storage()
             key = storage._cdata
-            if key in self._alive or key in there:
+            if key in self._alive or key in old:
                 continue
             size = self._split(storage.nbytes())
             self._alive[key] = (weakref.ref(storage, lambda _, key=key: self._drop(key)), size)
@@ -88,18 +88,18 @@ class Simulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        away = func is torch.ops.aten._to_copy.default and args[0].is_meta and "cpu" in str(kwargs.get("device"))
-        made = func(*args, **(kwargs | {"device": META} if away else kwargs))
-        if away:
-            return made
-        given, found = _tensors((args, kwargs)), _tensors(made)
-        self._follow(given, found)
-        if not func.is_view and (given or found):
-            sizes = [self._split(t.numel() * t.element_size()) for t in given + found]
+        to_cpu = func is torch.ops.aten._to_copy.default and args[0].is_meta and "cpu" in str(kwargs.get("device"))
+        result = func(*args, **(kwargs | {"device": META} if to_cpu else kwargs))
+        if to_cpu:
+            return result
+        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        self._follow(inputs, outputs)
+        if not func.is_view and (inputs or outputs):
+            sizes = [self._split(t.numel() * t.element_size()) for t in inputs + outputs]
             formula = flop_registry.get(func._overloadpacket)
-            flops = formula(*args, **kwargs, out_val=made) if formula else 0
+            flops = formula(*args, **kwargs, out_val=result) if formula else 0
             self._work[flops // self._samples, sum(each for each, _ in sizes), sum(fixed for _, fixed in sizes)] += 1
-        return made
+        return result
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -108,7 +108,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def fused_attention() -> Iterator[None]:
-    """Attention as a GPU computes it, without a matrix of scores. Without data, torch would fall back to one that makes it."""
+    """Attention without a matrix of scores, as a GPU computes it. On meta tensors torch would fall back to one with it."""
     usual = F.scaled_dot_product_attention
 
     def flash(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -122,9 +122,9 @@ def fused_attention() -> Iterator[None]:
 
 
 def simulate(call: Callable[[], Any], samples: int = SAMPLES, back: bool = False) -> Cost:
-    """The cost of a call on meta tensors of so many samples; with `back`, of the way back from its sum too.
+    """The cost of a call on meta tensors of so many samples; with `back`, of the backward pass from its sum too.
 
-    Where it reads numbers, which aren't there, it ends: a picture has been computed by then.
+    The call ends early where it reads numbers, which meta tensors do not have; by then a picture has been computed.
     """
     with fused_attention(), Simulation(samples) as mode:
         result = None

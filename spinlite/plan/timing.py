@@ -1,4 +1,4 @@
-"""How long a round takes on the device at hand, from a few calls timed there."""
+"""Estimates how long a round takes on this computer, from a few timed calls."""
 
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from spinlite.training.step import step
 def expected_seconds(
     family: Family, slots: Slots, method: Method, settings: Settings, levers: Levers, train: int, heldout: int
 ) -> float:
-    """Seconds of one round, from one forward pass and one learning step timed here.
+    """Seconds of one round, from one forward pass and one training step timed here.
 
-    Play is train x steps forwards (twice that with guidance) where the method plays, judge heldout x (the same + 5
-    errors x draws); learn is updates x the step.
+    Forward passes: play has train x play.steps (twice as many with guidance, none if the method does not play); judge has
+    heldout x (as many per picture + 5 errors x draws). Learn has learn.updates steps.
     """
     device = next(family.net.parameters()).device
     size = settings.learn.batch
@@ -52,7 +52,7 @@ def expected_seconds(
 
 
 def _timed(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of a call: the least of as many as fit into half a second, after one to warm up."""
+    """Seconds of a call: the shortest of those that fit into half a second, after a warm-up."""
     times: list[float] = []
     call()
     while sum(times) < 0.5:

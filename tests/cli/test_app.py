@@ -67,7 +67,7 @@ WRONG = {
     "syntax": (["train", "demo", "--set", "learn"], "'learn' is not section.key=value", "e.g. --set"),
     "no-data": (["train", TOY], "no pictures to train on were given", "--data FOLDER"),
     "data": (["train", TOY, "--data", "nowhere"], "there is no folder nowhere", "--data"),
-    "empty-data": (["train", TOY, "--data", "."], "holds 0 pictures", "name.png + name.txt"),
+    "empty-data": (["train", TOY, "--data", "."], "has 0 pictures", "name.png + name.txt"),
     "markup": (["train", TOY, "--data", "[bold]x[/] [/red]"], "there is no folder [bold]x[/] [/red]", "--data"),
 }
 

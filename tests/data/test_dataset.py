@@ -147,7 +147,7 @@ def test_a_data_set_without_captions_follows_the_rule_for_them(tmp_path: Path, c
     place = parquet(tmp_path / "some.parquet", [{"image": content(i)} for i in range(3)])
     found = look(place, cache, uncaptioned="fixed", caption="a photo")
     assert set(captions(found)) == {"a photo"} and len(found.uncaptioned) == 3
-    with pytest.raises(SpinliteError, match="have no names"):
+    with pytest.raises(SpinliteError, match="have no file names"):
         look(place, cache, uncaptioned="name")
 
 

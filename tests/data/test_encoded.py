@@ -20,7 +20,7 @@ from spinlite.errors import SpinliteError
 from spinlite.families.load import load_family
 from spinlite.families.toy import Toy
 from spinlite.memory import device
-from spinlite.runs import store as shelf
+from spinlite.runs import store as stores
 from spinlite.runs.store import Store, fingerprint_files
 from spinlite.selfplay import train
 from tests.toy import Quiet
@@ -51,8 +51,8 @@ def contents(cache: Path) -> dict[str, Any]:
 def test_a_picture_is_encoded_once_whatever_its_captions_and_a_caption_once_whatever_its_pictures(
     toy_model: Toy, swatches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    records, seen = found_in(swatches), {"encode": 0, "prompt": 0}
-    for name, whole in (("encode", toy_model.encode_pictures), ("prompt", toy_model.encode_captions)):
+    records, seen = found_in(swatches), {"encode_pictures": 0, "encode_captions": 0}
+    for name, whole in (("encode_pictures", toy_model.encode_pictures), ("encode_captions", toy_model.encode_captions)):
 
         def counted(some: Any, *others: Any, name: str = name, whole: Any = whole) -> Any:
             seen[name] += len(some)
@@ -61,7 +61,7 @@ def test_a_picture_is_encoded_once_whatever_its_captions_and_a_caption_once_what
         monkeypatch.setattr(toy_model, name, counted)
     twice = [*records, Record(records[0].path, "another caption", records[0].key)]
     Encoded(toy_model, twice, tmp_path, 7, NOTHING)
-    assert seen == {"encode": 40, "prompt": len({r.caption for r in twice} | {""})}
+    assert seen == {"encode_pictures": 40, "encode_captions": len({r.caption for r in twice} | {""})}
     told = []
     Encoded(toy_model, twice, tmp_path, 7, lambda *done: told.append(done))
     assert seen["encode"] == 40 and not told
@@ -75,7 +75,7 @@ def test_an_edited_picture_is_encoded_again_and_only_that_one(
     Image.new("RGB", (16, 16), "white").save(swatches / "p3.png")
     seen = []
     whole = toy_model.encode_pictures
-    monkeypatch.setattr(toy_model, "encode", lambda some, *others: (seen.extend(some), whole(some, *others))[1])
+    monkeypatch.setattr(toy_model, "encode_pictures", lambda some, *others: (seen.extend(some), whole(some, *others))[1])
     again = found_in(swatches)
     encoded = Encoded(toy_model, again, tmp_path, 8, NOTHING)
     assert len(seen) == 1 and encoded.real([again[[r.path.name for r in again].index("p3.png")]]).tolist() == [[1.0, 1.0]]
@@ -102,7 +102,7 @@ def test_a_run_looks_again_at_what_was_edited_while_it_encoded(
             Image.new("RGB", (16, 16), "black").save(swatches / "p9.png")
         return whole(made, some, *others)
 
-    monkeypatch.setattr(Toy, "encode", edits)
+    monkeypatch.setattr(Toy, "encode_pictures", edits)
     monkeypatch.setattr("spinlite.data.looks.WORKERS", 1)
     outcome = train(toy, tmp_path / "runs" / "a", watch)
     assert any("changed meanwhile and are looked at again" in text for text in watch.said)
@@ -130,7 +130,7 @@ def test_pictures_that_cant_be_encoded_are_named_and_the_rest_goes_on(
         found["x0"][found["x0"][:, 0] > 0.765] = float("nan")
         return found
 
-    monkeypatch.setattr(toy_model, "encode", overflows)
+    monkeypatch.setattr(toy_model, "encode_pictures", overflows)
     encoded = Encoded(toy_model, records, tmp_path, 8, NOTHING, Data(max_unusable=0.3))
     why = {text.partition(":")[0]: text.partition(": ")[2] for text in encoded.faults.values()}
     assert set(why) == {"p3.png", "p4.png", "p0.png", "p1.png"} | {"p39.png"}
@@ -182,7 +182,7 @@ def test_encoding_that_is_killed_20_times_ends_with_the_same_store(
     toy_model: Toy, swatches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """At random steps; each time the next process goes on. 40 pictures and their mirror images, two in a shard."""
-    monkeypatch.setattr(shelf, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(stores, "SAVE_SECONDS", 0.0)
     records, chance = found_in(swatches), random.Random(0)
     encode = lambda name: Encoded(toy_model, records, tmp_path / name, 2, NOTHING, Data(flip=True))  # noqa: E731
     encode("whole")

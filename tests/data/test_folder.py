@@ -88,7 +88,7 @@ def test_a_run_without_a_folder_says_how_to_name_one():
 
 def test_an_empty_folder_says_what_belongs_there(tmp_path: Path):
     error = refused(tmp_path)
-    assert "holds 0 pictures" in error.problem and "name.png + name.txt" in error.fix
+    assert "has 0 pictures" in error.problem and "name.png + name.txt" in error.fix
 
 
 def test_one_picture_is_not_enough(tmp_path: Path):
@@ -137,7 +137,7 @@ def test_copies_of_one_picture_are_one_picture(tmp_path: Path):
     for name in "abc":
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(name)
-    assert "of which 1 can be used" in refused(tmp_path).problem
+    assert "but only 1 can be used" in refused(tmp_path).problem
 
 
 # Captions

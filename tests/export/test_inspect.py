@@ -15,7 +15,8 @@ from torch import Tensor
 
 from spinlite.cli import inspect_screen
 from spinlite.errors import SpinliteError
-from spinlite.export.inspect import LoraReport, ModelReport, inspect
+from spinlite.export.inspect import inspect
+from spinlite.export.reports import LoraReport, ModelReport
 from spinlite.families.names import kohya_name, original_name
 from spinlite.families.programs import PROGRAMS
 from spinlite.lora.layouts import to_diffusers, to_kohya
@@ -136,7 +137,7 @@ def test_what_is_said_of_a_lora(tmp_path: Path):
     assert isinstance(found, LoraReport)
     assert (found.what, found.layout, found.rank, found.precision) == ("LoRA", "kohya, diffusers' block names", "2", "fp16")
     assert found.alpha.endswith("(every module)") and found.prediction == "v"
-    assert len(found.notes) == 1 and "not that of its data" in found.notes[0]
+    assert len(found.notes) == 1 and "does not match its data" in found.notes[0]
     blocks = {block.name: block for block in found.blocks}
     assert list(blocks) == ["down 0", "down 1", "down 2", "mid", "up 1", "up 2", "up 3"]
     whole = sum(norm(pair) ** 2 for name, pair in lora.items() if "mid_block" in name) ** 0.5
@@ -176,11 +177,11 @@ STRANGE: dict[str, tuple[Mapping[str, Tensor], dict[str, str], str]] = {
         f"{NAME[:-1]}{leaf}.{end}": value for leaf in "kv" for end, value in
         {"lora_down.weight": torch.ones(4, 1280), "lora_up.weight": torch.ones(1280, 4), "alpha": torch.tensor(2.0)}.items()
     }, {}, "diffusers 2 of 3 1 lost: alphas differ"),
-    "foreign keys": (PAIR | {"bundle_emb.x": torch.ones(1)}, {}, "diffusers nothing refuses the file: keys of something else"),
+    "foreign keys": (PAIR | {"bundle_emb.x": torch.ones(1)}, {}, "diffusers nothing refuses the file: it has keys that"),
     "half": ({f"{NAME}.lora_down.weight": torch.ones(4, 1280)}, {}, "! holds half of the module"),
     "two alphas": (PAIR | {f"{NAME}.alpha": torch.tensor(1.0)}, {"lora_adapter_metadata": "{}"}, "alphas both as tensors"),
     "no cross-attention": (PAIR, {}, "InvokeAI nothing does not recognise the file"),
-    "other sizes": ({k: v[:, :8] if "down" in k else v for k, v in PAIR.items()}, {}, "! 1 modules of other sizes"),
+    "other sizes": ({k: v[:, :8] if "down" in k else v for k, v in PAIR.items()}, {}, "! 1 modules with other sizes"),
 }  # fmt: skip
 
 
@@ -215,14 +216,14 @@ def test_a_checkpoint_is_known_by_its_parts(tiny_bases: Path, tmp_path: Path):
         assert isinstance(found, ModelReport) and found.what == f"{title} checkpoint, original layout"
         names = {"UNet", "VAE", "text encoder"} | ({"text encoder 2"} if kind == "sdxl" else set())
         assert {part.name for part in found.parts} == names and {part.precision for part in found.parts} == {"fp32"}
-        assert found.prediction == "not said" and found.hash == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found.prediction == "not stated" and found.hash == hashlib.sha256(path.read_bytes()).hexdigest()
         assert "--set model.base=" in shown(found)
     marked = tiny.original(tiny_bases / "sdxl") | {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
     found = inspect(tiny.save(tmp_path / "v.safetensors", marked))
     assert isinstance(found, ModelReport) and found.prediction == "v (by its key v_pred)" and found.zero_snr
     pruned = {k: v for k, v in marked.items() if not k.startswith("conditioner.")}
     found = inspect(tiny.save(tmp_path / "p.safetensors", pruned))
-    assert isinstance(found, ModelReport) and "holds no text encoder" in found.what and "not as a base" in found.use
+    assert isinstance(found, ModelReport) and "has no text encoder" in found.what and "can not be trained on" in found.use
     found = inspect(tiny.save(tmp_path / "f.safetensors", {"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}))
     assert isinstance(found, ModelReport) and "FLUX" in found.what
 

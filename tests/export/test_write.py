@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from spinlite.config.load import load_settings, validate_settings
 from spinlite.config.settings import Model, Settings
 from spinlite.errors import SpinliteError
-from spinlite.export.export import ExportOptions, _public, choose_round, export
+from spinlite.export.export import ExportOptions, _without_folders, choose_round, export
 from spinlite.export.verify import compare_modules
 from spinlite.export.write import write_lora
 from spinlite.families.load import load_family
@@ -237,7 +237,7 @@ def test_what_can_not_be_exported_is_named(run: Run, tmp_path: Path):
     base = load_family(run.settings.model, CPU)
     with pytest.raises(SpinliteError, match=r"has no round 9\nfix: give one of 0 to 2"):
         export(run, base, 9, tmp_path / "x.safetensors", ExportOptions())
-    with pytest.raises(SpinliteError, match="'first' is no round"):
+    with pytest.raises(SpinliteError, match="'first' is not a round"):
         choose_round(run, "first")
     with pytest.raises(SpinliteError, match="is not a run"):
         Run.open_existing(tmp_path)
@@ -249,7 +249,7 @@ def test_what_can_not_be_exported_is_named(run: Run, tmp_path: Path):
 def test_no_place_on_the_computer_is_in_a_header(swatches: Path):
     data = {"folder": str(swatches), "sources": [{"folder": str(swatches)}, {"dataset": "/home/me/pictures"}]}
     settings = validate_settings({"data": data, "model": {"vae": "/home/me/v.safetensors"}})
-    text = json.dumps(_public(settings.model_dump()))
+    text = json.dumps(_without_folders(settings.model_dump()))
     assert str(swatches) not in text and "/home" not in text
     assert text.count('"swatches"') == 2 and '"v.safetensors"' in text and '"pictures"' in text
 

@@ -1,4 +1,4 @@
-"""The plan: what is rehearsed without data is what really is taken, every preset fits its card, and pins hold."""
+"""The plan: a simulation without data gives what is really used, every preset fits its card, and pins hold."""
 
 import json
 import re
@@ -37,7 +37,7 @@ from tests.toy import TOY, Quiet
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plans")
 
 
@@ -50,13 +50,13 @@ def tiny(tiny_bases: Path, **sections: Any) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def fit(shelf: Path) -> Callable[[Settings, float], Fit]:
-    """Combinations for settings of `tiny` on a card of so many GB; their networks are rehearsed once."""
+def fit(cache: Path) -> Callable[[Settings, float], Fit]:
+    """Combinations for settings of `tiny` on a card of so many GB; their networks are simulated once."""
 
-    def stage(settings: Settings) -> Callable[[str, str], PhaseCosts]:
-        return lambda precision, quantize: PhaseCosts(settings, precision, quantize, shelf, f"tiny {precision} {quantize}")
+    def costs_of(settings: Settings) -> Callable[[str, str], PhaseCosts]:
+        return lambda precision, quantize: PhaseCosts(settings, precision, quantize, cache, f"tiny {precision} {quantize}")
 
-    return lambda settings, gb: Fit(settings, card(gb), stage(settings), 90, 10)
+    return lambda settings, gb: Fit(settings, card(gb), costs_of(settings), 90, 10)
 
 
 Fitted = Callable[[Settings, float], Fit]
@@ -84,11 +84,11 @@ def test_work_is_what_torchs_counter_counts():
 
 @pytest.mark.parametrize("one_graph", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_rehearsed_peak_of_a_step_is_the_real_one(tiny_bases: Path, checkpointing: bool, one_graph: bool, shelf: Path):
+def test_the_simulated_peak_of_a_step_is_the_real_one(tiny_bases: Path, checkpointing: bool, one_graph: bool, cache: Path):
     settings = tiny(tiny_bases)
-    stage = PhaseCosts(settings, "fp32", "none", shelf, "tiny fp32 none")
-    graph = stage.graph(checkpointing)
-    foreseen = max(graph.peak(3, (0, 0) if one_graph else graph.kept), stage.forward.peak(3))
+    costs = PhaseCosts(settings, "fp32", "none", cache, "tiny fp32 none")
+    graph = costs.graph(checkpointing)
+    foreseen = max(graph.peak(3, (0, 0) if one_graph else graph.kept), costs.forward.peak(3))
 
     base = load_family(settings.model, Device(torch.device("cpu"), "test", Levers(checkpointing=checkpointing)))
     slots = Slots(base.net, base.lora_targets["linear"], 4, 4, 0)
@@ -137,19 +137,19 @@ def test_pins_are_kept(tiny_bases: Path, fit: Fitted):
 
 
 def test_where_nothing_fits_it_is_said_what_would_be_needed(tiny_bases: Path, fit: Fitted):
-    with pytest.raises(SpinliteError, match=r"a card has 0.1 GB for this run, and the least .* needs \d+\.\d GB") as error:
+    with pytest.raises(SpinliteError, match=r"a card has 0.1 GB for this run, but even the smallest memory settings need \d+\.\d GB") as error:
         fit(tiny(tiny_bases, memory=Memory(play_batch=16, quantize="none")), 0.1).choose()
     assert "remove memory.quantize, memory.play_batch" in error.value.fix
 
 
 @pytest.mark.parametrize("name", shipped_presets())
-def test_every_preset_fits_the_card_it_names_and_takes_what_is_told_of_it(name: str, shelf: Path):
+def test_every_preset_fits_the_card_it_names_and_takes_what_its_list_says(name: str, cache: Path):
     settings = load_settings(name)
     assert settings.memory.vram or settings.model.base == "demo"
-    plan = make_plan(name, settings, peaks.card(settings), TRAIN, HELDOUT, shelf)
-    told = json.loads(PEAKS.read_text(encoding="utf-8"))
-    assert plan.peak == pytest.approx(told[name], rel=0.01), "python -m spinlite.plan.peaks writes them anew"
-    assert told.keys() == shipped_presets().keys()
+    plan = make_plan(name, settings, peaks.card_of_preset(settings), TRAIN, HELDOUT, cache)
+    listed = json.loads(PEAKS.read_text(encoding="utf-8"))
+    assert plan.peak == pytest.approx(listed[name], rel=0.01), "python -m spinlite.plan.peaks writes them anew"
+    assert listed.keys() == shipped_presets().keys()
     assert plan.peak <= plan.limit < (settings.memory.vram or 17) * GIB
     chosen = [row for row in plan.tried if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
@@ -160,14 +160,14 @@ def test_every_preset_fits_the_card_it_names_and_takes_what_is_told_of_it(name: 
     assert all(plan.disk.values()) and plan.ram > PYTHON
 
 
-def test_what_was_rehearsed_is_read_again(tiny_bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_simulated_is_read_again(tiny_bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = tiny(tiny_bases)
     first: Plan = make_plan("x", settings, card(8), 90, 10, tmp_path)
 
     def never(*_: Any) -> None:
-        raise AssertionError("rehearsed again")
+        raise AssertionError("simulated again")
 
-    monkeypatch.setattr("spinlite.plan.phase_costs.family", never)
+    monkeypatch.setattr("spinlite.plan.phase_costs.load_family", never)
     assert make_plan("x", settings, card(8), 90, 10, tmp_path) == first
     other = settings.model_copy(update={"model": settings.model.model_copy(update={"rank": 5})})
     with pytest.raises(AssertionError, match="again"):
@@ -208,7 +208,7 @@ def test_a_plan_is_printed_kept_and_shown_again(
     code, out, _ = command("plan", preset)
     assert code == 0 and "8 GB card: 7.6 GB for this run" in out
     assert "→ graphs at once, all at once: encode" in out and "time 1.00x" in out and "100 pictures" in out
-    monkeypatch.setattr("spinlite.plan.make.make", None)  # a second time nothing is made
+    monkeypatch.setattr("spinlite.plan.make.make_plan", None)  # a second time nothing is made
     code, out, _ = command("plan", preset, "--json")
     found = json.loads(out)
     assert code == 0 and found["levers"]["play_batch"] == 16 and found["peak"] == max(found["memory"].values())
@@ -217,9 +217,9 @@ def test_a_plan_is_printed_kept_and_shown_again(
 def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Command, monkeypatch: pytest.MonkeyPatch):
     free = _free_memory()
     assert 0 < free[2] < 10_000, "memory in steps of 2 GiB"
-    monkeypatch.setattr("spinlite.cli.plan._room", lambda: free)
+    monkeypatch.setattr("spinlite.cli.plan._free_memory", lambda: free)
     assert "for this run" in command("plan", TOY)[1]
-    monkeypatch.setattr("spinlite.plan.make.make", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("spinlite.plan.make.make_plan", lambda *_: pytest.fail("made again"))
     assert "for this run" in command("plan", TOY)[1]
     free = [*free[:2], free[2] + 1]
     with pytest.raises(pytest.fail.Exception, match="made again"):
@@ -242,7 +242,7 @@ def test_a_plan_counts_the_pictures_that_a_run_would_take(command: Command, swat
 def test_a_plan_that_can_not_be_ends_with_an_error(tiny_bases: Path, tmp_path: Path, command: Command):
     preset = written(tmp_path, tiny_bases / "sd15", 'vram = 0.5\nquantize = "none"')
     code, _, err = command("plan", preset)
-    assert code == 1 and "the least that was found needs" in err and "fix:   remove memory.quantize" in err
+    assert code == 1 and "even the smallest memory settings need" in err and "fix:   remove memory.quantize" in err
 
 
 def test_presets_are_listed_and_shown_with_every_default(command: Command):
@@ -268,8 +268,8 @@ def least(settings: Settings) -> float:
 
 
 @pytest.fixture
-def cached(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spinlite.selfplay.cache_folder", lambda: shelf)
+def cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spinlite.selfplay.cache_folder", lambda: cache)
 
 
 @pytest.mark.usefixtures("cached")
@@ -284,7 +284,7 @@ def test_a_run_takes_the_levers_of_its_plan_and_says_why(small: Settings, tmp_pa
 
 @pytest.mark.usefixtures("cached")
 def test_without_a_card_or_a_size_there_is_no_plan(small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("spinlite.selfplay.take", lambda *_: pytest.fail("planned"))
+    monkeypatch.setattr("spinlite.selfplay.plan_device", lambda *_: pytest.fail("planned"))
     assert len(train(small, tmp_path / "r", Quiet()).rounds) == 2
 
 
@@ -292,8 +292,8 @@ def test_without_a_card_or_a_size_there_is_no_plan(small: Settings, tmp_path: Pa
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("spinlite.selfplay.family", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(SpinliteError, match=r"has 0\.1 GB for this run, and the least that was found needs") as error:
+    monkeypatch.setattr("spinlite.selfplay.load_family", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(SpinliteError, match=r"has 0\.1 GB for this run, but even the smallest memory settings need") as error:
         train(on(small, vram=0.1, quantize="none"), tmp_path / "r", Quiet())
     assert "remove memory.quantize" in error.value.fix and not (tmp_path / "r").exists()
 
@@ -305,8 +305,8 @@ def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_bas
     """On a card that has no room for the base in full, then on one that has."""
     counted = Fit._bytes
 
-    def large(fit: Fit, stage: PhaseCosts, levers: Levers) -> dict[str, int]:
-        return {name: size + GIB * (levers.quantize == "none") for name, size in counted(fit, stage, levers).items()}
+    def large(fit: Fit, costs: PhaseCosts, levers: Levers) -> dict[str, int]:
+        return {name: size + GIB * (levers.quantize == "none") for name, size in counted(fit, costs, levers).items()}
 
     monkeypatch.setattr(Fit, "_bytes", large)
 
@@ -326,6 +326,6 @@ def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_bas
     for rounds in (3, 4):
         changed = run(rounds, vram=8.0, play_batch=3)[0].events("levers")
         assert [(event["levers"]["quantize"], event["levers"]["play_batch"]) for event in changed] == [("int8", 3)]
-    with pytest.raises(SpinliteError, match="the least that was found needs") as error:
+    with pytest.raises(SpinliteError, match="even the smallest memory settings need") as error:
         run(5, vram=0.1)
     assert error.value.fix.startswith("close what else uses this memory")
