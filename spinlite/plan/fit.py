@@ -165,8 +165,9 @@ class Fit:
 def describe_levers(levers: Levers, batch: int) -> str:
     """The memory settings of a combination, in words."""
     base = {"none": "", "int8": "base in 8 bits, ", "nf4": "base in 4 bits, "}[levers.quantize]
-    graphs = "saves memory: one activation graph at a time" if levers.one_graph else "fast: all graphs together"
-    return f"{base}{graphs}{', checkpointing' * levers.checkpointing}, {levers.micro_batch or batch} of {batch} pictures per batch"
+    way = "saves memory: one activation graph at a time" if levers.one_graph else "fast: all graphs together"
+    pictures = f"{levers.micro_batch or batch} of {batch} pictures per batch"
+    return f"{base}{way}{', checkpointing' * levers.checkpointing}, {pictures}"
 
 
 def _halves(batch: int) -> list[int]:

@@ -97,7 +97,7 @@ class PhaseCosts:
         return self.net + self.decode.peak(1)
 
     def learning(self, policy: int, live: bool, levers: Levers, batch: int) -> int:
-        """Peak of a step with so many `policy` errors per sample. `live`: the opponent's are measured in it too."""
+        """Peak of a step with so many `policy` errors per sample; `live`: with the opponent's too."""
         s, micro = self.sizes, levers.micro_batch or batch
         graph, others = self.graph(levers.checkpointing), 0 if levers.one_graph else policy - 1
         step = graph.peak(micro, (others * graph.kept[0], others * graph.kept[1]))
@@ -109,17 +109,17 @@ class PhaseCosts:
     @cached_property
     def encode(self) -> Cost:
         """Encoding pictures with the VAE."""
-        return self._cost("encode", lambda: self._cost_of_coding(lambda base, n: base.encode_pictures([self._picture()] * n)))
+        return self._cost("encode", lambda: self._part_cost(lambda base, n: base.encode_pictures([self._picture()] * n)))
 
     @cached_property
     def captions(self) -> Cost:
         """Encoding as many captions with the text encoders."""
-        return self._cost("captions", lambda: self._cost_of_coding(lambda base, n: base.encode_captions([""] * n)))
+        return self._cost("captions", lambda: self._part_cost(lambda base, n: base.encode_captions([""] * n)))
 
     @cached_property
     def decode(self) -> Cost:
         """Decoding as many pictures with the VAE."""
-        return self._cost("decode", lambda: self._cost_of_coding(lambda base, n: base.decode(torch.empty((n, *base.latent_shape)))))
+        return self._cost("decode", lambda: self._part_cost(lambda base, n: base.decode(torch.empty((n, *base.latent_shape)))))
 
     @cached_property
     def forward(self) -> Cost:
@@ -167,7 +167,7 @@ class PhaseCosts:
         latent = 4 * math.prod(base.latent_shape)
         return Sizes(*base.size, weights, slots.target_bytes, adapters, sum(numbers), states, latent, cond)
 
-    def _cost_of_coding(self, call: Callable[[Family, int], object]) -> Cost:
+    def _part_cost(self, call: Callable[[Family, int], object]) -> Cost:
         """The cost of `call(family, n)`, with the part that it loads first (VAE or text encoders) as a fixed size."""
         base = self._made[0]
 

@@ -30,14 +30,14 @@ class Cost:
 
     peaks: list[Size]  # lines of allocated memory; the peak is the highest of them
     kept: Size  # what the finished graph holds, before the backward pass
-    work: list[tuple[int, int, int, int]]  # (times, operations per sample, bytes moved per sample, fixed bytes)
+    work: list[tuple[int, int, int, int]]  # (times, operations a sample, bytes moved a sample, fixed bytes)
 
     def peak(self, samples: int, under: Size = (0, 0)) -> int:
         """Peak in bytes, with `under` held all the time."""
         return max(samples * (each + under[0]) + fixed + under[1] for each, fixed in self.peaks)
 
     def seconds(self, samples: float, operations: float, bytes_: float, start: float) -> float:
-        """Seconds on a device with so many operations and bytes per second. A step takes the longer of both, at least `start`."""
+        """Seconds on a device with so many operations and bytes per second. A step takes the longer one, at least `start`."""
         return sum(
             times * max(samples * work / operations, (samples * each + fixed) / bytes_, start)
             for times, work, each, fixed in self.work

@@ -85,7 +85,7 @@ def test_an_image_folder_is_read_where_it_lies(tmp_path: Path, cache: Path):
     assert captions(found) == expected(range(4)) and {r.path.parent for r in found.train} == {place}
 
 
-def test_a_zipped_image_folder_is_laid_down(tmp_path: Path, cache: Path):
+def test_a_zipped_image_folder_is_unpacked(tmp_path: Path, cache: Path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
         for i in range(4):
             file.writestr(f"{i}.png", content(i))
@@ -182,18 +182,18 @@ def test_rows_are_fetched_once_up_to_the_limit_and_further_when_it_is_raised(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     place = parquet(tmp_path / "some.parquet", cells(9))
-    laid: list[int] = []
-    whole = module._Index._laid
+    saved: list[int] = []
+    whole = module._Index._save_row
 
     def counting(self: Any, row: Any) -> Any:
-        laid.append(1)
+        saved.append(1)
         return whole(self, row)
 
-    monkeypatch.setattr(module._Index, "_laid", counting)
-    assert captions(look(place, cache, limit=4)) == expected(range(4)) and len(laid) == 4
-    assert captions(look(place, cache, limit=4)) == expected(range(4)) and len(laid) == 4
-    assert captions(look(place, cache)) == expected(range(9)) and len(laid) == 9
-    assert captions(look(place, cache, limit=2)) == expected(range(2)) and len(laid) == 9
+    monkeypatch.setattr(module._Index, "_save_row", counting)
+    assert captions(look(place, cache, limit=4)) == expected(range(4)) and len(saved) == 4
+    assert captions(look(place, cache, limit=4)) == expected(range(4)) and len(saved) == 4
+    assert captions(look(place, cache)) == expected(range(9)) and len(saved) == 9
+    assert captions(look(place, cache, limit=2)) == expected(range(2)) and len(saved) == 9
 
 
 @pytest.mark.parametrize("saved", [0.0, 1e9], ids=["saved all the time", "never saved"])

@@ -137,7 +137,8 @@ def test_pins_are_kept(tiny_bases: Path, fit: Fitted):
 
 
 def test_where_nothing_fits_it_is_said_what_would_be_needed(tiny_bases: Path, fit: Fitted):
-    with pytest.raises(SpinliteError, match=r"a card has 0.1 GB for this run, but even the smallest memory settings need \d+\.\d GB") as error:
+    needs = r"a card has 0.1 GB for this run, but even the smallest memory settings need \d+\.\d GB"
+    with pytest.raises(SpinliteError, match=needs) as error:
         fit(tiny(tiny_bases, memory=Memory(play_batch=16, quantize="none")), 0.1).choose()
     assert "remove memory.quantize, memory.play_batch" in error.value.fix
 
