@@ -50,8 +50,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
             main()
         except SystemExit as end:
             code = end.code
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
 
     return run
 

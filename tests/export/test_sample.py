@@ -144,7 +144,7 @@ def test_prompts_and_strengths_are_read(tmp_path: Path, tiny_bases: Path):
     assert read_prompts(["x", f"@{file}"]) == ["x", "a cat", "a dog"] and parse_numbers("0.6, 1") == [0.6, 1.0]
     with pytest.raises(SpinliteError, match="no prompt"):
         read_prompts([" "])
-    with pytest.raises(SpinliteError, match="no list of numbers"):
+    with pytest.raises(SpinliteError, match="not a list of numbers"):
         parse_numbers("much")
     key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
     both = {key: Pair(torch.randn(2, 24), torch.randn(24, 2)), "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q":
