@@ -110,7 +110,7 @@ WRONG = {
     "export-round": (["export", "RUN", "--round", "7"], "has no round 7", "0 to 2"),
     "sample-prompt": (["sample", "RUN", "--prompt", " "], "there is no prompt", "--prompt"),
     "sample-sampler": (["sample", "RUN", "--prompt", "x", "--sampler", "eular"], "is no sampler", "did you mean 'euler'"),
-    "sample-strength": (["sample", "RUN", "--prompt", "x", "--strength", "much"], "no list of numbers", "0.6,0.8,1"),
+    "sample-strength": (["sample", "RUN", "--prompt", "x", "--strength", "much"], "not a list of numbers", "0.6,0.8,1"),
     "sample-base": (["sample", "FILE", "--prompt", "x", "--base", "nowhere.safetensors"], "there is no file", "model.base"),
     "inspect-none": (["inspect", "none.safetensors"], "there is no file none.safetensors", ".safetensors"),
     "inspect-folder": (["inspect", "RUN"], "there is no file", ".safetensors"),

@@ -64,7 +64,7 @@ def test_a_picture_is_encoded_once_whatever_its_captions_and_a_caption_once_what
     assert seen == {"encode_pictures": 40, "encode_captions": len({r.caption for r in twice} | {""})}
     told = []
     Encoded(toy_model, twice, tmp_path, 7, lambda *done: told.append(done))
-    assert seen["encode"] == 40 and not told
+    assert seen["encode_pictures"] == 40 and not told
 
 
 def test_an_edited_picture_is_encoded_again_and_only_that_one(
