@@ -1,8 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The one exception that a user is meant to read."""
 
 
 class SpinliteError(Exception):
-    """Something the user can mend: what is wrong and where, and the one thing to do about it.
+    """Something that the user can fix: `problem` says what is wrong and where, `fix` the one thing to do about it.
 
     The command line prints both lines without a traceback and exits with code 1.
     """

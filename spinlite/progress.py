@@ -1,16 +1,32 @@
-"""Who is told how far work is: the console, a page, a test."""
+"""How a run reports its progress, and how durations and sizes are written for people."""
 
 import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
 Progress = Callable[[int, int], None]  # called with (done, of)
+GIB = 2**30  # bytes: 1 GB as graphics cards and Windows count it
 
 
 class Watch(Protocol):
-    """Who is told what happens. The console is one; tests have theirs."""
+    """Whoever a run reports to: the console, or a stand-in in a test."""
 
     def say(self, text: str) -> None: ...
     def show_facts(self, facts: dict[str, str]) -> None: ...
     def phase(self, title: str, total: int) -> contextlib.AbstractContextManager[Callable[..., None]]: ...
-    def show_round(self, round_: int, rounds: int, found: dict[str, Any]) -> None: ...
+    def show_round(self, round_: int, rounds: int, figures: dict[str, Any], /) -> None: ...
+
+
+def describe_duration(seconds: float) -> str:
+    """Seconds for people: "45 s", "12 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe_size(count: float) -> str:
+    """Bytes for people: "7.6 GB", "38.2 MB". Here 1 GB is 2^30 bytes, as for the VRAM of a card, and 1 MB is 2^20."""
+    if count >= GIB:
+        return f"{count / GIB:.1f} GB"
+    megabytes = count / 2**20
+    return f"{megabytes:.0f} MB" if megabytes >= 100 else f"{megabytes:.1f} MB"

@@ -1,4 +1,4 @@
-"""Commands. Nothing here imports torch before a command needs it."""
+"""The commands, and how the program ends. Nothing here imports torch before a command needs it."""
 
 import errno
 import logging
@@ -14,30 +14,31 @@ from spinlite import __version__
 from spinlite.cli import data as cli_data
 from spinlite.cli import lora as cli_lora
 from spinlite.cli import plan as cli_plan
+from spinlite.cli.options import DataFolder, Overrides, Preset, Runs
 from spinlite.errors import SpinliteError
 
-# Before torch is imported: its threads spin while they wait. Without end that made a step 20 times slower on a busy machine;
-# not at all, twice as slow on an idle one (2 cores).
+# Set before torch is imported: its threads spin while they wait. Endless spinning made a step 20 times slower on a busy
+# machine with 2 cores; no spinning made it twice as slow on an idle one.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Fine-tune diffusion models by self-play, from your own captioned pictures.",
+    help="Train LoRAs for diffusion models by self-play, from your own captioned pictures.",
 )  # fmt: skip
 
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")],
-    data: Annotated[str | None, typer.Option(help="folder of pictures with .txt captions")] = None,
-    name: Annotated[str | None, typer.Option(help="the run's name; default: the preset's")] = None,
+    preset: Preset,
+    data: DataFolder = None,
+    name: Annotated[str | None, typer.Option(help="name of the run; default: the preset's name")] = None,
     init_lora: Annotated[str | None, typer.Option(help="a LoRA file to start from")] = None,
-    rounds: Annotated[int | None, typer.Option(help="rounds of self-play, those already done included")] = None,
-    runs: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
-    set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
+    rounds: Annotated[int | None, typer.Option(help="rounds of self-play in total, including finished ones")] = None,
+    runs: Runs = Path("runs"),
+    set_: Overrides = [],  # noqa: B006
 ) -> None:
-    """Train a LoRA by self-play. A run that was interrupted goes on."""
+    """Train a LoRA by self-play. The same command resumes an interrupted run."""
     name = name or Path(preset).stem
     if name != Path(name).name or name.lower() in ("cache", "..", "."):
         raise SpinliteError(f"{name!r} can't be a run's name", fix="give a plain --name, such as my-style")
@@ -56,29 +57,29 @@ def train(
 
 
 def _show_outcome(console: Any, outcome: Any, preset: str) -> None:
-    """How the run ended, and what can be done next."""
+    """Say how the run ended, and what to do next."""
     run, last = outcome.run, len(outcome.rounds)
     if outcome.already:
         console.say(f"{run.folder} is complete.")
     if outcome.stopped:
-        none = "" if outcome.best else ": no round was better than the start"
-        console.say(f"stopped by the guard: {outcome.stopped}. The LoRA is that of round {outcome.best}{none}.")
+        source = f"round {outcome.best}" if outcome.best else "the start, because no round was better"
+        console.say(f"a guard stopped the run: {outcome.stopped}. The exported LoRA is from {source}.")
         if run.state.get("undone"):
-            gently = shlex.join(["spinlite", *sys.argv[1:], "--set", f"learn.lr={run.settings.learn.rate / 3:.2g}"])
-            console.say(f"to go on from there, more gently: {gently}   (or a larger method.beta)")
+            command = shlex.join(["spinlite", *sys.argv[1:], "--set", f"learn.lr={run.settings.learn.rate / 3:.2g}"])
+            console.say(f"to go on from there with a lower learning rate: {command}   (or raise method.beta)")
     console.show_rounds(outcome.rounds, outcome.best)
-    further = {} if outcome.stopped else {"further": f"{_command_without_rounds()} --rounds {last + 2}"}
+    more = {} if outcome.stopped else {"train on": f"{_command_without_rounds()} --rounds {last + 2}"}
     console.show_facts({
         "LoRA": f"{run.export_path if run.export_path.exists() else run.snapshot_path(outcome.best)} (round {outcome.best})",
-        "samples": f"{run.sheet_path(last) if last else 'none: no round was judged'}",
+        "samples": f"{run.sheet_path(last) if last else 'none: no round was finished'}",
         "journal": f"{run.folder / 'journal.jsonl'}",
-        **further,
-        "yours": f"spinlite train {preset} --name mine --data FOLDER   (name.png + name.txt)",
+        **more,
+        "your own": f"spinlite train {preset} --name mine --data FOLDER   (name.png + name.txt)",
     })  # fmt: skip
 
 
 def _command_without_rounds() -> str:
-    """The command as it was typed, but for --rounds."""
+    """The command as it was typed, without --rounds."""
     typed = sys.argv[1:]
     kept = [
         word for i, word in enumerate(typed)
@@ -89,10 +90,10 @@ def _command_without_rounds() -> str:
 
 @app.command()
 def doctor(
-    runs: Annotated[Path, typer.Option(help="where runs are to be kept")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="facts and findings for programs")] = False,
+    runs: Runs = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="print facts and findings as JSON")] = False,
 ) -> None:
-    """Check whether training can run on this computer. Says what mends what can't; exit code 1 if it can't."""
+    """Check whether this computer can train. Says how to fix what is wrong; exit code 1 if training can't run."""
     from spinlite.cli.console import Console
     from spinlite.doctor import screen
     from spinlite.doctor.diagnosis import diagnose
@@ -103,8 +104,8 @@ def doctor(
         computer = examine(runs)
         typer.echo(screen.as_json(computer, findings := diagnose(computer)))
     else:
-        console.say(f"spinlite {__version__} · doctor: each part is really tried, which takes a moment")
-        with console.screen.status("looking") as status:
+        console.say(f"spinlite {__version__} · doctor: runs a small test of each part, which takes a moment")
+        with console.screen.status("looking at the computer") as status:
             computer = examine(runs, lambda name: status.update(f"trying {name}"))
         screen.show(console.screen, computer, findings := diagnose(computer))
     if not screen.ready(findings):
@@ -113,18 +114,18 @@ def doctor(
 
 @app.command()
 def bench(
-    preset: Annotated[str, typer.Argument(help="a shipped preset (see `spinlite presets`) or a TOML file")],
-    steps: Annotated[int, typer.Option(min=1, help="times that each figure is measured")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="on a CPU: how long, by smaller batches and pictures")] = 100,
-    set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
-    json: Annotated[bool, typer.Option("--json", help="the figures for programs")] = False,
+    preset: Preset,
+    steps: Annotated[int, typer.Option(min=1, help="how many times each figure is measured")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="on a CPU: time to spend; batch and pictures shrink to fit")] = 100,
+    set_: Overrides = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
-    """Measure what a preset costs here. Time and memory of each phase, self-play against plain fine-tuning; no download."""
+    """Measure time and memory of a preset on this computer. Compares self-play with plain LoRA training; downloads nothing."""
     from spinlite.cli.console import Console
 
     console = Console()
     if not json:
-        console.say(f"spinlite {__version__} · bench {preset}: the network with random weights, nothing is downloaded")
+        console.say(f"spinlite {__version__} · bench {preset}: measures with random weights, downloads nothing")
     from spinlite.config.load import load_settings
 
     settings = load_settings(preset, set_)
@@ -135,8 +136,8 @@ def bench(
         typer.echo(screen.as_json(preset, measure(settings, steps, seconds, lambda done, of: None)))
         return
     with console.phase("measure", 1) as progress:
-        found = measure(settings, steps, seconds, progress)
-    screen.show(console.screen, preset, found)
+        figures = measure(settings, steps, seconds, progress)
+    screen.show(console.screen, preset, figures)
 
 
 cli_data.register(app)
@@ -145,24 +146,24 @@ cli_plan.register(app)
 
 
 def main() -> None:
-    """The command line's entry: every error the user can mend is two lines, without a traceback."""
+    """The entry point. An error that the user can fix is shown in two lines, without a traceback."""
     from spinlite.cli.console import Console
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        if strange := [word for word in sys.argv[1:] if word.encode(errors="replace").decode() != word]:
-            raise SpinliteError(f"{strange[0]!r} is not UTF-8", fix="rename that file or folder")
+        if undecodable := [word for word in sys.argv[1:] if word.encode(errors="replace").decode() != word]:
+            raise SpinliteError(f"{undecodable[0]!r} is not UTF-8", fix="rename that file or folder")
         code = app(sys.argv[1:] or ["--help"], prog_name="spinlite", standalone_mode=False)
-        if code == 130:  # typer's word for Ctrl-C
+        if code == 130:  # typer's exit code for Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code or 0)
     except SpinliteError as error:
         problem, fix = error.problem, error.fix
     except typer.TyperException as error:
-        problem, fix = error.format_message(), "see `spinlite --help` and `spinlite train --help`"
+        problem, fix = error.format_message(), "type `spinlite --help` or `spinlite train --help`"
     except (KeyboardInterrupt, typer.Abort):
-        Console().say("\nstopped. Nothing is lost: the same command goes on from here.")
+        Console().say("\nstopped. Nothing is lost: type the same command again to go on from here.")
         sys.exit(130)
     except ImportError as error:
         problem = f"a package is missing or broken: {error}"
@@ -171,6 +172,6 @@ def main() -> None:
         problem = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
         fix = "check that the path can be read and written"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem, fix = "the disk is full", "free some space; the same command then goes on from here"
+            problem, fix = "the disk is full", "free some space, then type the same command again: the run goes on from here"
     Console().error(" ".join(problem.split()), fix)
     sys.exit(1)

@@ -1,4 +1,4 @@
-"""The command that looks at data. Nothing here imports torch before a command needs it."""
+"""The command that checks data. Nothing here imports torch before a command needs it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,61 +6,68 @@ from typing import Annotated, Any
 
 import typer
 
+from spinlite.cli.options import Overrides, Runs
 from spinlite.config.presets import shipped_presets
 from spinlite.errors import SpinliteError
 
-PLAIN = "sd15-12gb"  # a preset without rules for data, where none is named
-NATIVE, STEP = (1024, 1024), 64  # px, where no preset says which model it is for: today's usual size
+PLAIN = "sd15-12gb"  # without --preset: a preset that has no rules for data of its own
+NATIVE, STEP = (1024, 1024), 64  # px, without --preset: the size of SDXL
 
 
 def check(
-    data: Annotated[list[str], typer.Argument(help="folders of pictures, files of data sets (.parquet, .tar), or a preset")],
-    preset: Annotated[str | None, typer.Option(help="the preset to train with: its rules, its model's shapes")] = None,
+    data: Annotated[list[str], typer.Argument(help="folders of pictures, data set files (.parquet, .tar), or a preset")],
+    preset: Annotated[str | None, typer.Option(help="the preset you will train with: its data rules and picture sizes")] = None,
     full: Annotated[bool, typer.Option("--full", help="decode every picture, and find look-alikes")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page with thumbnails, problems first")] = None,
-    json: Annotated[bool, typer.Option("--json", help="everything for programs")] = False,
-    runs: Annotated[Path, typer.Option(help="where runs are kept, with what is known of pictures")] = Path("runs"),
-    set_: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="any setting; repeatable")] = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    runs: Runs = Path("runs"),
+    set_: Overrides = [],  # noqa: B006
 ) -> None:
-    """Show what is made of pictures and captions. Also what will not be used, and why; exit code 1 if training would stop."""
+    """Check a folder before training. Shows what will not be used, and why; exit code 1 if training would stop."""
     from spinlite.cli.console import Console
 
     console = Console()
-    if (
-        preset is None
-        and len(data) == 1
-        and not Path(data[0]).is_dir()
-        and (data[0] in shipped_presets() or data[0].endswith(".toml"))
-    ):
+    if preset is None and len(data) == 1 and _is_preset(data[0]):
         preset, data = data[0], []
     settings, pairs = _settings(data, preset, set_)
-    from spinlite.check import screen
-    from spinlite.check.findings import examine_sources
-
-    model = _model(settings, preset)
-
-    def look(progress: Any) -> Any:
-        return examine_sources(settings.data, pairs, runs / "cache", progress, full, *model)
-
-    if json:
-        found = look(lambda done, of: None)
-        typer.echo(screen.as_json(found))
-    else:
-        with console.phase("look at pictures", 1) as progress:
-            found = look(progress)
-        screen.show(console.screen, found)
+    findings = _examine(None if json else console, settings, preset, pairs, full, runs)
     if html:
         from spinlite.check.page import write_page
 
-        write_page(found, html)
+        write_page(findings, html)
         if not json:
             console.say(f"  page      {html}")
-    if found.problem:
+    if findings.problem:
         raise typer.Exit(1)
 
 
+def _examine(console: Any, settings: Any, preset: str | None, pairs: bool, full: bool, runs: Path) -> Any:
+    """Look at the data and print the findings: on the console, or as JSON without one."""
+    from spinlite.check import screen
+    from spinlite.check.findings import examine_sources
+
+    grid, model, tokenizer = _model(settings, preset)
+
+    def examine(progress: Any) -> Any:
+        return examine_sources(settings.data, pairs, runs / "cache", progress, full, grid, model, tokenizer)
+
+    if console is None:
+        findings = examine(lambda done, of: None)
+        typer.echo(screen.as_json(findings))
+        return findings
+    with console.phase("look at pictures", 1) as progress:
+        findings = examine(progress)
+    screen.show(console.screen, findings)
+    return findings
+
+
+def _is_preset(text: str) -> bool:
+    """Whether the one argument names a preset instead of a folder."""
+    return not Path(text).is_dir() and (text in shipped_presets() or text.endswith(".toml"))
+
+
 def _settings(data: Sequence[str], preset: str | None, set_: Sequence[str]) -> tuple[Any, bool]:
-    """(settings, whether the sources are of pairs): a preset's, with the sources that are named instead of its own."""
+    """(the preset's settings, whether the data are given pairs). Sources that are named replace those of the preset."""
     from spinlite.config.load import load_settings
     from spinlite.config.settings import Source
 
@@ -68,8 +75,8 @@ def _settings(data: Sequence[str], preset: str | None, set_: Sequence[str]) -> t
     if data:
         rules = settings.data.model_dump(include=set(Source.model_fields)) | {"folder": None, "dataset": None}
         sources = [Source.model_validate(rules | _source(text)) for text in data]
-        nowhere = {"folder": None, "dataset": None, "sources": sources}
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update=nowhere)})
+        replaced = {"folder": None, "dataset": None, "sources": sources}
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update=replaced)})
     if preset is None:
         return settings, all((Path(text) / side).is_dir() for text in data for side in ("win", "lose"))
     return settings, settings.build_method().fakes == "given"
@@ -80,25 +87,25 @@ def _source(text: str) -> dict[str, str]:
         return {"folder": text}
     if Path(text).is_file():
         return {"dataset": text}
-    fix = "check the path; a data set of the hub: spinlite check PRESET --set data.dataset=ID"
+    fix = "check the path; for a data set on the hub, type: spinlite check PRESET --set data.dataset=ID"
     raise SpinliteError(f"there is no folder, file or preset {text}", fix=fix)
 
 
 def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
-    """(the shapes that pictures are learned in, for which model, its tokenizer)."""
+    """(the grid of picture shapes, the model in words, its tokenizer)."""
     from spinlite.data.buckets import Grid
 
     if preset is None:
         from spinlite.families.clip import build_tokenizer
 
-        size, step, whose, reader = NATIVE, STEP, "the size of SDXL (--preset NAME: another)", build_tokenizer()
+        size, step, model, reader = NATIVE, STEP, "the size of SDXL (add --preset NAME for another)", build_tokenizer()
     else:
         from spinlite.families.load import load_tokenizer, size_and_step
 
-        (size, step), whose, reader = size_and_step(settings.model), preset, load_tokenizer(settings.model)
-    return Grid(size, step, settings.data.upscale, settings.data.buckets), f"{size[0]} x {size[1]} px, {whose}", reader
+        (size, step), model, reader = size_and_step(settings.model), preset, load_tokenizer(settings.model)
+    return Grid(size, step, settings.data.upscale, settings.data.buckets), f"{size[0]} x {size[1]} px, {model}", reader
 
 
 def register(app: typer.Typer) -> None:
-    """Put the command into the program's."""
+    """Add this command to the program."""
     app.command()(check)

@@ -1,4 +1,4 @@
-"""How a file that was inspected is shown: one screen for people, JSON for programs."""
+"""How an inspected file is shown: one screen for people, JSON for programs."""
 
 import json
 from collections import Counter
@@ -11,12 +11,13 @@ from rich.text import Text
 
 from spinlite.export.reports import LoraReport, ModelReport
 from spinlite.families.programs import Verdict
+from spinlite.progress import describe_size
 
-LONG = 160  # characters of a header's value that are shown
+LONG = 160  # characters that are shown of a metadata value
 TAGS = 8
 BAR = 24
 PICTURES = ("modelspec.thumbnail", "ssmd_cover_images")
-WORTH = {  # keys of a header that people look for, the first of several that is there
+WORTH = {  # metadata that people look for: the first key that the file has
     "title": ("modelspec.title", "ss_output_name"), "trained on": ("ss_sd_model_name",), "date": ("modelspec.date",),
     "trigger": ("modelspec.trigger_phrase",), "pictures": ("ss_num_train_images",), "author": ("modelspec.author",),
     "licence": ("modelspec.license",), "says": ("modelspec.description", "ss_training_comment"),
@@ -24,14 +25,14 @@ WORTH = {  # keys of a header that people look for, the first of several that is
 
 
 def as_json(report: LoraReport | ModelReport) -> str:
-    """Everything but embedded pictures."""
+    """Everything except embedded pictures."""
     tree = asdict(report)
     tree["metadata"] = {k: v if k not in PICTURES else f"{len(v)} characters" for k, v in report.metadata.items()}
     return json.dumps(tree, ensure_ascii=False, indent=2)
 
 
 def show(screen: Screen, report: LoraReport | ModelReport) -> None:
-    """One screen. What is written in files is shown as it is, never as markup."""
+    """One screen. Text from the file is shown as it is, never as markup."""
     if isinstance(report, LoraReport):
         _lora(screen, report)
     else:
@@ -44,12 +45,12 @@ def _fact(screen: Screen, name: str, fact: str) -> None:
 
 
 def _lora(screen: Screen, report: LoraReport) -> None:
-    screen.print(Text.assemble((report.file, "bold"), f"  {report.what} for {report.base}, {_size(report.size)}"))
+    screen.print(Text.assemble((report.file, "bold"), f"  {report.what} for {report.base}, {describe_size(report.size)}"))
     modules = ", ".join(f"{count} of the {part}" for part, count in report.modules.items())
     scale = f"{report.rank}, alpha {report.alpha}" if report.rank else ""
     for name, fact in {
         "layout": f"{report.layout}, {report.precision}", "rank": scale, "modules": modules, "predicts": report.prediction,
-        "hash": f"{report.hash[:12]}  (A1111, model sites' AutoV3)",
+        "hash": f"{report.hash[:12]}  (AutoV3, as A1111 and model sites show it)",
     }.items():  # fmt: skip
         _fact(screen, name, fact)
     _header(screen, report.metadata)
@@ -60,7 +61,7 @@ def _lora(screen: Screen, report: LoraReport) -> None:
     if report.programs:
         screen.print(_programs(report.programs))
     elif report.what not in ("LoRA", "DoRA"):
-        screen.print(Text(f"  which programs read a {report.what} is not known here", style="dim"))
+        screen.print(Text(f"  spinlite does not know which programs load a {report.what}", style="dim"))
 
 
 def _blocks(report: LoraReport) -> Table:
@@ -79,8 +80,8 @@ def _programs(programs: list[Verdict]) -> Table:
         table.add_column(heading, no_wrap=heading != "")
     for v in programs:
         style = "green" if v.right == v.of else "red" if not v.right else "yellow"
-        said = "all" if v.right == v.of else "nothing" if not v.right else f"{v.right} of {v.of}"
-        table.add_row(Text(v.program), Text(said, style=style), Text(v.why))
+        count = "all" if v.right == v.of else "nothing" if not v.right else f"{v.right} of {v.of}"
+        table.add_row(Text(v.program), Text(count, style=style), Text(v.why))
     return table
 
 
@@ -91,29 +92,29 @@ def _header(screen: Screen, metadata: dict[str, str]) -> None:
         shown = ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(TAGS))
         _fact(screen, "tags", shown + (f", and {len(tags) - TAGS} more" if len(tags) > TAGS else ""))
     if (strength := metadata.get("spinlite.strength", "1.0")) != "1.0":
-        _fact(screen, "strength", f"{_brief(strength)} x what was trained is folded into the weights")
-    pictures = " (a picture among them)" if any(key in metadata for key in PICTURES) else ""
-    _fact(screen, "header", f"{len(metadata)} entries{pictures}; --json shows them" if metadata else "none")
+        _fact(screen, "strength", f"{_brief(strength)} x the trained strength is baked into the weights")
+    pictures = " (with a picture)" if any(key in metadata for key in PICTURES) else ""
+    _fact(screen, "metadata", f"{len(metadata)} entries{pictures}; add --json to see them" if metadata else "none")
 
 
 def _model(screen: Screen, report: ModelReport) -> None:
-    screen.print(Text.assemble((report.file, "bold"), f"  {report.what}, {_size(report.size)}"))
+    screen.print(Text.assemble((report.file, "bold"), f"  {report.what}, {describe_size(report.size)}"))
     zero = ", zero terminal SNR" * report.zero_snr
     _fact(screen, "predicts", report.prediction + zero)
     for part in report.parts:
-        _fact(screen, part.name, f"{part.tensors} tensors, {part.parameters / 1e6:,.1f} M numbers, {part.precision}")
-    _fact(screen, "hash", f"{report.hash[:10]}  (A1111, model sites' AutoV2)")
+        _fact(screen, part.name, f"{part.tensors} tensors, {part.parameters / 1e6:,.1f} M parameters, {part.precision}")
+    _fact(screen, "hash", f"{report.hash[:10]}  (AutoV2, as A1111 and model sites show it)")
     _header(screen, report.metadata)
     _fact(screen, "spinlite", report.use)
 
 
 def _tags(text: str) -> Counter[str]:
-    found: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     tree = _parsed(text)
     for tags in tree.values() if isinstance(tree, dict) else ():
         if isinstance(tags, dict):
-            found.update({tag: count for tag, count in tags.items() if isinstance(count, int)})
-    return found
+            total.update({tag: count for tag, count in tags.items() if isinstance(count, int)})
+    return total
 
 
 def _parsed(text: str) -> Any:
@@ -126,7 +127,3 @@ def _parsed(text: str) -> Any:
 def _brief(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONG else text[:LONG] + " …"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

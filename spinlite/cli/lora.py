@@ -1,4 +1,4 @@
-"""Commands around LoRA files. Nothing here imports torch before a command needs it."""
+"""The commands about LoRA files. Nothing here imports torch before a command needs it."""
 
 import contextlib
 from json import dumps
@@ -8,26 +8,27 @@ from typing import Annotated, Literal
 import typer
 
 from spinlite.errors import SpinliteError
+from spinlite.progress import describe_size
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as runs/demo")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="where to write; default: in the run")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, e.g. runs/demo")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="file to write; default: in RUN/export")]
 
 
 def export(
     run: RunFolder,
-    round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which snapshot")] = "best",
+    round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which round to export")] = "best",
     layout: Annotated[
-        Literal["kohya", "diffusers"], typer.Option("--format", help="kohya: every WebUI reads it; diffusers: few do")
+        Literal["kohya", "diffusers"], typer.Option("--format", help="kohya: loads in every WebUI; diffusers: loads in few")
     ] = "kohya",
     dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="precision of the file")] = "fp16",
-    strength: Annotated[float, typer.Option(help="folded into the weights: 1 is what was trained")] = 1.0,
+    strength: Annotated[float, typer.Option(help="LoRA strength to bake in; 1 is as trained")] = 1.0,
     negative_guidance: Annotated[
-        float | None, typer.Option(metavar="W", help="EXPERIMENTAL: strength -W, away from what was learned")
+        float | None, typer.Option(metavar="W", help="EXPERIMENTAL: export with strength -W, to push away from what it learned")
     ] = None,
-    sidecars: Annotated[bool, typer.Option("--sidecars", help="a .json and a preview .png beside the file")] = False,
+    sidecars: Annotated[bool, typer.Option("--sidecars", help="also write a .json and a preview .png")] = False,
     output: Output = None,
 ) -> None:
-    """Write a run's LoRA for other programs. The file is checked: it does what was trained."""
+    """Write a run's LoRA for other programs. Checks that the file does what was trained."""
     from spinlite.cli.console import Console
 
     console = Console()
@@ -37,32 +38,32 @@ def export(
     from spinlite.memory import device
     from spinlite.runs.run import Run
 
-    found = Run.open_existing(run)
-    k = choose_round(found, round_)
-    default = f"{found.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
-    path = _named(output or found.export_path.with_stem(default))
-    base = load_family(found.settings.model, device.choose_device(found.memory))
+    source = Run.open_existing(run)
+    k = choose_round(source, round_)
+    default = f"{source.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
+    path = _named(output or source.export_path.with_stem(default))
+    base = load_family(source.settings.model, device.choose_device(source.memory))
     if negative_guidance is not None:
         strength = -abs(negative_guidance)
-    said = write(found, base, k, path, ExportOptions(layout, dtype, strength, sidecars))
-    console.show_facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": said})
+    verified = write(source, base, k, path, ExportOptions(layout, dtype, strength, sidecars))
+    console.show_facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": verified})
 
 
 def sample(
-    what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="a run's folder, or a LoRA file (with --base)")],
-    prompt: Annotated[list[str], typer.Option(help="what to draw; repeatable; @FILE is a file with a prompt a line")],
-    negative: Annotated[str, typer.Option(help="what to keep away from")] = "",
+    what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="the folder of a run, or a LoRA file (then add --base)")],
+    prompt: Annotated[list[str], typer.Option(help="what to draw; repeatable; @FILE reads a prompt from each line")],
+    negative: Annotated[str, typer.Option(help="negative prompt")] = "",
     round_: Annotated[str, typer.Option("--round", metavar="best|last|K|all", help="all: the base and every round")] = "best",
-    seeds: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="pictures per prompt")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="the first seed")] = 0,
-    strength: Annotated[str, typer.Option(help="one, or several with commas: 0.6,0.8,1")] = "1",
-    base: Annotated[str, typer.Option(help="of a LoRA file: the base model")] = "demo",
+    strength: Annotated[str, typer.Option(help="LoRA strength, or several with commas: 0.6,0.8,1")] = "1",
+    base: Annotated[str, typer.Option(help="the base model, for a LoRA file")] = "demo",
     sampler: Annotated[str | None, typer.Option(help="dpm++, ddim, euler, euler-a, …; default: the run's")] = None,
-    steps: Annotated[int | None, typer.Option(help="solver steps; default: the run's")] = None,
+    steps: Annotated[int | None, typer.Option(help="sampling steps; default: the run's")] = None,
     guidance: Annotated[float | None, typer.Option(help="CFG scale; default: the run's")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="the folder to write to")] = None,
 ) -> None:
-    """Draw with a LoRA. A sheet of rounds, strengths and seeds, and single pictures that a WebUI can repeat."""
+    """Make test pictures. Writes a sheet of rounds, strengths and seeds, and single pictures with their A1111 parameters."""
     from spinlite.cli.console import Console
 
     console = Console()
@@ -70,25 +71,25 @@ def sample(
     from spinlite.export.sample import SampleRequest, draw_samples, parse_numbers, read_prompts, setup_of_file, setup_of_run
 
     texts, strengths = read_prompts(prompt), parse_numbers(strength)
-    drawn = setup_of_file(what, base, strengths) if what.is_file() else setup_of_run(what, round_)
+    setup = setup_of_file(what, base, strengths) if what.is_file() else setup_of_run(what, round_)
     chosen = {"sampler": sampler, "steps": steps, "guidance": guidance}
-    tree = {"play": drawn.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
-    asked = SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
+    tree = {"play": setup.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
+    request = SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
     folder = output or (what.with_suffix("") if what.is_file() else what) / "tries"
     with console.phase("draw", 1) as progress:
-        path = draw_samples(drawn, asked, folder, progress)
-    console.show_facts({"sheet": f"{path}", "pictures": f"{folder}, with the words that A1111 reads"})
+        path = draw_samples(setup, request, folder, progress)
+    console.show_facts({"sheet": f"{path}", "pictures": f"{folder}, with parameters that A1111 reads"})
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA or a checkpoint, .safetensors")],
-    json: Annotated[bool, typer.Option("--json", help="everything for programs")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA or a checkpoint (.safetensors)")],
+    json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
-    """Say what a LoRA or checkpoint file is. Base, layout, rank, norms, header, and which programs load it."""
+    """Describe a LoRA or checkpoint file. Base model, layout, rank, norms, metadata, and which programs load it."""
     from spinlite.cli.console import Console
 
     console = Console()
-    with contextlib.nullcontext() if json else console.screen.status("reading"):
+    with contextlib.nullcontext() if json else console.screen.status("reading the file"):
         from spinlite.cli import inspect_screen
         from spinlite.export.inspect import inspect as look
 
@@ -100,43 +101,44 @@ def inspect(
 
 
 def resize(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA file, .safetensors")],
-    rank: Annotated[int, typer.Option(min=1, help="no module is left above it")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a LoRA file (.safetensors)")],
+    rank: Annotated[int, typer.Option(min=1, help="the highest rank that a module keeps")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="default: FILE-rRANK beside it")] = None,
-    json: Annotated[bool, typer.Option("--json", help="the error of every module, for programs")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print the error of every module as JSON")] = False,
 ) -> None:
-    """Lower a LoRA's rank. By singular value decomposition, in the layout that it has; says what that loses."""
+    """Lower a LoRA's rank. Uses SVD, keeps the file's layout, and says how much of the change is lost."""
     from spinlite.cli.console import Console
 
     console = Console()
     from spinlite.lora.resize import resize as write
 
     path = _named(output) if output else file.with_name(f"{file.stem}-r{rank}.safetensors")
-    with contextlib.nullcontext() if json else console.screen.status("decomposing"):
-        found = write(file, rank, path)
+    with contextlib.nullcontext() if json else console.screen.status("lowering the rank"):
+        resized = write(file, rank, path)
     if json:
-        typer.echo(dumps({"file": str(path), "total": found.total, "errors": dict(found.errors)}, indent=2))
+        typer.echo(dumps({"file": str(path), "total": resized.total, "errors": dict(resized.errors)}, indent=2))
         return
-    worst = sorted(found.errors.items(), key=lambda item: -item[1])
+    worst = sorted(resized.errors.items(), key=lambda item: -item[1])
     middle = worst[len(worst) // 2][1]
+    sizes = f"{describe_size(file.stat().st_size)} to {describe_size(resized.size)}"
     console.show_facts({
-        "LoRA": f"{path} (rank {found.rank} to {rank}, {found.size / 1e6:.1f} MB, before {file.stat().st_size / 1e6:.1f} MB)",
-        "lost": f"{found.total:.1%} of the whole change; by module: half below {middle:.1%}, the worst {worst[0][1]:.1%}",
+        "LoRA": f"{path} (rank {resized.rank} to {rank}, {sizes})",
+        "lost": f"{resized.total:.1%} of the LoRA's change; half of the modules lose at most {middle:.1%}, the worst {worst[0][1]:.1%}",
         **{f"worst {i + 1}": f"{error:.1%}  {key}" for i, (key, error) in enumerate(worst[:3])},
     })  # fmt: skip
 
 
 def merge(
-    what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="a run's folder, or a LoRA file")],
-    into: Annotated[str, typer.Option(metavar="BASE", help="a .safetensors model, a diffusers folder or a hub id")],
+    what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="the folder of a run, or a LoRA file")],
+    into: Annotated[str, typer.Option(metavar="BASE", help="base model: .safetensors file, diffusers folder or hub id")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="the model to write")],
-    round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which snapshot of a run")] = "best",
-    strength: Annotated[float, typer.Option(help="1 is what was trained")] = 1.0,
+    round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which round of a run")] = "best",
+    strength: Annotated[float, typer.Option(help="LoRA strength; 1 is as trained")] = 1.0,
     dtype: Annotated[
-        Literal["fp16", "bf16", "fp32"] | None, typer.Option(help="default: each tensor's own; fp16 for a folder")
+        Literal["fp16", "bf16", "fp32"] | None, typer.Option(help="precision; default: as in the base file; fp16 for a folder")
     ] = None,
 ) -> None:
-    """Write a whole model with a LoRA in it. One file in the original layout, checked."""
+    """Merge a LoRA into a checkpoint. Writes one file in the original layout, and checks it."""
     from spinlite.cli.console import Console
 
     console = Console()
@@ -148,24 +150,24 @@ def merge(
     if path.resolve() == Path(into).expanduser().resolve():
         raise SpinliteError(f"{path} is the base model itself", fix="give another -o FILE")
     base = Base(into, DTYPES[dtype or "fp16"])
-    lora, said = lora_of_file(what, base) if what.is_file() else lora_of_run(what, round_)
+    lora, metadata = lora_of_file(what, base) if what.is_file() else lora_of_run(what, round_)
     lora = {name: pair.times(strength) for name, pair in lora.items()}
     with console.phase("merge and read back", 1) as progress:
-        found = write(lora, base, path, DTYPES[dtype] if dtype else None, {**said, "strength": strength}, progress)
+        merged = write(lora, base, path, DTYPES[dtype] if dtype else None, {**metadata, "strength": strength}, progress)
     console.show_facts({
-        "model": f"{path} ({found.size / 1e9:.2f} GB)",
-        "checked": f"{found.modules} modules changed, all {found.tensors} tensors read back as they should be",
-        "rounding": f"the file's precision adds {found.rounding:.1%} of the LoRA's change, at random"
-        + ("; --dtype fp32 keeps it all" if found.rounding > 0.1 and dtype != "fp32" else ""),
+        "model": f"{path} ({describe_size(merged.size)})",
+        "checked": f"{merged.modules} modules changed; all {merged.tensors} tensors were read back and are right",
+        "rounding": f"the file's precision adds noise of {merged.rounding:.1%} of the LoRA's change"
+        + ("; --dtype fp32 avoids that" if merged.rounding > 0.1 and dtype != "fp32" else ""),
     })  # fmt: skip
 
 
 def _named(path: Path) -> Path:
-    """With its ending, where it was left out."""
+    """The path with the ending .safetensors, if it was left out."""
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
 def register(app: typer.Typer) -> None:
-    """Put the commands into the program's."""
+    """Add these commands to the program."""
     for command in (export, sample, inspect, resize, merge):
         app.command()(command)
