@@ -26,9 +26,9 @@ from spinlite.memory.spill import watch_spill
 from spinlite.plan.make import plan_device
 from spinlite.plan.plan import Plan, cache_folder
 from spinlite.plan.timing import expected_seconds
-from spinlite.progress import Watch
+from spinlite.progress import Watch, describe_duration
 from spinlite.runs.run import Run
-from spinlite.summary import describe_duration, describe_levers, explain_plan, run_facts, warnings
+from spinlite.summary import describe_levers, explain_plan, run_facts, warnings
 from spinlite.training.guards import Diverged
 from spinlite.training.judge import judge
 from spinlite.training.learn import learn_round, undo
@@ -36,7 +36,7 @@ from spinlite.training.play import make_scheduler
 from spinlite.training.session import Session, begin
 from spinlite.training.step import required_errors
 
-JUDGED = 64  # held-out records that are measured and played at the most
+JUDGED = 64  # the most held-out records that a round measures and plays
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Outcome:
     """How a run ended."""
 
     run: Run
-    rounds: list[dict[str, Any]]  # the journal's judge events
-    best: int
-    stopped: str | None
-    already: bool  # complete before this call
+    rounds: list[dict[str, Any]]  # the journal's judge events, one per round
+    best: int  # the round that was exported; 0 is the start
+    stopped: str | None  # why a guard ended the run, if one did
+    already: bool  # the run was complete before this call
 
 
 @explain_out_of_memory()
 def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
-    """Bring the run in `folder` to its end, from wherever it stands. Caches lie beside it, in `cache`.
+    """Train the run in `folder` to its end, or resume it where it stopped. Its caches lie in the folder `cache` beside it.
 
-    Raises SpinliteError for what the user can mend.
+    Raises SpinliteError for everything that the user can fix.
     """
     run = Run(folder, settings)
     done = run.state.get("round", 1) - 1
@@ -68,7 +68,7 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
 
 
 def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | None:
-    """The rounds after the `done` ones; returns why the run was stopped. Frees the networks at its end."""
+    """Play the rounds after the `done` ones, then free the networks; returns why a guard stopped the run, if one did."""
     session, k = _prepare(run, run.settings.run.rounds - done, watch), done + 1
     begin(session)
     while k <= run.settings.run.rounds and not stopped:
@@ -79,7 +79,7 @@ def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str 
 
 
 def _round(session: Session, k: int) -> tuple[str | None, int, bool]:
-    """One round; returns (why the run must stop, if it must; the round that comes next; whether a guard undid something)."""
+    """Play one round; returns (why the run must stop, if it must; the next round; whether a guard undid something)."""
     try:
         fakes, heldout_fakes = session.play(k)
         undone = learn_round(session, k, fakes)
@@ -91,18 +91,18 @@ def _round(session: Session, k: int) -> tuple[str | None, int, bool]:
 
 
 def _export(outcome: Outcome, watch: Watch) -> None:
-    """The best round and, where it is another, the last, as files for other programs; on a base model loaded afresh."""
+    """Write the best round, and the last if it is another, as files for other programs. Loads the base model afresh."""
     run, last = outcome.run, len(outcome.rounds)
     base = load_family(run.settings.model, device.choose_device(run.memory))
     files = {outcome.best: run.export_path}
     if last == outcome.best:
-        run.last_export_path.unlink(missing_ok=True)  # of an earlier end of the run, before it went on
+        run.last_export_path.unlink(missing_ok=True)  # from before the run went on
     else:
         files[last] = run.last_export_path
     for k, path in files.items():
-        found = export(run, base, k, path, ExportOptions())
-        run.log("export", round=k, file=path.name, verified=found)
-        watch.say(f"exported round {k}, {path.name}: {found}")
+        verified = export(run, base, k, path, ExportOptions())
+        run.log("export", round=k, file=path.name, verified=verified)
+        watch.say(f"exported round {k} as {path.name}: {verified}")
     run.save({}, **{key: value for key, value in run.state.items() if key != "journal"}, exported=True)
 
 
@@ -112,38 +112,38 @@ def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
 
 
 def _prepare(run: Run, left: int, watch: Watch) -> Session:
-    """Everything that the `left` rounds need: records, the planned device, the loaded base with its LoRA, encoded pictures."""
+    """Everything that the remaining `left` rounds need: records, device and plan, the base with its LoRA, encoded pictures."""
     settings, method = run.settings, run.settings.build_method()
-    found = _survey(run, watch)
-    where, plan = _plan(run, len(found.train), len(found.heldout), watch)
+    pictures = _survey(run, watch)
+    where, plan = _plan(run, len(pictures.train), len(pictures.heldout), watch)
     watch = watch_spill(watch, where.device)
     base = load_family(settings.model, where)
-    make_scheduler(base, settings.play, "cpu")  # refuses wrong settings now, before hours of encoding
+    make_scheduler(base, settings.play, "cpu")  # refuses wrong settings now, not after hours of encoding
     slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
 
-    def tell(text: str) -> None:
+    def report_lowered(text: str) -> None:
         watch.say(text)
         run.save_lowered()
 
-    fallback = Fallback(where, "policy_fake" in required_errors(method), run.lowered, tell)
+    fallback = Fallback(where, "policy_fake" in required_errors(method), run.lowered, report_lowered)
     seconds = left * fallback.run("learn", settings.learn.batch, lambda levers: expected_seconds(
-        base, slots, method, settings, levers, len(found.train), len(found.heldout[:JUDGED])
+        base, slots, method, settings, levers, len(pictures.train), len(pictures.heldout[:JUDGED])
     ))  # fmt: skip
-    watch.show_facts(run_facts(settings, base, found, method, str(where)) | {
-        "memory": describe_levers(fallback.levers("play"), fallback.levers("learn"), settings.learn.batch)
-        + (f": {explain_plan(plan)}" if plan else ""),
+    watch.show_facts(run_facts(settings, base, pictures, method, str(where)) | {
+        "memory": describe_levers(fallback.levers("play"), fallback.levers("learn"), settings.learn.batch),
+        **({"peak": explain_plan(plan)} if plan else {}),
         "time": f"about {describe_duration(seconds)} for {left} rounds",
     })  # fmt: skip
     if base.start:
         watch.show_facts({"start": describe_start(base.start, Path(settings.model.init_lora or "").name)})
-    for warning in warnings(found, settings):
+    for warning in warnings(pictures, settings):
         watch.say(warning)
-    encoded, train, heldout = _encode(run, base, found, fallback, watch)
+    encoded, train, heldout = _encode(run, base, pictures, fallback, watch)
     return Session(run, settings, base, slots, method, encoded, train, heldout[:JUDGED], where, fallback, watch)
 
 
 def _survey(run: Run, watch: Watch) -> Survey:
-    """Every picture and caption, read and checked."""
+    """Read and check every picture and caption."""
     settings, given = run.settings, run.settings.build_method().fakes == "given"
     grid = Grid(*size_and_step(settings.model), settings.data.upscale, settings.data.buckets)
     with watch.phase("check pictures", 1) as progress:
@@ -151,15 +151,15 @@ def _survey(run: Run, watch: Watch) -> Survey:
 
 
 def _plan(run: Run, train: int, heldout: int, watch: Watch) -> tuple[Device, Plan | None]:
-    """The device with the levers of its plan, before anything is loaded. Raises SpinliteError where nothing fits.
+    """The device with the memory settings of its plan, before anything is loaded. Raises SpinliteError if nothing fits.
 
-    Without a card, and where [memory] names no size either, there is nothing to fit into, and no plan.
+    Without a card and without memory.vram there is no size to fit into, so there is no plan.
     """
     settings = run.settings.model_copy(update={"memory": run.memory})
     where = device.choose_device(settings.memory)
     if where.device.type != "cuda" and not settings.memory.vram:
         return where, None
-    with watch.phase("plan, on the network without data", 1):
+    with watch.phase("plan what fits the card", 1):
         try:
             return plan_device(
                 run.name, settings, where, train, heldout, cache_folder(), Levers(**run.levers) if run.levers else None
@@ -167,44 +167,44 @@ def _plan(run: Run, train: int, heldout: int, watch: Watch) -> tuple[Device, Pla
         except SpinliteError as error:
             if not run.state:
                 raise
-            fix = "close what else uses this memory and run the same command: the run goes on from its last save"
+            fix = "close other programs that use this memory, then type the same command again: it goes on from the last save"
             raise SpinliteError(error.problem, fix=fix) from None
 
 
 def _encode(
-    run: Run, base: Family, found: Survey, fallback: Fallback, watch: Watch
+    run: Run, base: Family, pictures: Survey, fallback: Fallback, watch: Watch
 ) -> tuple[Encoded, list[Record], list[Record]]:
-    """(encoded pictures and captions, train, held-out). Pictures that changed meanwhile are read once more."""
-    encoded = _encode_once(run, base, found, fallback, watch)
+    """(encoded pictures and captions, training records, held-out records). Reads pictures again if they changed meanwhile."""
+    encoded = _encode_once(run, base, pictures, fallback, watch)
     if encoded.changed:
         names = list_names(encoded.changed)
-        watch.say(f"{len(encoded.changed)} pictures were changed meanwhile and are looked at again: {names}")
-        shutil.rmtree(run.cache / "looks", ignore_errors=True)  # what is remembered of files may be what is wrong
-        found = _survey(run, watch)
-        encoded = _encode_once(run, base, found, fallback, watch)
-    return encoded, *_usable(found, encoded, watch)
+        watch.say(f"{len(encoded.changed)} pictures changed meanwhile and are read again: {names}")
+        shutil.rmtree(run.cache / "looks", ignore_errors=True)  # what it remembers of the files may be wrong
+        pictures = _survey(run, watch)
+        encoded = _encode_once(run, base, pictures, fallback, watch)
+    return encoded, *_usable(pictures, encoded, watch)
 
 
-def _encode_once(run: Run, base: Family, found: Survey, fallback: Fallback, watch: Watch) -> Encoded:
-    """Pictures and captions as the network takes them, made where they are missing."""
-    both, settings = found.train + found.heldout, run.settings.data
-    others = list(other_pictures(found.train).values()) if run.settings.build_method().fakes == "shuffled" else []
+def _encode_once(run: Run, base: Family, pictures: Survey, fallback: Fallback, watch: Watch) -> Encoded:
+    """Encode the pictures and captions that are not encoded yet; returns all of them."""
+    both, settings = pictures.train + pictures.heldout, run.settings.data
+    others = list(other_pictures(pictures.train).values()) if run.settings.build_method().fakes == "shuffled" else []
     with watch.phase("encode pictures and captions", 1) as progress:
         return fallback.run("encode", len(both), lambda levers: Encoded(
             base, both, run.cache, levers.play_batch, progress, settings, others
         ))  # fmt: skip
 
 
-def _usable(found: Survey, encoded: Encoded, watch: Watch) -> tuple[list[Record], list[Record]]:
-    """(train, held-out) of what is encoded; what is not is said."""
+def _usable(pictures: Survey, encoded: Encoded, watch: Watch) -> tuple[list[Record], list[Record]]:
+    """(training records, held-out records) that could be encoded. Reports the others."""
     if encoded.changed:
-        problem = f"pictures are changed faster than they are encoded: {list_names(encoded.changed)}"
-        raise SpinliteError(problem, fix="run the same command when nothing writes to them any more")
+        problem = f"pictures keep changing while they are encoded: {list_names(encoded.changed)}"
+        raise SpinliteError(problem, fix="wait until no program writes to them, then type the same command again")
     if encoded.faults:
         faults = list(encoded.faults.values())
         watch.say(f"{len(faults)} pictures can't be encoded and are left out: {list_names(faults)}")
-    train, heldout = encoded.usable(found.train), encoded.usable(found.heldout)
+    train, heldout = encoded.usable(pictures.train), encoded.usable(pictures.heldout)
     if not (train and heldout):
-        problem = "no picture is left to learn from, or none to measure with"
-        raise SpinliteError(problem, fix="mend those named above, or add others")
+        problem = "no picture is left to learn from, or none for validation"
+        raise SpinliteError(problem, fix="fix the files named above, or add other pictures")
     return train, heldout

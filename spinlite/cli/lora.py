@@ -123,7 +123,7 @@ def resize(
     sizes = f"{describe_size(file.stat().st_size)} to {describe_size(resized.size)}"
     console.show_facts({
         "LoRA": f"{path} (rank {resized.rank} to {rank}, {sizes})",
-        "lost": f"{resized.total:.1%} of the LoRA's change; half of the modules lose at most {middle:.1%}, the worst {worst[0][1]:.1%}",
+        "lost": f"{resized.total:.1%} of the LoRA's change; half of the modules at most {middle:.1%}, worst {worst[0][1]:.1%}",
         **{f"worst {i + 1}": f"{error:.1%}  {key}" for i, (key, error) in enumerate(worst[:3])},
     })  # fmt: skip
 

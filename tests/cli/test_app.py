@@ -188,7 +188,7 @@ def test_ctrl_c_says_that_nothing_is_lost_and_it_is_true(command: Command, swatc
         patch.setattr(learn_module, "learn", interrupted)
         ended = command("train", TOY, "--data", swatches, *QUICK)
     assert ended.code == 130 and not ended.err and "Traceback" not in ended.out
-    assert "Nothing is lost: the same command goes on from here." in ended.out
+    assert "Nothing is lost: type the same command again to go on from here." in ended.out
     assert command("train", TOY, "--data", swatches, *QUICK).code == 0
     assert contents(Path("runs/toy/snapshots")) == whole
 

@@ -105,7 +105,7 @@ def test_a_run_looks_again_at_what_was_edited_while_it_encoded(
     monkeypatch.setattr(Toy, "encode_pictures", edits)
     monkeypatch.setattr("spinlite.data.looks.WORKERS", 1)
     outcome = train(toy, tmp_path / "runs" / "a", watch)
-    assert any("changed meanwhile and are looked at again" in text for text in watch.said)
+    assert any("changed meanwhile and are read again" in text for text in watch.said)
     kept = contents(tmp_path / "runs" / "cache" / "real")
     for name in ("p39.png", "p9.png"):
         key = fingerprint_files([swatches / name])

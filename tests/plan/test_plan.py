@@ -208,7 +208,7 @@ def test_a_plan_is_printed_kept_and_shown_again(
     preset = written(tmp_path, tiny_bases / "sd15", "vram = 8.0")
     code, out, _ = command("plan", preset)
     assert code == 0 and "8 GB card: 7.6 GB for this run" in out
-    assert "→ graphs at once, all at once: encode" in out and "time 1.00x" in out and "100 pictures" in out
+    assert "→ fast, all pictures per step: encode" in out and "time 1.00x" in out and "100 pictures" in out
     monkeypatch.setattr("spinlite.plan.make.make_plan", None)  # a second time nothing is made
     code, out, _ = command("plan", preset, "--json")
     found = json.loads(out)
@@ -236,7 +236,7 @@ def test_a_plan_counts_the_pictures_that_a_run_would_take(command: Command, swat
     rows = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts.items()]
     (swatches / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
     code, out, _ = command("plan", TOY, "--data", str(swatches))
-    counts = re.search(r"(\d+) captioned pictures to learn from, and (\d+) held out", " ".join(out.split()))
+    counts = re.search(r"(\d+) captioned pictures to learn from and (\d+) for validation", " ".join(out.split()))
     assert code == 0 and counts and int(counts[1]) + int(counts[2]) == 40
 
 
@@ -278,9 +278,9 @@ def test_a_run_takes_the_levers_of_its_plan_and_says_why(small: Settings, tmp_pa
     watch, pins = Quiet(), {"one_graph": False, "checkpointing": False, "play_batch": 1}
     outcome = train(on(small, vram=least(on(small, micro_batch=4, **pins)), **pins), tmp_path / "r", watch)
     assert outcome.run.events("begin")[0]["levers"]["micro_batch"] == 4 and not outcome.run.events("levers")
-    said = next(line for line in watch.said if line.startswith("memory:"))
-    assert "learn 4 of 8 at once: 0.6 of 0.6 GB at the most (" in said
-    assert watch.phases.index("plan, on the network without data") < watch.phases.index("encode pictures and captions")
+    memory, peak = (line for line in watch.said if line.startswith(("memory:", "peak:")))
+    assert "learn 4 of 8 pictures per step" in memory and "0.6 of 0.6 GB at most (" in peak
+    assert watch.phases.index("plan what fits the card") < watch.phases.index("encode pictures and captions")
 
 
 @pytest.mark.usefixtures("cached")
@@ -316,12 +316,12 @@ def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_bas
         more = small.model_copy(update={"run": small.run.model_copy(update={"rounds": rounds})})
         outcome = train(on(more, **memory), tmp_path / "r", watch)
         assert len(outcome.rounds) == rounds and outcome.run.export_path.exists()
-        return outcome.run, next(line for line in watch.said if line.startswith("memory:"))
+        return outcome.run, "\n".join(line for line in watch.said if line.startswith(("memory:", "peak:")))
 
     pins = {"checkpointing": True, "play_batch": 2}
     began, said = run(1, vram=1.0, **pins)
     assert began.events("begin")[0]["levers"]["quantize"] == "int8" and "base in 8 bits" in said
-    assert "; the base in full would need 1." in said
+    assert "; the base in full precision would need 1." in said
     again, said = run(2, vram=1.0, **pins)
     assert not again.events("levers") and "ways that fit" not in said
     for rounds in (3, 4):

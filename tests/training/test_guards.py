@@ -339,9 +339,9 @@ def test_what_was_undone_is_said_with_the_command_that_goes_on(command: Command,
     words = ["train", TOY, "--data", str(swatches), "--set", "learn.lr=0.3", "--rounds", "1"]
     ended = command(*words)
     assert ended.code == 0 and not ended.err
-    line = next(line for line in ended.out.splitlines() if line.startswith("stopped by the guard: "))
-    assert "rolled back to the start. The LoRA is that of round 0: no round was better than the start." in line
-    told = next(line for line in ended.out.splitlines() if line.startswith("to go on from there, more gently: "))
-    assert "--rounds 1 --set learn.lr=0.1 " in told and "samples   none: no round was judged" in ended.out
+    line = next(line for line in ended.out.splitlines() if line.startswith("a guard stopped the run: "))
+    assert "rolled back to the start. The exported LoRA is from the start, because no round was better." in line
+    told = next(line for line in ended.out.splitlines() if line.startswith("to go on from there with a lower learning rate: "))
+    assert "--rounds 1 --set learn.lr=0.1 " in told and "samples   none: no round was finished" in ended.out
     again = command(*words, "--set", "learn.lr=0.01")
-    assert again.code == 0 and "round 1/1" in again.out and "stopped" not in again.out
+    assert again.code == 0 and "round 1 of 1" in again.out and "stopped" not in again.out
