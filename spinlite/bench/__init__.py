@@ -1,4 +1,4 @@
-"""What a preset costs on this device: each phase and each way of learning, run for a few steps and measured.
+"""Measures what a preset costs on this device: each phase and each way to learn, run for a few steps.
 
 The door is `run.bench`.
 """

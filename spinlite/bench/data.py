@@ -1,6 +1,6 @@
-"""What reading data costs, on a folder made for it: python -m spinlite.bench.data
+"""Measures what reading data costs, on a folder made for it: python -m spinlite.bench.data
 
-Times of one machine say little of another: read the ratios, which are of calls in turns in one process.
+The times say little about another machine. The ratios do: they compare calls that took turns in one process.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from spinlite.plan.make import card_for, make_plan
 from spinlite.plan.plan import cache_folder
 from spinlite.runs.store import Store
 
-LATENT, PROMPT = (4, 64, 64), (77, 768)  # of SD 1.5
-ITEMS, BATCH = 2000, 16  # latents that are read, so many at once
-DECODED = 300  # pictures of 1024x768
+LATENT, PROMPT = (4, 64, 64), (77, 768)  # shapes of SD 1.5
+ITEMS, BATCH = 2000, 16  # latents that are read, and latents per batch
+DECODED = 300  # pictures of 1024x768 that are decoded
 TURNS = 3
 
 
 def folder(place: Path, count: int, size: tuple[int, int]) -> Path:
-    """So many JPEGs with captions, no two the same: what is behind a JPEG's end belongs to no picture."""
+    """Make a folder of `count` JPEGs with captions. Bytes after the end of each JPEG make every file different."""
     place.mkdir(parents=True)
     file = io.BytesIO()
     Image.effect_noise(size, 60).convert("RGB").save(file, "JPEG", quality=90)
@@ -48,13 +48,14 @@ def folder(place: Path, count: int, size: tuple[int, int]) -> Path:
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def decoding(place: Path) -> dict[str, float]:
-    """Pictures a second: headers, all pixels, and all pixels by Pillow alone with as many threads."""
+    """Pictures per second: headers, all pixels, and all pixels by Pillow alone with as many threads."""
     paths = sorted(place.glob("*.jpg"))
 
     def alone() -> None:
@@ -71,22 +72,22 @@ def decoding(place: Path) -> dict[str, float]:
 
 
 def validating(place: Path, cache: Path) -> dict[str, float]:
-    """Seconds that a folder of this many pictures takes at first, and again when nothing has changed."""
-    model = Toy("0", device.choose_device(Memory()))  # whose encoder costs nothing
+    """Seconds to check and encode a folder at first, and again when nothing has changed."""
+    model = Toy("0", device.choose_device(Memory()))  # its encoder costs nothing
     settings, grid = Data(folder=str(place)), Grid(Toy.size, Toy.step)
 
     def prepare() -> None:
-        found = survey(settings, cache=cache, grid=grid)
-        Encoded(model, found.train + found.heldout, cache, 64, lambda done, of: None, settings)
+        pictures = survey(settings, cache=cache, grid=grid)
+        Encoded(model, pictures.train + pictures.heldout, cache, 64, lambda done, of: None, settings)
 
-    time.sleep(2.5)  # files are trusted by their time stamps once these have settled
+    time.sleep(2.5)  # a file's time stamp is trusted once it is old enough
     first, start = seconds(prepare), time.process_time()
     again = min(seconds(prepare) for _ in range(TURNS))
     return {"first": first, "again": again, "computed": (time.process_time() - start) / TURNS}
 
 
 def reading(place: Path) -> float:
-    """Latents with their captions that the store gives in a second, in random order."""
+    """Latents with captions per second that the store gives, in random order."""
     store = Store(place)
     with store:
         for start in range(0, ITEMS, BATCH):
@@ -103,14 +104,14 @@ def reading(place: Path) -> float:
 
 
 def consumed(preset: str) -> float:
-    """Latents a second that learning takes by a preset's plan, on the card that it is made for."""
+    """Latents per second that learning needs, by the plan of a preset for its card."""
     settings = load_settings(preset)
     plan = make_plan(preset, settings, card_for(settings, None), 90, 10, cache_folder())
     return 2 * settings.learn.updates * settings.learn.batch / plan.seconds["learn"]
 
 
 def figures(count: int, preset: str) -> Iterator[tuple[str, float]]:
-    """(what, figure) of everything, as it is measured."""
+    """(name, figure) of everything, as soon as it is measured."""
     with tempfile.TemporaryDirectory() as made:
         rates = decoding(folder(Path(made) / "large", DECODED, (1024, 768)))
         yield "headers read, pictures/s", rates["headers"]
@@ -128,7 +129,7 @@ def figures(count: int, preset: str) -> Iterator[tuple[str, float]]:
 
 
 def _peak() -> float:
-    """GB; where only Windows' psutil knows the peak, `resource` does elsewhere."""
+    """Peak memory of this process in GB of 10^9 bytes: from psutil on Windows, from `resource` elsewhere."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e9
     import resource
@@ -138,18 +139,18 @@ def _peak() -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser("python -m spinlite.bench.data", description="What reading data costs.")
-    parser.add_argument("--pictures", type=int, default=10_000, metavar="N", help="of the folder that is gone through twice")
-    parser.add_argument("--preset", default="sd15-24gb", help="whose speed the store is compared with")
-    parser.add_argument("--json", action="store_true", help="figures for programs")
-    asked = parser.parse_args(arguments)
-    found = {}
-    for what, figure in figures(asked.pictures, asked.preset):
-        found[what] = figure
-        print(f"{figure:12.3g}  {what}", file=sys.stderr if asked.json else sys.stdout, flush=True)
-    if asked.json:
-        print(json.dumps(found, indent=2))
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m spinlite.bench.data", description="Measure what reading data costs.")
+    parser.add_argument("--pictures", type=int, default=10_000, metavar="N", help="pictures of the folder that is read twice")
+    parser.add_argument("--preset", default="sd15-24gb", help="compare the store with the speed of this preset")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args(arguments)
+    measured = {}
+    for name, figure in figures(options.pictures, options.preset):
+        measured[name] = figure
+        print(f"{figure:12.3g}  {name}", file=sys.stderr if options.json else sys.stdout, flush=True)
+    if options.json:
+        print(json.dumps(measured, indent=2))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Peak memory, measured: the allocator's own count on a CUDA card, the sizes of all live tensors elsewhere."""
+"""Measures peak memory: by the allocator's own count on a CUDA card, by the sizes of all live tensors elsewhere."""
 
 import contextlib
 import gc
@@ -15,17 +15,17 @@ from torch.utils._pytree import tree_iter
 
 @dataclass
 class Peak:
-    """Bytes that tensors took at the most while the block of `metered` ran."""
+    """The most bytes that tensors took while the block of `measure_peak` ran."""
 
     bytes: int = 0
 
 
 @contextlib.contextmanager
 def measure_peak(device: torch.device, held: Iterable[Tensor]) -> Iterator[Peak]:
-    """The peak of a block, which is known at its end. `held`: what is there before it, weights for the most part.
+    """Measure the peak memory of a block; the figure is there at its end. `held`: tensors from before it, mostly weights.
 
-    On a CUDA card everything that torch has allocated counts, so that what else is on it should be put away. Elsewhere only
-    `held` and what the block touches; what an operation takes and gives back within itself is not seen there.
+    On a CUDA card everything that torch has allocated counts, so free what does not belong to the block first. Elsewhere only
+    `held` and the tensors that the block touches count, not the memory that an operation takes and frees within itself.
     """
     gc.collect()
     peak = Peak()
@@ -41,7 +41,7 @@ def measure_peak(device: torch.device, held: Iterable[Tensor]) -> Iterator[Peak]
 
 
 class Live(TorchDispatchMode):
-    """Follows every storage that an operation reads or makes until nothing holds it: not tensors, of which many share one."""
+    """Follows every storage that an operation reads or makes until nothing holds it. Tensors may share one."""
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
         super().__init__()

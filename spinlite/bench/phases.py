@@ -1,4 +1,4 @@
-"""The phases of a round on random pictures, each as what is to be run and what it should take."""
+"""The phases of a round on random pictures, each as a call to measure, with its planned peak."""
 
 import contextlib
 import gc
@@ -21,50 +21,49 @@ from spinlite.training.batches import Batch
 from spinlite.training.play import sample
 from spinlite.training.step import measure, required_errors, step
 
-SAMPLER_STEPS = 3  # of a fake that are run; time and work are scaled to all of them
+SAMPLER_STEPS = 3  # sampling steps that are run of a fake; time and work are scaled up to all of them
 CAPTION = "a photograph of a lighthouse in a storm"
 
 
 @dataclass(frozen=True)
 class PhaseCalls:
-    """The phases of a round on random pictures, `samples` of them while learning; `stage` knows what each should take."""
+    """The phases of a round on random pictures, with `samples` per step while learning. `costs` knows their planned peaks."""
 
     family: Family
     slots: Slots
     settings: Settings
     where: Device
     samples: int
-    cut: Workload
-    stage: PhaseCosts
+    workload: Workload
+    costs: PhaseCosts
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """The preset's, at a rate that changes nothing that matters here."""
+        """The preset's optimizer, with a learning rate so small that it changes nothing here."""
         return self.where.optimizer(self.settings.learn.optimizer, self.slots.parameters(), 1e-6)
 
     def encode(self) -> Call:
-        """Pictures to latents. The network is on the device meanwhile, as in a run."""
-        pictures = [self._picture()] * self.cut.pictures
-        planned = self.stage.net + self.stage.encode.peak(1)
+        """Encode pictures to latents, with the network on the device, as in a run."""
+        pictures = [self._picture()] * self.workload.pictures
+        planned = self.costs.net + self.costs.encode.peak(1)
         return self._coding("encode", "image", planned, lambda n: self.family.encode_pictures(pictures[:n]))
 
     def captions(self) -> Call:
-        """Captions to conditioning."""
-        words = [CAPTION] * self.cut.pictures
-        planned = self.stage.net + self.stage.captions.peak(1)
+        """Encode captions to conditioning."""
+        words = [CAPTION] * self.workload.pictures
+        planned = self.costs.net + self.costs.captions.peak(1)
         return self._coding("captions", "caption", planned, lambda n: self.family.encode_captions(words[:n]))
 
     def sheet(self, batch: Batch) -> Call:
-        """Latents to pictures to look at."""
-        latents = batch.real[:1].cpu().expand(self.cut.pictures, *self.cut.latent_shape)
-        return self._coding("sheet", "image", self.stage.drawing(), lambda n: self.family.decode(latents[:n]))
+        """Decode latents to the pictures of a sample sheet."""
+        latents = batch.real[:1].cpu().expand(self.workload.pictures, *self.workload.latent_shape)
+        return self._coding("sheet", "image", self.costs.drawing(), lambda n: self.family.decode(latents[:n]))
 
     def _coding(self, name: str, unit: str, planned: int, code: Callable[[int], object]) -> Call:
-        """`code(n)` on so many, with a part that comes for that alone: to load it takes no part in the time."""
-
+        """A call of `code(n)`. The part of the model that only it needs is loaded before, so that loading does not count."""
         part: list[Tensor] = []
 
         @contextlib.contextmanager
-        def there() -> Iterator[None]:
+        def loaded() -> Iterator[None]:
             before = {id(tensor) for tensor in _tensors()}
             code(1)
             part[:] = [tensor for tensor in _tensors() if id(tensor) not in before]
@@ -72,13 +71,13 @@ class PhaseCalls:
             part.clear()
             self.family.free()
 
-        count = self.cut.pictures
-        return Call(name, unit, count, lambda: code(count), held=lambda: part, planned=planned, around=there)
+        count = self.workload.pictures
+        return Call(name, unit, count, lambda: code(count), held=lambda: part, planned=planned, around=loaded)
 
     def batch(self) -> Batch:
-        """Random pairs with conditioning, on the device."""
+        """A batch of random pairs with conditioning, on the device."""
         device = self.where.device
-        shape = (self.samples, *self.cut.latent_shape)
+        shape = (self.samples, *self.workload.latent_shape)
         real, fake, eps = (gaussian(shape, "bench", name).to(device) for name in ("real", "fake", "eps"))
         t = self.family.path.times((torch.arange(self.samples) + 0.5) / self.samples).to(device)
         cond = self.family.encode_captions([CAPTION]) | self.family.encode_pictures([self._picture()])
@@ -87,26 +86,26 @@ class PhaseCalls:
         return Batch(real, fake, eps, t, rows)
 
     def play(self, batch: Batch) -> Call:
-        """Fakes by the opponent: a few of the solver's steps."""
+        """Let the opponent make fakes, with a few of the sampling steps."""
         most = self.where.levers.play_batch
         count = most if self.where.device.type == "cuda" else min(most, self.samples)
         cond = {name: value[:1].expand(count, *value.shape[1:]) for name, value in batch.cond.items()}
         short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, self.settings.play.steps)})
-        noise = gaussian((count, *self.cut.latent_shape), "bench", "play")
+        noise = gaussian((count, *self.workload.latent_shape), "bench", "play")
 
         def play() -> None:
             with self.slots.use("opponent"):
                 sample(self.family, noise, cond, cond, short)
 
         scale = self.settings.play.steps / short.steps
-        return Call("play", "fake", count, play, scale=scale, planned=self.stage.playing(count))
+        return Call("play", "fake", count, play, scale=scale, planned=self.costs.playing(count))
 
     def learn(self, batch: Batch) -> Call:
-        """An update by the preset's method, levers and optimizer."""
+        """One update with the preset's method, memory settings and optimizer."""
         levers, method, optimizer = self.where.levers, self.settings.build_method(), self.optimizer()
-        ahead = [name for name in required_errors(method) if not name.startswith("policy")] if levers.cache_opponent else []
+        first = [name for name in required_errors(method) if not name.startswith("policy")] if levers.cache_opponent else []
         with torch.no_grad():
-            known = {name: measure(self.family, self.slots, name, batch) for name in ahead}
+            known = {name: measure(self.family, self.slots, name, batch) for name in first}
 
         def update() -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -114,12 +113,13 @@ class PhaseCalls:
             optimizer.step()
 
         names = required_errors(method)
-        unit, mine = "pair" if "policy_fake" in names else "image", sum(name.startswith("policy") for name in names)
-        planned = self.stage.learning(mine, len(names) > mine and not ahead, replace(levers, micro_batch=None), self.samples)
+        unit, policy = "pair" if "policy_fake" in names else "image", sum(name.startswith("policy") for name in names)
+        live = len(names) > policy and not first
+        planned = self.costs.learning(policy, live, replace(levers, micro_batch=None), self.samples)
         return Call("learn", unit, self.samples, update, held=lambda: states(optimizer), planned=planned)
 
     def judge(self, batch: Batch) -> Call:
-        """The five errors of one draw of held-out pairs."""
+        """Measure the five errors of one draw on held-out pairs."""
         some = next(batch.parts(self.where.levers.play_batch))
 
         @torch.no_grad()
@@ -127,13 +127,13 @@ class PhaseCalls:
             for name in ("policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"):
                 measure(self.family, self.slots, name, some)
 
-        return Call("judge", "draw", len(some.t), judge, planned=self.stage.measuring(len(some.t)))
+        return Call("judge", "draw", len(some.t), judge, planned=self.costs.measuring(len(some.t)))
 
     def _picture(self) -> Picture:
-        size = self.cut.size
+        size = self.workload.size
         return Picture(Image.effect_noise(size, 80).convert("RGB"), size, (0, 0))
 
 
 def _tensors() -> list[Tensor]:
-    """All there are."""
+    """All tensors that are alive."""
     return [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]

@@ -1,4 +1,4 @@
-"""How a measurement is shown: a table of phases, a table of ways, what was left out, and a line to paste into a report."""
+"""How a measurement is shown: a table of phases, a table of ways to learn, and a line to paste into a report."""
 
 import dataclasses
 import importlib.metadata
@@ -13,103 +13,104 @@ from rich.text import Text
 from spinlite import __version__
 from spinlite.bench.run import Figures
 from spinlite.bench.turns import Row, ratio, together
-from spinlite.bench.ways import AHEAD, AT_ONCE, ONE_GRAPH, PLAIN, SFT_WAY, WORDS
+from spinlite.bench.ways import DESCRIPTIONS, FAST, ONE_GRAPH, OPPONENT_FIRST, SFT_WAY, TWO_NETWORKS
 
 PACKAGES = ("torch", "diffusers", "peft", "bitsandbytes")
-NUMBERS = ("time", "peak", "work")  # of a ratio
-APART = 0.08  # of a measured peak, that the plan may be off
-TARGETS = ((ONE_GRAPH, 2.6, 1.05), (AT_ONCE, 2.1, None))  # a pair in terms of an SFT image: time, peak
+NUMBERS = ("time", "peak", "work")  # the parts of a ratio
+APART = 0.08  # the plan may be off by this share of a measured peak
+TARGETS = ((ONE_GRAPH, 2.6, 1.05), (FAST, 2.1, None))  # most time and peak of a pair, relative to an SFT image
 
 
-def show(screen: Screen, preset: str, found: Figures) -> None:
+def show(screen: Screen, preset: str, figures: Figures) -> None:
     """Everything, for people."""
-    levers = ", ".join(f"{name} {value}" for name, value in found.levers.items() if value not in (None, False, "none"))
+    levers = ", ".join(f"{name} {value}" for name, value in figures.levers.items() if value not in (None, False, "none"))
     for name, fact in {
-        "model": f"{found.title}, random pictures of {_px(found.size)}, {found.samples} at once",
-        "device": found.device + (f", held to {found.limit:g} GB" if found.limit else ""),
-        "levers": levers,
+        "model": f"{figures.title}, random pictures of {_px(figures.size)}, {figures.samples} per step",
+        "device": figures.device + (f", limited to {figures.limit:g} GB" if figures.limit else ""),
+        "memory": levers,
     }.items():
         screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), " ", fact))
     screen.print()
-    screen.print(_phases(found))
+    screen.print(_phases(figures))
     screen.print()
-    screen.print(_ways(found))
+    screen.print(_ways(figures))
     screen.print()
-    for name, words in WORDS.items():
-        screen.print(Text(f"  {name:<20} {words}", style="dim"))
+    for name, text in DESCRIPTIONS.items():
+        screen.print(Text(f"  {name:<24} {text}", style="dim"))
     screen.print()
-    for line in verdicts(found):
+    for line in verdicts(figures):
         screen.print(Text(f"  {line}"))
-    for line in found.left_out:
-        screen.print(Text.assemble("  ", ("left out", "yellow"), f" {line}"))
-    screen.print(Text.assemble("  ", ("paste   ", "dim"), " ", paste(preset, found)))
+    for line in figures.left_out:
+        screen.print(Text.assemble("  ", ("differs ", "yellow"), f" {line}"))
+    screen.print(Text.assemble("  ", ("paste   ", "dim"), " ", paste(preset, figures)))
 
 
-def as_json(preset: str, found: Figures) -> str:
+def as_json(preset: str, figures: Figures) -> str:
     """Everything, for programs."""
-    tree: dict[str, Any] = dataclasses.asdict(found)
+    tree: dict[str, Any] = dataclasses.asdict(figures)
     tree["preset"], tree["versions"] = preset, {"spinlite": __version__} | _versions()
-    sft = _row(found, SFT_WAY)
+    sft = _row(figures, SFT_WAY)
     for way in tree["ways"]:
-        against = ratio(_row(found, way["name"]), sft)
+        against = ratio(_row(figures, way["name"]), sft)
         way["to_sft"] = dict(zip(NUMBERS, against, strict=True)) if against else None
-    for name in (ONE_GRAPH, AT_ONCE):
-        against = _against_plain(found, name)
+    for name in (ONE_GRAPH, FAST):
+        against = _against_two_networks(figures, name)
         tree.setdefault("to_plain", {})[name] = dict(zip(NUMBERS, against, strict=True)) if against else None
-    tree["paste"] = paste(preset, found)
+    tree["paste"] = paste(preset, figures)
     return json.dumps(tree, ensure_ascii=False, indent=2)
 
 
-def verdicts(found: Figures) -> list[str]:
-    """The ratios against what spinlite promises, in words."""
+def verdicts(figures: Figures) -> list[str]:
+    """The measured ratios and what spinlite promises of them, in words."""
     lines = []
     for name, most_time, most_peak in TARGETS:
-        if against := ratio(_row(found, name), _row(found, SFT_WAY)):
+        if against := ratio(_row(figures, name), _row(figures, SFT_WAY)):
             time, peak, work = against
-            held = time <= most_time and (most_peak is None or peak <= most_peak)
+            kept = time <= most_time and (most_peak is None or peak <= most_peak)
             most = f"{most_time:g}x the time" + (f", {most_peak:g}x the memory" if most_peak else "")
             lines.append(
                 f"{name}: {time:.2f}x the time of an SFT image (work {work:.2f}x), {peak:.3f}x its memory; "
-                f"promised at most {most}: {'held' if held else 'not held'}"
+                f"promise: at most {most}: {'kept' if kept else 'not kept'}"
             )
-    if off := [(row.planned / row.peak - 1, row.name) for row in [*found.phases, *found.ways] if row.peak and row.planned]:
+    if off := [(row.planned / row.peak - 1, row.name) for row in [*figures.phases, *figures.ways] if row.peak and row.planned]:
         most, name = max(off, key=lambda each: abs(each[0]))
-        held = "held" if abs(most) <= APART else "not held"
-        lines.append(f"planned peaks: {most:+.1%} of the measured at the most ({name}); promised within {APART:.0%}: {held}")
-    for name in (ONE_GRAPH, AT_ONCE):
-        if against := _against_plain(found, name):
-            lines.append(f"{name} with {AHEAD}, against {PLAIN}: {against[0]:.2f}x the time, {against[1]:.2f}x the memory")
+        kept = "kept" if abs(most) <= APART else "not kept"
+        lines.append(f"planned peaks: off by {most:+.1%} at most ({name}); promise: within {APART:.0%}: {kept}")
+    for name in (ONE_GRAPH, FAST):
+        if against := _against_two_networks(figures, name):
+            time, peak, _ = against
+            lines.append(f"{name} ({OPPONENT_FIRST}): {time:.2f}x the time and {peak:.2f}x the memory of {TWO_NETWORKS}")
     return lines
 
 
-def paste(preset: str, found: Figures) -> str:
+def paste(preset: str, figures: Figures) -> str:
     """One line with everything that a report needs."""
-    parts = [f"spinlite {__version__} bench {preset}", found.device, platform.platform(terse=True)]
+    parts = [f"spinlite {__version__} bench {preset}", figures.device, platform.platform(terse=True)]
     parts += [f"{name} {version}" for name, version in _versions().items()]
-    parts.append(f"{_px(found.size)} x{found.samples}")
+    parts.append(f"{_px(figures.size)} x{figures.samples}")
     parts += [
         f"{row.name} {row.seconds:.3g} s/{row.unit} {_mib(row.peak)} MiB (planned {_mib(row.planned)})"
-        for row in found.phases if row.seconds
+        for row in figures.phases if row.seconds
     ]  # fmt: skip
-    for name in (ONE_GRAPH, AT_ONCE, PLAIN):
-        rows = [row for row in found.ways if row.name == name]
-        if rows and (against := ratio(rows[0], _row(found, SFT_WAY))):
+    for name in (ONE_GRAPH, FAST, TWO_NETWORKS):
+        rows = [row for row in figures.ways if row.name == name]
+        if rows and (against := ratio(rows[0], _row(figures, SFT_WAY))):
             parts.append(f"{name} {against[0]:.2f}x time {against[1]:.3f}x memory of SFT")
     return " | ".join(parts)
 
 
-def _phases(found: Figures) -> Table:
-    table = _table("phase", "sample", "at once", "s/sample", "samples/s", "peak MiB", "planned")
-    for row in found.phases:
+def _phases(figures: Figures) -> Table:
+    table = _table("phase", "sample", "batch", "s/sample", "samples/s", "peak MiB", "planned")
+    for row in figures.phases:
         speed = (f"{row.seconds:.3g}", f"{1 / row.seconds:.3g}") if row.seconds else ("does not fit", "")
         table.add_row(f"  {row.name}", row.unit, str(row.samples), *speed, _mib(row.peak), _mib(row.planned))
     return table
 
 
-def _ways(found: Figures) -> Table:
-    table = _table("a step; SFT = 1", "s/sample", "peak MiB", "planned", "time", "peak", "work")
-    for row in found.ways:
-        against = ratio(row, _row(found, SFT_WAY))
+def _ways(figures: Figures) -> Table:
+    table = _table("step (SFT = 1)", "s/sample", "peak MiB", "planned", "time", "peak", "work")
+    for row in figures.ways:
+        against = ratio(row, _row(figures, SFT_WAY))
         speed = f"{row.seconds:.3g}" if row.seconds else "does not fit"
         table.add_row(f"  {row.name}", speed, _mib(row.peak), _mib(row.planned), *(f"{value:.2f}x" for value in against or ()))
     return table
@@ -123,14 +124,14 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _row(found: Figures, name: str) -> Row:
-    return next(row for row in found.ways if row.name == name)
+def _row(figures: Figures, name: str) -> Row:
+    return next(row for row in figures.ways if row.name == name)
 
 
-def _against_plain(found: Figures, name: str) -> tuple[float, float, float] | None:
-    """A way with known errors, and the making of them, in terms of the plain way, which does both in its step."""
-    plain = [row for row in found.ways if row.name == PLAIN]
-    return ratio(together(name, _row(found, name), _row(found, AHEAD)), plain[0]) if plain else None
+def _against_two_networks(figures: Figures, name: str) -> tuple[float, float, float] | None:
+    """A way plus measuring the opponent first, relative to two networks, which do both in one step."""
+    rows = [row for row in figures.ways if row.name == TWO_NETWORKS]
+    return ratio(together(name, _row(figures, name), _row(figures, OPPONENT_FIRST)), rows[0]) if rows else None
 
 
 def _px(size: tuple[int, int]) -> str:
@@ -142,10 +143,10 @@ def _mib(size: int | None) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""Calls measured in turns: work, peak memory, and times that a busy computer skews for all of them alike."""
+"""Measures calls in turns: work, peak memory, and time. A busy computer then slows all of them alike."""
 
 import contextlib
 import statistics
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from spinlite.bench.meter import measure_peak
 
 Held = Callable[[], Iterable[Tensor]]
-ATTENTION: dict[Any, Any] = {  # a CPU's, which torch's counter does not know
+ATTENTION: dict[Any, Any] = {  # on a CPU, which torch's counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -24,38 +24,38 @@ ATTENTION: dict[Any, Any] = {  # a CPU's, which torch's counter does not know
 
 @dataclass(frozen=True)
 class Call:
-    """Something to measure: `run` handles so many samples. `around` holds what only it needs on the device while it runs."""
+    """Something to measure: `run` handles `samples` samples, within `around`, which may bring what it needs to the device."""
 
     name: str
     unit: str  # what a sample is: image, fake, pair, draw
     samples: int
     run: Callable[[], object]
     held: Held = tuple  # tensors that it needs besides the weights
-    scale: float = 1.0  # of the time and work of the whole, where a part is run
-    planned: int | None = None  # bytes at the most, by the plan
+    scale: float = 1.0  # factor on time and work, if `run` is only a part of the whole
+    planned: int | None = None  # peak bytes, by the plan
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
 @dataclass(frozen=True)
 class Row:
-    """A call as measured. Without figures: it ran out of memory."""
+    """A measured call. It has no figures if it ran out of memory."""
 
     name: str
     unit: str
     samples: int
-    seconds: float | None = None  # a sample, the median
+    seconds: float | None = None  # per sample, the median
     peak: int | None = None  # bytes
-    work: float | None = None  # floating point operations a sample, as torch counts them
-    times: list[float] = field(default_factory=list)  # seconds a sample, turn by turn
-    planned: int | None = None  # bytes, by the plan
+    work: float | None = None  # floating point operations per sample, as torch counts them
+    times: list[float] = field(default_factory=list)  # seconds per sample, turn by turn
+    planned: int | None = None  # peak bytes, by the plan
 
 
 def measure_in_turns(
-    calls: Sequence[Call], steps: int, device: torch.device, weights: Held, told: Callable[[], None]
+    calls: Sequence[Call], steps: int, device: torch.device, weights: Held, report_run: Callable[[], None]
 ) -> list[Row]:
-    """Each call once to warm up and count its work, once to meter it, then `steps` times timed, all in turns.
+    """Run each call once to warm up and count its work, once to measure its memory, then `steps` times for time, all in turns.
 
-    `weights` are in memory throughout; `told` hears of every call that has ended.
+    `weights` are in memory all the time. `report_run` is called after every run.
     """
     work: dict[str, float] = {}
     peaks: dict[str, int] = {}
@@ -73,7 +73,7 @@ def measure_in_turns(
                     peaks[call.name] = peak.bytes
                 elif call.name in peaks:
                     times[call.name].append(call.scale * _timed(call.run, device) / call.samples)
-            told()
+            report_run()
     return [
         Row(c.name, c.unit, c.samples, statistics.median(times[c.name]), peaks[c.name], work[c.name], times[c.name], c.planned)
         if times[c.name] else Row(c.name, c.unit, c.samples, planned=c.planned)
@@ -81,17 +81,19 @@ def measure_in_turns(
     ]  # fmt: skip
 
 
-def ratio(mine: Row, other: Row) -> tuple[float, float, float] | None:
-    """(time, peak, work) of a sample of one row in terms of another's; time by the median over turns of what stood side by
-    side. None where one of them did not fit."""
-    if not (mine.times and other.times and mine.peak and other.peak):
+def ratio(row: Row, other: Row) -> tuple[float, float, float] | None:
+    """(time, peak, work) of a sample of a row, divided by the other row's. The time ratio is the median over turns.
+
+    None if one of the rows did not fit into memory.
+    """
+    if not (row.times and other.times and row.peak and other.peak):
         return None
-    side_by_side = [a / b for a, b in zip(mine.times, other.times, strict=True)]
-    return statistics.median(side_by_side), mine.peak / other.peak, (mine.work or 0) / (other.work or 1)
+    side_by_side = [a / b for a, b in zip(row.times, other.times, strict=True)]
+    return statistics.median(side_by_side), row.peak / other.peak, (row.work or 0) / (other.work or 1)
 
 
 def together(name: str, one: Row, other: Row) -> Row:
-    """Two rows of which one is done after the other."""
+    """The row of two calls done one after the other."""
     if not (one.times and other.times and one.peak and other.peak):
         return Row(name, one.unit, one.samples)
     times = [a + b for a, b in zip(one.times, other.times, strict=True)]

@@ -1,4 +1,4 @@
-"""Ways to learn from the same pairs: plain fine-tuning, spinlite's ways, and self-play as it is done elsewhere."""
+"""Ways to learn from the same pairs: plain LoRA training, spinlite's ways, and self-play as other trainers do it."""
 
 import contextlib
 import copy
@@ -17,23 +17,23 @@ from spinlite.methods.spin import SPIN
 from spinlite.training.batches import Batch
 from spinlite.training.step import measure, step
 
-SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN = (
-    "SFT", "SPIN, one graph", "SPIN, at once", "opponent ahead", "SPIN, live", "the plain way"
+SFT_WAY, ONE_GRAPH, FAST, OPPONENT_FIRST, LIVE, TWO_NETWORKS = (
+    "SFT", "SPIN, saves memory", "SPIN, fast", "opponent measured first", "SPIN, opponent in step", "SPIN, two networks"
 )  # fmt: skip
-WORDS = {
-    SFT_WAY: "an image: plain LoRA training, the yardstick",
-    ONE_GRAPH: "a pair, one activation graph at a time, the opponent's errors known",
-    AT_ONCE: "a pair, both graphs at once, the opponent's errors known",
-    AHEAD: "what makes them known: once a pair and draw, without a graph",
-    LIVE: "a pair, one graph at a time, the opponent measured in the step",
-    PLAIN: "a pair as preference trainers do it: a second UNet for the opponent, both at once, in the step",
+DESCRIPTIONS = {
+    SFT_WAY: "an image, by plain LoRA training: the yardstick",
+    ONE_GRAPH: "a pair, with one activation graph at a time; opponent measured first",
+    FAST: "a pair, with both activation graphs together; opponent measured first",
+    OPPONENT_FIRST: "measures the opponent's errors: once per pair and draw, without a graph",
+    LIVE: "a pair, with one activation graph at a time; the step measures the opponent",
+    TWO_NETWORKS: "a pair, as other trainers do it: a second network is the opponent",
 }
 
 
 @dataclass(frozen=True)
 class Ways:
-    """What the ways share. The batch has fakes. `opponent` is the network without LoRA, as one that the opponent's is merged
-    into; None: there is no room for it."""
+    """What the ways share. The batch has fakes. `opponent` is a second network without LoRA layers (its LoRA would be merged);
+    None: there is no room for it."""
 
     family: Family
     slots: Slots
@@ -43,27 +43,28 @@ class Ways:
 
     def calls(self) -> list[Call]:
         """One update by each way."""
-        known = replace(self.batch, known=self.ahead())
+        known = replace(self.batch, known=self.opponent_errors())
         rows = [
-            (SFT_WAY, SFT(), self.batch, False), (ONE_GRAPH, SPIN(), known, True), (AT_ONCE, SPIN(), known, False),
+            (SFT_WAY, SFT(), self.batch, False), (ONE_GRAPH, SPIN(), known, True), (FAST, SPIN(), known, False),
             (LIVE, SPIN(), self.batch, True),
         ]  # fmt: skip
         calls = [
             self._call(name, lambda m=method, b=batch, one=one_graph: step(self.family, self.slots, m, b, one))
             for name, method, batch, one_graph in rows
         ]
-        calls.insert(3, Call(AHEAD, "pair", len(self.batch.t), self.ahead, held=lambda: states(self.optimizer)))
+        count, kept = len(self.batch.t), lambda: states(self.optimizer)
+        calls.insert(3, Call(OPPONENT_FIRST, "pair", count, self.opponent_errors, held=kept))
         if self.opponent is None:
             return calls
         other = copy.copy(self.family)
         other.net = self.opponent
-        plain = self._call(PLAIN, lambda: plain_step(self.family, other, SPIN(), self.batch))
-        held = lambda: [*plain.held(), *weights(other.net)]  # noqa: E731
-        return [*calls, replace(plain, held=held, around=lambda: self._there(other.net))]
+        row = self._call(TWO_NETWORKS, lambda: two_network_step(self.family, other, SPIN(), self.batch))
+        held = lambda: [*row.held(), *weights(other.net)]  # noqa: E731
+        return [*calls, replace(row, held=held, around=lambda: self._on_device(other.net))]
 
     @torch.no_grad()
-    def ahead(self) -> dict[str, Tensor]:
-        """The opponent's errors of the batch."""
+    def opponent_errors(self) -> dict[str, Tensor]:
+        """The opponent's errors on the batch, by name: (B,) each."""
         return {name: measure(self.family, self.slots, name, self.batch) for name in ("opponent_real", "opponent_fake")}
 
     def _call(self, name: str, add_gradient: Callable[[], object]) -> Call:
@@ -77,8 +78,8 @@ class Ways:
         return Call(name, unit, len(self.batch.t), update, held=lambda: states(self.optimizer))
 
     @contextlib.contextmanager
-    def _there(self, net: nn.Module) -> Iterator[None]:
-        """A network on the batch's device for the length of the block, and in the computer's memory otherwise."""
+    def _on_device(self, net: nn.Module) -> Iterator[None]:
+        """Bring a network to the device of the batch while the block runs, and back to RAM afterwards."""
         net.to(self.batch.t.device)
         try:
             yield
@@ -86,9 +87,11 @@ class Ways:
             net.to("cpu")
 
 
-def plain_step(family: Family, other: Family, method: SPIN, batch: Batch) -> Tensor:
-    """Add the gradient of the mean loss to the policy's, and return that loss, as preference trainers do it: real and fake are
-    one batch, which the policy's network sees with a graph and a second network, the opponent's, without."""
+def two_network_step(family: Family, other: Family, method: SPIN, batch: Batch) -> Tensor:
+    """Add the gradient of the mean loss to the policy, and return that loss, as other preference trainers do it.
+
+    Real and fake are one batch. The policy's network sees it with a graph, a second network (the opponent) without one.
+    """
     assert batch.fake is not None
     x0, eps, t = torch.cat([batch.real, batch.fake]), torch.cat([batch.eps] * 2), torch.cat([batch.t] * 2)
     cond = {name: torch.cat([value] * 2) for name, value in batch.cond.items()}
@@ -102,10 +105,10 @@ def plain_step(family: Family, other: Family, method: SPIN, batch: Batch) -> Ten
 
 
 def weights(net: nn.Module) -> list[Tensor]:
-    """What a network keeps in memory."""
+    """The tensors that a network keeps in memory."""
     return [*net.parameters(), *net.buffers()]
 
 
 def states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What an optimizer keeps in memory."""
+    """The tensors that an optimizer keeps in memory."""
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]

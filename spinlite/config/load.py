@@ -1,6 +1,6 @@
 """A preset and its overrides -> Settings.
 
-A key that is unknown, of the wrong type or out of range is refused with its place and the one thing to do.
+A key that is unknown, of the wrong type or out of range is an error that says where it is and how to fix it.
 """
 
 import dataclasses
@@ -22,28 +22,28 @@ from spinlite.methods.registry import METHODS
 def load_settings(preset: str, overrides: Iterable[str] = (), **direct: Any) -> Settings:
     """Settings from a shipped preset's name or a TOML file's path, with `section.key=value` overrides.
 
-    `direct` are further overrides as `section__key=value`; None leaves the preset's.
+    `direct` are more overrides, written `section__key=value`; None keeps the value of the preset.
     Raises SpinliteError for anything unknown, of the wrong type or out of range.
     """
     tree = _read(preset)
-    asked: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {}
     for text in overrides:
-        place, found, value = text.partition("=")
+        place, equals, value = text.partition("=")
         section, dot, key = place.strip().partition(".")
-        if not (found and dot) or "." in key:
-            raise SpinliteError(f"--set {text!r} is not section.key=value", fix="e.g. --set learn.updates=200")
-        asked.setdefault(section, {})[key] = _value(value.strip())
+        if not (equals and dot) or "." in key:
+            raise SpinliteError(f"--set {text!r} is not section.key=value", fix="write e.g. --set learn.updates=200")
+        changes.setdefault(section, {})[key] = _value(value.strip())
     for place, value in direct.items():
         section, _, key = place.partition("__")
         if value is not None:
-            asked.setdefault(section, {})[key] = value
-    for section, values in asked.items():
+            changes.setdefault(section, {})[key] = value
+    for section, values in changes.items():
         _merge(tree, section, values, "--set")
     return validate_settings(tree)
 
 
 def validate_settings(tree: Mapping[str, Any]) -> Settings:
-    """A tree as TOML gives it -> Settings with every default written out."""
+    """Check a tree, as TOML gives it -> Settings with every default written out. Raises SpinliteError."""
     try:
         settings = Settings.model_validate(tree)
         name = settings.method.get("name", METHOD)
@@ -53,11 +53,11 @@ def validate_settings(tree: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         raise _explain(error) from None
     learn = settings.learn
-    finds = learn.optimizer == "prodigy"
-    if learn.lr and (learn.lr < 0.1 if finds else learn.lr == 1):
-        takes = "finds the rate itself: its lr is a factor on that, 1 unless it diverges" if finds else "takes far less"
-        fix = f"set learn.lr = {1 if finds else 3e-4}"
-        raise SpinliteError(f"learn.lr = {learn.lr:g}, but {learn.optimizer} {takes}", fix=fix)
+    prodigy = learn.optimizer == "prodigy"
+    if learn.lr and (learn.lr < 0.1 if prodigy else learn.lr == 1):
+        reason = "finds the rate itself: its lr is a factor on that, 1 unless it diverges" if prodigy else "needs far less"
+        fix = f"set learn.lr = {1 if prodigy else 3e-4}"
+        raise SpinliteError(f"learn.lr = {learn.lr:g}, but {learn.optimizer} {reason}", fix=fix)
     return settings.model_copy(update={"method": values.model_dump()})
 
 
@@ -65,8 +65,8 @@ def validate_settings(tree: Mapping[str, Any]) -> Settings:
 def _method_model(name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {"name": (str, name)}
     for f in dataclasses.fields(METHODS[name]):
-        endless = {"allow_inf_nan": True} if f.name == "bound" else {}  # the one number that may be inf: no bound
-        fields[f.name] = (f.type, Field(f.default, **endless, **f.metadata))
+        infinite = {"allow_inf_nan": True} if f.name == "bound" else {}  # only a bound may be infinite: then there is none
+        fields[f.name] = (f.type, Field(f.default, **infinite, **f.metadata))
     return create_model(name, __base__=Section, **fields)
 
 
@@ -74,18 +74,19 @@ def _read(preset: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     known = shipped_presets()
     path = known.get(preset) or (extended_by[-1].parent if extended_by else Path()) / preset
     if not path.is_file():
-        child = f" (which {extended_by[-1]} extends)" if extended_by else ""
+        child = f" ({extended_by[-1]} extends it)" if extended_by else ""
         raise SpinliteError(f"no preset {preset!r}{child}", fix=_nearest(preset, known) + " (`spinlite presets` lists them)")
     path = path.resolve()
     if path in extended_by:
-        raise SpinliteError(f"{path} extends itself", fix="remove one `extends` of the circle")
+        raise SpinliteError(f"{path} extends itself", fix="remove one `extends` line: the presets form a circle")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpinliteError(f"{path} is not valid TOML: {error}", fix="mend that line of the preset") from None
+        raise SpinliteError(f"{path} is not valid TOML: {error}", fix="fix that line of the preset") from None
     parent = tree.pop("extends", None)
     if not isinstance(parent, str | None):
-        raise SpinliteError(f"extends = {parent!r} in {path} names no preset", fix='write one name or path: extends = "demo"')
+        fix = 'write one name or path, e.g. extends = "demo"'
+        raise SpinliteError(f"extends = {parent!r} in {path} is not a preset", fix=fix)
     base = _read(parent, (*extended_by, path)) if parent is not None else {}
     if "about" in tree:
         base["about"] = tree.pop("about")
@@ -95,12 +96,12 @@ def _read(preset: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(tree: dict[str, Any], section: str, values: Any, source: str) -> None:
-    """Put a section's values over those of a tree; settings of another method give way."""
+    """Put a section's values over those in the tree. Another method drops the settings of the first."""
     sections = [name for name in Settings.model_fields if name != "about"]
     if section not in sections:
         raise SpinliteError(f"unknown section [{section}] in {source}", fix=_nearest(section, sections))
     if not isinstance(values, dict):
-        raise SpinliteError(f"{section} = {values!r} in {source} is not a section", fix=f"write [{section}] and its keys below")
+        raise SpinliteError(f"{section} = {values!r} in {source} is not a section", fix=f"write [{section}], then its keys")
     under = tree.get(section, {})
     if section == "method" and values.get("name", under.get("name", METHOD)) != under.get("name", METHOD):
         under = {}
@@ -120,9 +121,9 @@ def _explain(error: ValidationError) -> SpinliteError:
     key, section = place[-1], place[0] if len(place) > 1 else ""
     if first["type"] == "extra_forbidden":
         return _unknown(key, section, error.title)
-    said = first["msg"].replace("Input should", "should")
+    rule = first["msg"].replace("Input should", "should")
     where = f"[{section}]" if section else "the preset"
-    return SpinliteError(f"{key} = {first['input']!r} in {where} {said}", fix=f"set {'.'.join(place)} to such a value")
+    return SpinliteError(f"{key} = {first['input']!r} in {where} {rule}", fix=f"change {'.'.join(place)} to such a value")
 
 
 def _unknown(key: str, section: str, method: str) -> SpinliteError:

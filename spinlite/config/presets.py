@@ -1,4 +1,4 @@
-"""Where presets lie. Nothing here imports torch."""
+"""Where the preset files are. Nothing here imports torch."""
 
 import re
 import tomllib
@@ -8,27 +8,27 @@ PACKAGE = Path(__file__).parents[1]  # the folder spinlite/
 
 
 def shipped_presets() -> dict[str, Path]:
-    """Shipped presets by name, in order."""
-    here = PACKAGE / "presets"  # in a wheel; in a checkout they stand beside the package
+    """The files of the shipped presets by name, in order."""
+    here = PACKAGE / "presets"  # in a wheel; a checkout has them beside the package
     folder = here if here.is_dir() else PACKAGE.parent / "presets"
     return {path.stem: path for path in sorted(folder.glob("*.toml"), key=_natural)}
 
 
 def _natural(path: Path) -> list[str | int]:
-    """Numbers count as such: 8gb, 12gb."""
+    """Sort numbers by value: 8gb before 12gb."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
 
 
 def preset_texts(preset: str) -> list[str]:
-    """What a preset and those it extends say, itself first; as far as that can be read."""
-    found: list[str] = []
+    """The TOML text of a preset and of every preset that it extends, itself first. Stops at a file that can't be read."""
+    texts: list[str] = []
     path: Path | None = shipped_presets().get(preset) or Path(preset)
-    while path and len(found) < 100:
+    while path and len(texts) < 100:
         try:
             text = path.read_text(encoding="utf-8-sig")
             parent = tomllib.loads(text).get("extends")
         except (OSError, ValueError):
-            return found
-        found.append(text)
+            return texts
+        texts.append(text)
         path = (shipped_presets().get(parent) or path.parent / parent) if isinstance(parent, str) else None
-    return found
+    return texts

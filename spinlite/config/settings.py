@@ -1,4 +1,4 @@
-"""The settings of a run: frozen and validated. Each default is written once, here or in a method."""
+"""The settings of a run: frozen and validated. Each default is written once: here, or in its method."""
 
 from typing import Any, Literal
 
@@ -7,76 +7,76 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from spinlite.maths.weights import Weight
 from spinlite.methods.registry import METHODS, Method
 
-METHOD = "spin"  # where [method] names none
+METHOD = "spin"  # if [method] has no name
 
 
 class Section(BaseModel):
-    """A table of a preset: immutable, and without room for unknown keys or numbers without end."""
+    """A table of a preset. It can't be changed, and takes no unknown keys and no infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
     base: str = "demo"  # a diffusers folder, a hub id, a single .safetensors file, or "demo"
-    family: Literal["auto", "sd", "sdxl", "toy"] = "auto"  # "auto": read from the base
-    prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base says
-    zero_snr: bool | None = None  # whether the noise schedule ends in pure noise; none: as the base says
-    vae: str | None = None  # another VAE than the base's: a diffusers folder, a hub id, or a single .safetensors file
-    init_lora: str | None = None  # a LoRA file to start from: the first opponent is the base with it
-    targets: Literal["linear", "all"] = "linear"  # attention and feed-forward layers, or the convolutions too
+    family: Literal["auto", "sd", "sdxl", "toy"] = "auto"  # "auto": recognised from the base
+    prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base model says
+    zero_snr: bool | None = None  # zero terminal SNR: the noise schedule ends in pure noise; none: as the base model says
+    vae: str | None = None  # a VAE to use instead of the base's: a diffusers folder, a hub id, or a single .safetensors file
+    init_lora: str | None = None  # a LoRA file to start from: the first opponent is the base with this LoRA
+    targets: Literal["linear", "all"] = "linear"  # "linear": attention and feed-forward layers; "all": convolutions too
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float | None = Field(default=None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank
-    rslora: bool = False  # the scale is alpha / sqrt(rank) instead: high ranks learn as fast as low ones
-    dora: bool = False  # learn each output's magnitude beside its direction; exported as a plain LoRA
+    rslora: bool = False  # scale = alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones
+    dora: bool = False  # also learn the magnitude of each output (DoRA); exported as a plain LoRA
 
 
 class Source(Section):
-    """Where pictures and their captions come from, and what is done with the captions."""
+    """Where pictures and captions come from, and how captions are used."""
 
-    folder: str | None = None  # pictures with captions beside them; "demo" is the embedded set
-    recursive: bool = False  # its subfolders too
-    dataset: str | None = None  # instead of a folder: a data set of the hub by its id, or a folder or file of one
-    subset: str | None = None  # of a data set that has several
-    split: str = "train"  # of a data set
-    image_column: str | None = None  # none: the only one with pictures; of Pick-a-Pic the one that was preferred
-    caption_column: str | None = None  # none: caption, captions, text, prompt or tags, or the only one with text
-    limit: int | None = Field(default=None, ge=1)  # rows of a data set that are read at the most; none: all
-    weight: float = Field(default=1.0, gt=0, le=1000)  # how often each picture is shown, against those of other sources
-    trigger: str = ""  # words put in front of every caption
-    lines: Literal["join", "each"] = "join"  # several lines in a .txt are one caption, or a caption each
-    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # no caption: leave out, file name, `caption`, stop
-    caption: str = ""  # of pictures without one, where uncaptioned = "fixed"
+    folder: str | None = None  # pictures with .txt captions beside them; "demo" is the built-in set
+    recursive: bool = False  # also use its subfolders
+    dataset: str | None = None  # instead of a folder: a data set's hub id, or a local folder or file of one
+    subset: str | None = None  # if the data set has several
+    split: str = "train"  # which split of a data set
+    image_column: str | None = None  # none: the only column with pictures; in Pick-a-Pic the preferred picture
+    caption_column: str | None = None  # none: caption, captions, text, prompt or tags, or the only column with text
+    limit: int | None = Field(default=None, ge=1)  # how many rows of a data set to read at most; none: all
+    weight: float = Field(default=1.0, gt=0, le=1000)  # repeats: how often each picture is shown, relative to other sources
+    trigger: str = ""  # trigger words, put in front of every caption
+    lines: Literal["join", "each"] = "join"  # lines of a .txt: joined into one caption, or a caption each
+    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: leave out, file name, `caption`, stop
+    caption: str = ""  # the caption for pictures without one, with uncaptioned = "fixed"
 
 
 class Data(Source):
-    sources: list[Source] = []  # further ones, each a [[data.sources]]
-    background: str = "white"  # the colour that transparency is laid on, by name or as #rrggbb
-    buckets: bool = True  # pictures keep their aspect ratio, nearly; or all get the model's own size
-    upscale: float = Field(default=1.5, ge=1, le=16)  # how much a picture may be enlarged; smaller ones get smaller shapes
-    crop: Literal["centre", "random"] = "centre"  # which part of a picture is kept where its shape differs
-    flip: bool = False  # show pictures mirrored too, in turn
-    latents: Literal["mean", "sample"] = "mean"  # what the VAE says of a picture: the mean, or one sample of its distribution
-    heldout: float = Field(default=0.1, gt=0, lt=0.9)  # share of the captions that is measured, never trained on
-    max_unusable: float = Field(default=0.1, ge=0, le=1)  # share of pictures that may be unreadable before the run stops
+    sources: list[Source] = []  # more sources, each written as [[data.sources]]
+    background: str = "white"  # the colour behind transparent pictures, by name or as #rrggbb
+    buckets: bool = True  # aspect ratio bucketing; false: every picture is cropped to the model's own size
+    upscale: float = Field(default=1.5, ge=1, le=16)  # how much a picture may be enlarged; smaller pictures get smaller shapes
+    crop: Literal["centre", "random"] = "centre"  # which part of a picture is kept if its shape differs from its bucket
+    flip: bool = False  # also show every picture mirrored, in turn
+    latents: Literal["mean", "sample"] = "mean"  # the VAE's latent of a picture: the mean of its distribution, or one sample
+    heldout: float = Field(default=0.1, gt=0, lt=0.9)  # validation: share of captions that is measured, never trained on
+    max_unusable: float = Field(default=0.1, ge=0, le=1)  # the run stops if a larger share of pictures is unreadable
 
 
 class Play(Section):
-    sampler: str = "dpm++"  # or ddim, euler, euler-a, heun, unipc, ddpm, lcm, tcd, or the class name of another of diffusers'
+    sampler: str = "dpm++"  # or ddim, euler, euler-a, heun, unipc, ddpm, lcm, tcd, or a scheduler class of diffusers
     steps: int = Field(default=20, ge=1, le=1000)
-    eta: float = Field(default=0.0, ge=0, le=1)  # of ddim and tcd: 0 deterministic, 1 as much noise as the forward process
-    guidance: float = Field(default=3.0, ge=1, le=50)  # 1 is off; play at the guidance you will sample with
-    guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts between these times (0 clean, 1 noise)
-    guidance_high: float = Field(default=1.0, ge=0, le=1)
-    points: int = Field(default=0, ge=0, le=1000)  # kept of each path for the exact objective; 0: fakes are noised again
+    eta: float = Field(default=0.0, ge=0, le=1)  # for ddim and tcd: 0 is deterministic, 1 adds the noise of the forward process
+    guidance: float = Field(default=3.0, ge=1, le=50)  # CFG scale; 1 is off. Use the one that you will sample with
+    guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts from this time (0 clean, 1 noise) ..
+    guidance_high: float = Field(default=1.0, ge=0, le=1)  # .. to this time
+    points: int = Field(default=0, ge=0, le=1000)  # points kept per sampling path (exact objective); 0: noise fakes again
 
 
 class Draw(Section):
-    """At which times and noise samples are met, and what that counts: for every method alike."""
+    """Timestep and noise sampling, and the weight of a timestep. The same for every method."""
 
-    weight: Weight = "constant"  # of an error at its time; or "min-snr", or "transition": that of a step's density
-    low: float = Field(default=0.0, ge=0, lt=1)  # times from here (0 clean) ..
+    weight: Weight = "constant"  # of an error, by its timestep; or "min-snr", or "transition" (the density of a sampling step)
+    low: float = Field(default=0.0, ge=0, lt=1)  # draw times from here (0 clean) ..
     high: float = Field(default=1.0, gt=0, le=1)  # .. to here (1 noise)
-    noise: Literal["shared", "separate"] = "shared"  # by real and fake, or each its own
+    noise: Literal["shared", "separate"] = "shared"  # real and fake get the same noise, or each its own
 
     @model_validator(mode="after")
     def _in_order(self) -> "Draw":
@@ -86,42 +86,41 @@ class Draw(Section):
 
 
 class Learn(Section):
-    updates: int = Field(default=100, ge=1)  # optimizer steps a round
-    batch: int = Field(default=16, ge=1)  # samples (or pairs) an update
-    lr: float | None = Field(default=None, gt=0, le=1)  # none: 3e-4, for prodigy 1 (a factor)
+    updates: int = Field(default=100, ge=1)  # optimizer steps per round
+    batch: int = Field(default=16, ge=1)  # batch size: samples (or pairs) per step
+    lr: float | None = Field(default=None, gt=0, le=1)  # learning rate; none: 3e-4, or 1 for prodigy (a factor)
     optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"
-    aim: float = Field(default=0.0, ge=0, lt=0.5)  # what a typical pair shall count: beta is found, not set; 0: method.beta
-    caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for guidance)
-    snapshot_every: int = Field(default=0, ge=0)  # updates between snapshots within a round, for a random reference; 0: none
-
+    aim: float = Field(default=0.0, ge=0, lt=0.5)  # weight of a typical pair, for which beta is found; 0: method.beta
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
+    snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
 
     @property
     def rate(self) -> float:
-        """The learning rate at its height. Prodigy's is a factor on the one that it finds."""
+        """The learning rate at its peak. For prodigy: a factor on the rate that it finds."""
         return self.lr or (1.0 if self.optimizer == "prodigy" else 3e-4)
 
 
 class Memory(Section):
-    """How a run is fitted into memory. What is none is chosen by the plan: the fastest that fits."""
+    """How a run fits into memory. The plan chooses every setting that is none: the fastest way that fits."""
 
-    vram: float | None = Field(default=None, gt=0)  # GB that the run may take; none: what the card has free
-    precision: Literal["bf16", "fp16", "fp32"] | None = None  # of the frozen base; LoRA and losses are fp32
+    vram: float | None = Field(default=None, gt=0)  # GB (2^30 bytes) of VRAM that the run may use; none: what the card has free
+    precision: Literal["bf16", "fp16", "fp32"] | None = None  # precision of the frozen base; LoRA and losses are always fp32
     quantize: Literal["none", "int8", "nf4"] | None = None  # linear layers of the frozen base in 8 or 4 bits
     attention: Literal["sdpa", "xformers"] | None = None
-    checkpointing: bool | None = None  # keep one block's activations at a time, and compute them again going back
-    one_graph: bool | None = None  # one activation graph at a time: the activations of plain LoRA training, 16 % more work
-    cache_opponent: bool | None = None  # measure the opponent's errors once, ahead of learning
-    micro_batch: int | None = Field(default=None, ge=1)  # samples that go through the network at once while learning
-    play_batch: int | None = Field(default=None, ge=1)  # the same for play, encoding and judging
+    checkpointing: bool | None = None  # gradient checkpointing: less VRAM, since activations are computed again
+    one_graph: bool | None = None  # one activation graph at a time: the activations of plain LoRA training, for 16 % more work
+    cache_opponent: bool | None = None  # measure the opponent's errors once, before learning
+    micro_batch: int | None = Field(default=None, ge=1)  # samples per forward pass while learning; steps stay learn.batch
+    play_batch: int | None = Field(default=None, ge=1)  # pictures per batch for play, encoding and judging
     channels_last: bool | None = None
-    compile: bool | None = None  # torch.compile of repeated blocks: minutes at the start, faster from then on
-    merge: bool | None = None  # play with the opponent's LoRA merged into the base
+    compile: bool | None = None  # torch.compile of repeated blocks: takes minutes at the start, then runs faster
+    merge: bool | None = None  # merge the opponent's LoRA into the base while it plays
 
 
 class Judge(Section):
-    draws: int = Field(default=8, ge=1)  # (t, noise) a held-out sample, the same in every round
+    draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round
     prompts: int = Field(default=6, ge=1, le=32)  # rows of the sample sheet
-    stop: bool = True  # guards: end a round that is won, undo one that goes wrong, and end the run with its best snapshot
+    stop: bool = True  # guards: end a round that is won, undo a round that goes wrong, and stop a run that gets worse
 
 
 class Run(Section):
@@ -130,7 +129,7 @@ class Run(Section):
 
 
 class Settings(Section):
-    """Everything a run depends on."""
+    """Everything that a run depends on."""
 
     about: str = ""
     model: Model = Model()
@@ -144,6 +143,6 @@ class Settings(Section):
     run: Run = Run()
 
     def build_method(self) -> Method:
-        """The method of [method], with its settings."""
+        """The method that [method] names, with its settings."""
         fields = dict(self.method)
         return METHODS[fields.pop("name")](**fields)

@@ -16,7 +16,18 @@ from spinlite.bench.meter import Live, measure_peak
 from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import as_json, paste, verdicts
 from spinlite.bench.turns import ATTENTION, Call, Row, measure_in_turns, ratio, together
-from spinlite.bench.ways import AHEAD, AT_ONCE, LIVE, ONE_GRAPH, PLAIN, SFT_WAY, Ways, plain_step, states, weights
+from spinlite.bench.ways import (
+    FAST,
+    LIVE,
+    ONE_GRAPH,
+    OPPONENT_FIRST,
+    SFT_WAY,
+    TWO_NETWORKS,
+    Ways,
+    states,
+    two_network_step,
+    weights,
+)
 from spinlite.cli.app import main
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Memory, Model
@@ -134,13 +145,13 @@ def gradient(slots: Slots, call: Any) -> list[torch.Tensor]:
     return [p.grad.clone() for p in slots.parameters() if p.grad is not None]
 
 
-def test_the_plain_way_is_a_fair_yardstick_since_it_computes_the_same(learner: tuple[Family, Slots, Batch, nn.Module]):
+def test_two_networks_are_a_fair_yardstick_since_they_compute_the_same(learner: tuple[Family, Slots, Batch, nn.Module]):
     """A second network as the opponent, real and fake at once: the same loss and gradient as spinlite's step."""
     model, slots, batch, opponent = learner
     other = copy.copy(model)
     other.net = opponent
     losses: list[torch.Tensor] = []
-    plain = gradient(slots, lambda: losses.append(plain_step(model, other, SPIN(), batch)))
+    plain = gradient(slots, lambda: losses.append(two_network_step(model, other, SPIN(), batch)))
     ours = gradient(slots, lambda: losses.append(step(model, slots, SPIN(), batch, one_graph=True)[0]))
     assert len(plain) == len(ours) == len(slots.parameters())
     assert abs(losses[0].item() - losses[1].item()) < 1e-3 and abs(losses[0].item() - math.log(2)) > 1e-2
@@ -156,12 +167,12 @@ def test_one_graph_takes_the_memory_of_plain_training_and_two_networks_take_more
     ways = Ways(model, slots, optimizer, batch, opponent)
     rows = {row.name: row for row in measure_in_turns(ways.calls(), 1, CPU, lambda: weights(model.net), lambda: None)}
     against = {name: ratio(row, rows[SFT_WAY]) for name, row in rows.items()}
-    assert list(rows) == [SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN]
+    assert list(rows) == [SFT_WAY, ONE_GRAPH, FAST, OPPONENT_FIRST, LIVE, TWO_NETWORKS]
     peaks, work = ({name: found[i] for name, found in against.items() if found} for i in (1, 2))
-    assert peaks[ONE_GRAPH] < 1.05 and peaks[LIVE] < 1.05 and peaks[AHEAD] < 1
-    assert 1.3 < peaks[AT_ONCE] < 2 and peaks[PLAIN] > peaks[AT_ONCE]
-    assert work[SFT_WAY] == 1 and work[AT_ONCE] == pytest.approx(2, abs=0.02) and 2.3 < work[ONE_GRAPH] < 2.6
-    assert work[LIVE] == pytest.approx(work[ONE_GRAPH] + work[AHEAD], abs=0.02)
+    assert peaks[ONE_GRAPH] < 1.05 and peaks[LIVE] < 1.05 and peaks[OPPONENT_FIRST] < 1
+    assert 1.3 < peaks[FAST] < 2 and peaks[TWO_NETWORKS] > peaks[FAST]
+    assert work[SFT_WAY] == 1 and work[FAST] == pytest.approx(2, abs=0.02) and 2.3 < work[ONE_GRAPH] < 2.6
+    assert work[LIVE] == pytest.approx(work[ONE_GRAPH] + work[OPPONENT_FIRST], abs=0.02)
     assert len(states(optimizer)) >= 2 * len(slots.parameters())
     assert next(opponent.parameters()).device == CPU
 
@@ -184,28 +195,30 @@ def test_every_phase_and_way_has_its_figures(figures: Figures):
         assert row.seconds and row.seconds > 0 and row.peak and row.peak > 2**20 and row.work and row.work > 0, row
     assert figures.size == figures.real_size == (64, 64) and figures.batch == 2 and figures.limit is None
     play, learn, ahead = figures.phases[2], figures.phases[3], figures.ways[3]
-    assert play.unit == "fake" and learn.unit == "pair" and ahead.name == AHEAD
+    assert play.unit == "fake" and learn.unit == "pair" and ahead.name == OPPONENT_FIRST
     assert play.work and ahead.work and play.work == pytest.approx(2 * 6 * ahead.work / 2)  # 6 guided steps; real and fake
 
 
 def test_the_figures_are_there_for_programs_and_to_paste(figures: Figures):
-    told = json.loads(as_json("demo", figures))
-    assert told["preset"] == "demo" and told["versions"]["torch"] == torch.__version__
-    assert {way["name"] for way in told["ways"]} == {SFT_WAY, ONE_GRAPH, AT_ONCE, AHEAD, LIVE, PLAIN}
-    assert all(set(way["to_sft"]) == {"time", "peak", "work"} for way in told["ways"])
-    assert told["to_plain"][ONE_GRAPH]["peak"] < 1
+    tree = json.loads(as_json("demo", figures))
+    assert tree["preset"] == "demo" and tree["versions"]["torch"] == torch.__version__
+    assert {way["name"] for way in tree["ways"]} == {SFT_WAY, ONE_GRAPH, FAST, OPPONENT_FIRST, LIVE, TWO_NETWORKS}
+    assert all(set(way["to_sft"]) == {"time", "peak", "work"} for way in tree["ways"])
+    assert tree["to_plain"][ONE_GRAPH]["peak"] < 1
     line = paste("demo", figures)
     assert "\n" not in line and "torch " in line and "64x64 px" in line and line.count("MiB (planned ") == 6
     said = verdicts(figures)
-    assert len(said) == 5 and all("promised" in words for words in said[:3])
-    assert said[2].startswith("planned peaks: ") and said[2].endswith("promised within 8%: held")
-    assert all(row["planned"] for row in told["phases"]) and not told["ways"][-1]["planned"]
+    assert len(said) == 5 and all("promise: " in words for words in said[:3])
+    assert said[2].startswith("planned peaks: ") and said[2].endswith("promise: within 8%: kept")
+    assert all(row["planned"] for row in tree["phases"]) and not tree["ways"][-1]["planned"]
 
 
 def test_what_does_not_fit_into_the_time_is_made_smaller_and_said():
     found = bench(load_settings("demo", ["learn.batch=4"]), 1, 0.001, lambda done, of: None)
     assert found.samples == 1 and found.size == (32, 32) and found.real_size == (64, 64)
-    assert [words.partition(",")[0] for words in found.left_out] == ["4 samples at once", "pictures of 64x64 px"]
+    assert [text.partition(", to save")[0] for text in found.left_out] == [
+        "the preset's 4 samples per step: here 1", "the preset's pictures of 64x64 px: here 32x32",
+    ]  # fmt: skip
 
 
 def test_the_command_shows_the_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -217,7 +230,7 @@ def test_the_command_shows_the_tables(capsys: pytest.CaptureFixture[str], monkey
         main()
     out, err = capsys.readouterr()
     assert ended.value.code == 0 and not err
-    for words in ("toy (points in the plane)", "samples/s", "SPIN, one graph", "the plain way", "paste"):
+    for words in ("toy (points in the plane)", "samples/s", "SPIN, saves memory", "SPIN, two networks", "paste"):
         assert words in out, words
     assert ["learn", "image"] in [line.split()[:2] for line in out.splitlines()]
     assert not list(tmp_path.iterdir())

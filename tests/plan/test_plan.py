@@ -329,4 +329,4 @@ def test_a_run_goes_on_as_it_began_while_that_fits_and_never_changes_how_its_bas
         assert [(event["levers"]["quantize"], event["levers"]["play_batch"]) for event in changed] == [("int8", 3)]
     with pytest.raises(SpinliteError, match="even the smallest memory settings need") as error:
         run(5, vram=0.1)
-    assert error.value.fix.startswith("close what else uses this memory")
+    assert error.value.fix.startswith("close other programs that use this memory")
