@@ -1,4 +1,4 @@
-"""What spinlite understands of a folder or data set, before anything is trained.
+"""Checks a folder or data set before training: what will be used, what will not, and why.
 
 The door is `findings.findings`.
 """

@@ -1,4 +1,4 @@
-"""What was found, as one HTML file with thumbnails, problems first. Whatever a user wrote is escaped."""
+"""Writes the findings as one HTML file with thumbnails, problems first. Everything that a user wrote is escaped."""
 
 import base64
 import io
@@ -15,56 +15,58 @@ from spinlite.data.records import Survey, printable
 from spinlite.errors import SpinliteError
 from spinlite.runs.store import write_bytes
 
-SIDE = 160  # px of a thumbnail
-NAMED = 24  # pictures with the same problem that are shown
-SHOWN = 60  # of the pictures that are used
+SIDE = 160  # px, the longer side of a thumbnail
+NAMED = 24  # how many pictures are shown per problem
+SHOWN = 60  # how many of the used pictures are shown
 
 
-def write_page(found: Findings, path: Path) -> None:
-    """The page, whole or not at all."""
+def write_page(findings: Findings, path: Path) -> None:
+    """Write the page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, render_page(found).encode())
+    write_bytes(path, render_page(findings).encode())
 
 
-def render_page(found: Findings) -> str:
-    """The page. It holds its pictures and needs nothing else."""
-    survey = found.survey
+def render_page(findings: Findings) -> str:
+    """The page as HTML. Its pictures are embedded, so it needs no other file."""
+    survey = findings.survey
     paths = {name: place for place, name in survey.names.items()}
-    wanted = [*found.unused.items(), *found.noted.items()]
-    if found.tokens and found.tokens.over:
-        wanted.append((f"with captions of which the first {found.tokens.limit} tokens are read", found.tokens.over))
-    wanted.append(("of which more than a tenth is cut away", [f"{name}: {share:.0%}" for name, share in found.cut.items()]))
-    wanted.append(("that are enlarged", [f"{name}: {times:.2f} times" for name, times in found.enlarged.items()]))
-    groups = [(why, len(names), _cards(names, paths, survey), len(names) > NAMED) for why, names in wanted if names]
+    problems = [*findings.unused.items(), *findings.noted.items()]
+    if (tokens := findings.tokens) and tokens.over:
+        problems.append((f"with a caption longer than {tokens.limit} tokens: the rest is ignored", tokens.over))
+    problems.append(("that lose more than a tenth", [f"{name}: {share:.0%}" for name, share in findings.cut.items()]))
+    problems.append(("that are enlarged", [f"{name}: {times:.2f} times" for name, times in findings.enlarged.items()]))
+    groups = [(why, len(names), _cards(names, paths, survey), len(names) > NAMED) for why, names in problems if names]
     records = list({r.path: r for r in survey.train + survey.heldout}.values())
     some = records[:: max(1, -(-len(records) // SHOWN))]
     used = [(_thumbnail(r.path), survey.names[r.path], r.caption) for r in some]
     settings: Any = {"autoescape": True, "finalize": _plain, "trim_blocks": True, "lstrip_blocks": True}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings).get_template("page.html")
-    return page.render(found=found, facts=facts(found), bars=bars(found, 100), groups=groups, used=used, total=len(records))
+    return page.render(
+        findings=findings, facts=facts(findings), bars=bars(findings, 100), groups=groups, used=used, total=len(records),
+    )  # fmt: skip
 
 
 def _cards(names: Sequence[str], paths: dict[str, Path], survey: Survey) -> list[tuple[str, list[str]]]:
-    """(what is said of a file, thumbnails of it and of what it is like) of the first few."""
+    """(remark, thumbnails of the file and of the picture that it resembles) of the first few files."""
     cards = []
-    for said in names[:NAMED]:
-        name, _, other = said.removesuffix(")").partition(" (like ") if said not in paths else (said, "", "")
-        places = [paths.get(name) or paths.get(said.partition(": ")[0]), paths.get(other)]
-        cards.append((said, [thumb for place in places if place and (thumb := _thumbnail(place))]))
+    for remark in names[:NAMED]:
+        name, _, other = remark.removesuffix(")").partition(" (like ") if remark not in paths else (remark, "", "")
+        places = [paths.get(name) or paths.get(remark.partition(": ")[0]), paths.get(other)]
+        cards.append((remark, [thumb for place in places if place and (thumb := _thumbnail(place))]))
     return cards
 
 
 def _thumbnail(path: Path) -> str:
-    """A picture as a data URI; "" where it can't be read."""
+    """A thumbnail as a data URI; "" if the picture can't be read."""
     try:
         with silence_pillow():
             image, _ = decode(read_bytes(path), path)
     except SpinliteError:
         return ""
     image.thumbnail((SIDE, SIDE))
-    kept = io.BytesIO()
-    image.save(kept, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(kept.getvalue()).decode()
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _plain(value: Any) -> Any:

@@ -66,7 +66,7 @@ def test_everything_is_said_on_one_screen(mixed: Path, check: Any):
         "15 found", "10 different; 12 from .txt", "1000x640 to 1600x800", "1024x1024 ",
         "headers only", "broken.png: ", "tiny.png: too small",
         "1 without caption, left out: bare.png", "1 captions without a picture, ignored: alone.txt", "house 8",
-        "the model reads the first 75; longer ones are cut there: 1, thin.png", "twice.png", "can start",
+        "the model reads the first 75 and ignores the rest; longer captions: 1, thin.png", "twice.png", "can start",
     ):  # fmt: skip
         assert expected in said, (expected, said)
 
@@ -136,7 +136,7 @@ def test_a_preset_brings_its_rules_and_its_models_shapes(tmp_path: Path, check: 
 
 def test_the_demo_can_start(check: Any):
     code, said = check("demo")
-    assert code == 0 and "160 found; 126 to learn from, 34 held out" in said and "the model reads the first 30" in said
+    assert code == 0 and "160 found; 126 to learn from, 34 for validation" in said and "the model reads the first 30" in said
 
 
 def test_pairs_are_seen_by_their_folders(tmp_path: Path, check: Any):
@@ -187,6 +187,6 @@ def test_what_users_wrote_is_shown_as_it_is_and_never_as_markup(tmp_path: Path, 
 def test_the_page_shows_problems_first_with_thumbnails(mixed: Path, tmp_path: Path, check: Any):
     check(mixed, "--html", "out/page.html", "--set", "data.max_unusable=0.5")
     page = Tags((tmp_path / "out" / "page.html").read_text(encoding="utf-8"))
-    parts = ("Training can start", "What to look at", "tiny.png: too small", "What is there")
+    parts = ("Training can start", "What to look at", "tiny.png: too small", "All figures")
     order = [page.text.index(part) for part in parts]
     assert order == sorted(order) and page.tags.count("img") >= 12 and "1024x1024" in page.text
