@@ -1,4 +1,4 @@
-"""What this computer can train with, and what fixes the rest.
+"""Checks whether this computer can train, and says how to fix what can't.
 
 The door is `diagnosis.diagnose`.
 """

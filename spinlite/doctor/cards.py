@@ -19,13 +19,13 @@ SMI = (r"C:\Windows\System32\nvidia-smi.exe", r"C:\Program Files\NVIDIA Corporat
 
 
 def find_cards() -> tuple[list[Card], Version | None]:
-    """The cards, and the highest CUDA that NVIDIA's driver serves."""
+    """The cards, and the highest CUDA that NVIDIA's driver supports."""
     cards, cuda = nvidia_smi()
     return cards or list(windows_cards() if sys.platform == "win32" else linux_cards()), cuda
 
 
 def nvidia_smi() -> tuple[list[Card], Version | None]:
-    """NVIDIA's cards as its driver tells of them, and the highest CUDA that it serves; nothing where it does not answer."""
+    """NVIDIA's cards as its driver reports them, and the highest CUDA that it supports; nothing if it does not answer."""
     program = shutil.which("nvidia-smi") or next((place for place in SMI if Path(place).is_file()), None)
     if not program:
         return [], None
@@ -35,7 +35,7 @@ def nvidia_smi() -> tuple[list[Card], Version | None]:
 
 
 def read_smi(text: str, capabilities: str) -> tuple[list[Card], Version | None]:
-    """`nvidia-smi -q -x`, and a compute capability a line -> cards, highest CUDA."""
+    """The output of `nvidia-smi -q -x`, and lines with a compute capability each -> (cards, highest CUDA)."""
     try:
         log = ElementTree.fromstring(text)
     except ElementTree.ParseError:
@@ -54,7 +54,7 @@ def read_smi(text: str, capabilities: str) -> tuple[list[Card], Version | None]:
 
 
 def linux_cards(root: Path = Path("/")) -> Iterator[Card]:
-    """Cards as the kernel sees them: by NVIDIA's driver, on the PCI bus, or handed through to WSL."""
+    """Cards as the kernel sees them: from NVIDIA's driver, on the PCI bus, or passed through to WSL."""
     names = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
     for place in names:
         model = re.search(r"Model:\s*(.+)", place.read_text(errors="replace"))
@@ -68,7 +68,7 @@ def linux_cards(root: Path = Path("/")) -> Iterator[Card]:
     if not names and (root / "dev/nvidia0").exists():
         yield Card("an NVIDIA card", driver=_kernel_driver(root))
     elif (root / "dev/dxg").exists():
-        yield Card("a card of Windows', handed through to WSL", "other")
+        yield Card("a card of Windows, passed through to WSL", "other")
 
 
 def windows_cards() -> Iterator[Card]:
@@ -89,7 +89,7 @@ def version(text: str) -> Version | None:
 
 
 def registered(key: str, name: str, kind: Callable[[Any], Any]) -> Any:
-    """A value of the Windows registry under HKEY_LOCAL_MACHINE; None elsewhere and where there is none."""
+    """A value of the Windows registry under HKEY_LOCAL_MACHINE; None if it does not exist, or on other systems."""
     if sys.platform != "win32":
         return None
     import winreg

@@ -1,4 +1,4 @@
-"""The facts that a diagnosis is made of. Sizes are in MiB; None and "" are: could not be found out."""
+"""The facts that a diagnosis needs. Sizes are in MiB; None and "" mean unknown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,37 +14,37 @@ class Card:
     vendor: str = "nvidia"  # or "amd", "intel", "other"
     total: int | None = None
     free: int | None = None
-    driver: str = ""  # NVIDIA's: "" where none answers
+    driver: str = ""  # version of NVIDIA's driver; "": it does not answer
     capability: Version | None = None
 
 
 @dataclass(frozen=True)
 class Torch:
-    """What torch says of itself, and of the device it would use."""
+    """What torch reports about itself and the device that it would use."""
 
     version: str
     build: str  # "CPU", "CUDA 13.0", "ROCm 6.4"
     device: str = "cpu"  # "cuda:0", "mps", "cpu"
-    name: str = ""  # of the card that it uses
+    name: str = ""  # the card that it uses
     capability: Version | None = None
-    archs: tuple[str, ...] = ()  # "sm_86", "compute_120": what it holds machine code for
+    archs: tuple[str, ...] = ()  # the architectures that it has machine code for: "sm_86", "compute_120"
     total: int | None = None
     free: int | None = None
-    trouble: str = ""  # why a GPU build uses no card
+    trouble: str = ""  # why a GPU build finds no card
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How a small real computation went, in a process of its own."""
+    """The result of a small real computation in its own process."""
 
     ok: bool
-    said: str = ""  # a few words where it went well, else the error
+    said: str = ""  # a few words if it went well, else the error
     missing: bool = False  # the package is not installed
 
 
 @dataclass(frozen=True)
 class Computer:
-    """Everything that a diagnosis depends on. The defaults are a computer on which all is well, but for a card."""
+    """Everything that a diagnosis depends on. The defaults are a good computer without a card."""
 
     system: str = "Linux"  # "Windows", "Darwin"
     release: str = ""
@@ -55,17 +55,17 @@ class Computer:
     bits: int = 64
     free_threaded: bool = False
     cards: tuple[Card, ...] = ()
-    driver_cuda: Version | None = None  # the highest CUDA that NVIDIA's driver serves
+    driver_cuda: Version | None = None  # the highest CUDA that NVIDIA's driver supports
     visible: str | None = None  # CUDA_VISIBLE_DEVICES
     torch: Torch | None = None
     trials: Mapping[str, Trial] = field(default_factory=dict)
-    installed: Mapping[str, str] = field(default_factory=dict)  # versions by package, of those that spinlite was tested with
-    tested: Mapping[str, str] = field(default_factory=dict)
-    unmet: tuple[str, ...] = ()  # requirements of spinlite's that are not fulfilled, as "torch>=2.6 (2.4.0)"
+    installed: Mapping[str, str] = field(default_factory=dict)  # package -> version, for the packages in `tested`
+    tested: Mapping[str, str] = field(default_factory=dict)  # package -> version that spinlite was tested with
+    unmet: tuple[str, ...] = ()  # requirements of spinlite that are not met: "torch>=2.6 (2.4.0)"
     memory: int | None = None  # RAM
-    runs: str = ""  # where runs go
+    runs: str = ""  # the folder for runs
     runs_free: int | None = None
-    hub: str = ""  # where downloaded base models are kept
+    hub: str = ""  # the folder for downloaded base models
     hub_free: int | None = None
 
     @property

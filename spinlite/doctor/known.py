@@ -1,4 +1,4 @@
-"""Errors of libraries that have a known cause: what it is, and the one thing to do about it."""
+"""Library errors with a known cause, each with its explanation and its fix."""
 
 import re
 
@@ -12,7 +12,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
      "Windows' paging file is too small to load torch",
      "raise it: System > About > Advanced system settings > Performance > Advanced > Virtual memory"),
     (r"WinError 126|WinError 1114|c10\.dll|fbgemm\.dll",
-     "a system library of Microsoft's is missing", "winget install -e --id Microsoft.VCRedist.2015+.x64"),
+     "a system library from Microsoft is missing", "winget install -e --id Microsoft.VCRedist.2015+.x64"),
     (r"OMP: Error #15|libiomp5",
      "two copies of Intel's OpenMP are loaded", "make a fresh environment (python -m venv .venv) and install spinlite there"),
     (r"GLIBC(XX)?_", "this Linux is older than what the packages were built for",
@@ -32,9 +32,9 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
 
 
 def remedy(error: str, computer: Computer) -> tuple[str, str] | None:
-    """(why, fix) of a library's error, where it is known."""
+    """(why, fix) of a library's error; None if it is unknown."""
     if re.search(r"no kernel image|not compatible with the current PyTorch", error):
-        return "this torch holds no machine code for this card", torch_command(computer)
+        return "this torch has no machine code for this card", torch_command(computer)
     if re.search(r"driver.*(too old|insufficient)", error):
         return "NVIDIA's driver is older than this torch needs", driver_command(computer)
     if re.search(r"libcu|libnv|undefined symbol|libtorch|libc10", error):
@@ -43,8 +43,11 @@ def remedy(error: str, computer: Computer) -> tuple[str, str] | None:
 
 
 def torch_build(computer: Computer) -> str:
-    """Which build of torch suits the card and its driver. Of torch 2.13's, cu126 serves compute capability 5.0 to 9.0 and
-    drivers from CUDA 12 on; cu130 7.5 to 12.0 and drivers from CUDA 13 on."""
+    """The build of torch that suits the card and its driver.
+
+    For torch 2.13: cu126 supports compute capability 5.0 to 9.0 and drivers from CUDA 12 on, cu130 supports 7.5 to 12.0 and
+    drivers from CUDA 13 on.
+    """
     card = computer.nvidia
     if not card:
         return "cpu"
@@ -52,15 +55,18 @@ def torch_build(computer: Computer) -> str:
 
 
 def before_turing(capability: tuple[int, ...] | None, name: str) -> bool:
-    """Whether a card has compute capability < 7.5, by its name where its driver does not say."""
+    """Whether a card has compute capability < 7.5; judged by its name if the driver does not tell."""
     if capability:
         return capability < (7, 5)
     return bool(re.search(r"GTX (7|9|10)\d\d\b|TITAN [XVZ]|Tesla [KMPV]\d|Quadro [KMP]\d", name))
 
 
 def serves(archs: tuple[str, ...], capability: tuple[int, ...]) -> bool:
-    """Whether a torch of these architectures runs on a card: machine code serves its own major version from its minor one up,
-    portable code ("compute_") everything later (CUDA C++ Programming Guide, binary and PTX compatibility)."""
+    """Whether a torch built for these architectures runs on a card.
+
+    Machine code ("sm_") runs on its own major version from its minor version up, portable code ("compute_") on everything
+    later (CUDA C++ Programming Guide, binary and PTX compatibility).
+    """
     for arch in archs:
         kind, _, digits = arch.partition("_")
         number = re.match(r"\d+", digits)
@@ -72,17 +78,17 @@ def serves(archs: tuple[str, ...], capability: tuple[int, ...]) -> bool:
 
 
 def torch_command(computer: Computer) -> str:
-    """The command that puts the right build of torch in place of whatever is there."""
+    """The command that installs the right build of torch, over whatever is installed."""
     tag, version = torch_build(computer), computer.tested.get("torch", "")
     if computer.system == "Darwin":
         return f"{PIP} torch=={version}" if version else f"{PIP} torch"
-    wanted = f"torch=={version}+{tag}" if version else "--force-reinstall torch"
-    return f"{PIP} {wanted} --index-url https://download.pytorch.org/whl/{tag}"
+    package = f"torch=={version}+{tag}" if version else "--force-reinstall torch"
+    return f"{PIP} {package} --index-url https://download.pytorch.org/whl/{tag}"
 
 
 def driver_command(computer: Computer) -> str:
-    """How to get a newer driver of NVIDIA's."""
+    """How to get a newer NVIDIA driver."""
     if computer.system == "Windows" or computer.wsl:
         where = " (in Windows, not in WSL)" if computer.wsl else ""
         return f"install the newest driver from https://www.nvidia.com/drivers{where}"
-    return "sudo ubuntu-drivers install   (elsewhere: the distribution's package of NVIDIA's driver), then restart"
+    return "sudo ubuntu-drivers install   (not on Ubuntu: install your distribution's NVIDIA driver), then restart"

@@ -1,4 +1,4 @@
-"""What this computer is: found without torch, which may be missing or broken, and then by trials in processes of their own."""
+"""Finds out the facts about this computer: first without torch, which may be broken, then by trials in other processes."""
 
 import contextlib
 import importlib.metadata
@@ -25,10 +25,10 @@ NAMES = ("torch", "bf16", "fp16", "sdpa", "xformers", "adamw8bit", "nf4", "step"
 SECONDS = 180.0  # for one trial; importing torch for the first time can take a minute on Windows
 
 
-def examine(runs: Path, told: Callable[[str], None] = lambda name: None) -> Computer:
-    """Everything about this computer; `told` hears the name of each trial before it begins. `runs` is where runs go."""
+def examine(runs: Path, on_trial: Callable[[str], None] = lambda name: None) -> Computer:
+    """Everything about this computer. `on_trial` gets the name of each trial before it starts; runs go to `runs`."""
     cards, driver_cuda = find_cards()
-    trials, torch = run_trials(NAMES, told)
+    trials, torch = run_trials(NAMES, on_trial)
     tested = _tested()
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface", "hub"))
     kernel = platform.release().lower()
@@ -44,12 +44,14 @@ def examine(runs: Path, told: Callable[[str], None] = lambda name: None) -> Comp
     )  # fmt: skip
 
 
-def run_trials(names: Sequence[str], told: Callable[[str], None] = lambda name: None) -> tuple[dict[str, Trial], Torch | None]:
-    """The trials, in order. One that ends its process or hangs has failed, and the rest goes on in a new process."""
-    found: dict[str, Trial] = {}
+def run_trials(
+    names: Sequence[str], on_trial: Callable[[str], None] = lambda name: None
+) -> tuple[dict[str, Trial], Torch | None]:
+    """Run the trials in order. A trial that crashes or hangs has failed; the rest goes on in a new process."""
+    trials: dict[str, Trial] = {}
     torch = None
-    while left := [name for name in names if name not in found]:
-        told(left[0])
+    while left := [name for name in names if name not in trials]:
+        on_trial(left[0])
         lines, ending = _process(left)
         for line in lines:
             name = line["trial"]
@@ -57,18 +59,18 @@ def run_trials(names: Sequence[str], told: Callable[[str], None] = lambda name: 
                 facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in line["found"].items()}
                 torch = Torch(**facts)
             missing = line.get("missing", False)
-            found[name] = Trial("error" not in line and not missing, line.get("error") or line.get("said", ""), missing)
-            if nexts := [n for n in names if n not in found]:
-                told(nexts[0])
-        if stopped := [name for name in left if name not in found]:
-            found[stopped[0]] = Trial(False, ending)
-        if "torch" in found and not found["torch"].ok:
+            trials[name] = Trial("error" not in line and not missing, line.get("error") or line.get("said", ""), missing)
+            if nexts := [n for n in names if n not in trials]:
+                on_trial(nexts[0])
+        if stopped := [name for name in left if name not in trials]:
+            trials[stopped[0]] = Trial(False, ending)
+        if "torch" in trials and not trials["torch"].ok:
             break  # nothing else can run
-    return found, torch
+    return trials, torch
 
 
 def _process(names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """(what the trials reported, how the process ended if it did not get through)."""
+    """(what the trials reported, how the process ended if it did not finish)."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
     lines = []
     late = False
@@ -88,9 +90,9 @@ def _process(names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
         timer.start()
         for line in process.stdout:
             with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-                said = json.loads(line)
-                if isinstance(said, dict) and "trial" in said:
-                    lines.append(said)
+                report = json.loads(line)
+                if isinstance(report, dict) and "trial" in report:
+                    lines.append(report)
                     timer.cancel()
                     timer = threading.Timer(SECONDS, stop)
                     timer.start()
@@ -110,7 +112,7 @@ def _release() -> str:
 
 
 def _free(folder: Path) -> int | None:
-    """MiB that are free where a folder is, or would be."""
+    """Free MiB on the disk of a folder, which need not exist yet."""
     folder = folder.absolute()
     try:
         return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free // 2**20
@@ -127,36 +129,36 @@ def _memory() -> int | None:
 
 
 def _tested() -> dict[str, str]:
-    """The versions that spinlite was tested with, of what it imports."""
-    here = PACKAGE / "constraints.txt"  # in a wheel; in a checkout it stands beside the package
+    """The versions that spinlite was tested with, for the packages that it needs."""
+    here = PACKAGE / "constraints.txt"  # in a wheel; a checkout has it beside the package
     place = here if here.is_file() else PACKAGE.parent / "constraints.txt"
     lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
     pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    mine = {_name(text) for text in _requires()}
-    return {name: pin for name, pin in pins.items() if name.lower().replace("_", "-") in mine}
+    required = {_name(text) for text in _requires()}
+    return {name: pin for name, pin in pins.items() if name.lower().replace("_", "-") in required}
 
 
 def _requires() -> list[str]:
-    """spinlite's own requirements: "torch>=2.6", and with a marker where it is an extra."""
+    """What spinlite requires, as "torch>=2.6"; of the extras only xformers."""
     try:
-        wanted = importlib.metadata.requires("spinlite") or []
+        requirements = importlib.metadata.requires("spinlite") or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    return [text for text in wanted if "extra ==" not in text or "xformers" in text]
+    return [text for text in requirements if "extra ==" not in text or "xformers" in text]
 
 
 def _unmet() -> Iterator[str]:
-    """Requirements that are not fulfilled, each with what is there instead."""
+    """Requirements that are not met, each with the installed version."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
         return
     for text in _requires():
-        wanted = Requirement(text)
-        found = _version(wanted.name)
-        needed = not wanted.marker or wanted.marker.evaluate()
-        if needed and (not found or not wanted.specifier.contains(found, prereleases=True)):
-            yield f"{wanted.name}{wanted.specifier} ({found or 'missing'})"
+        requirement = Requirement(text)
+        version = _version(requirement.name)
+        needed = not requirement.marker or requirement.marker.evaluate()
+        if needed and (not version or not requirement.specifier.contains(version, prereleases=True)):
+            yield f"{requirement.name}{requirement.specifier} ({version or 'missing'})"
 
 
 def _name(requirement: str) -> str:

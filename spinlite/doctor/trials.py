@@ -1,7 +1,7 @@
-"""Small real computations on the device that training would use. Run by `probes` in a process of their own:
-`python -m spinlite.doctor.trials NAME...` writes a line of JSON for each, so that whatever crashes here is seen from outside.
+"""Small real computations on the device that training would use. `probes` runs them in another process, to survive crashes:
+`python -m spinlite.doctor.trials NAME...` writes a line of JSON for each.
 
-Each raises where its result is wrong, and returns a few words, or facts.
+A trial raises if its result is wrong; else it returns a few words, or facts.
 """
 
 import importlib
@@ -18,7 +18,7 @@ PACKAGES = {"adamw8bit": "bitsandbytes", "nf4": "bitsandbytes", "xformers": "xfo
 
 
 def torch_() -> dict[str, Any]:
-    """Torch's own account of itself and of its device."""
+    """What torch reports about itself and its device."""
     import torch
 
     cuda, hip = torch.version.cuda, torch.version.hip
@@ -46,7 +46,7 @@ def torch_() -> dict[str, Any]:
 
 
 def half(dtype_name: str) -> str:
-    """A convolution and a linear layer, forward and backward, against fp32."""
+    """Compare a convolution and a linear layer, forward and backward, with fp32."""
     import torch
     from torch import nn
 
@@ -62,7 +62,7 @@ def half(dtype_name: str) -> str:
 
 
 def sdpa() -> str:
-    """Torch's attention, forward and backward, against the formula."""
+    """Compare torch's attention, forward and backward, with the formula."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -76,7 +76,7 @@ def sdpa() -> str:
 
 
 def xformers() -> str:
-    """xformers' attention, forward and backward, against torch's, in the precision it is used in."""
+    """Compare xformers' attention, forward and backward, with torch's, in the precision that training uses."""
     attention = importlib.import_module("xformers.ops").memory_efficient_attention  # an extra: type checkers may not find it
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -84,13 +84,13 @@ def xformers() -> str:
     dtype = torch.float16 if _device().type == "cuda" else torch.float32
     q = torch.randn(2, 64, 4, 40, generator=torch.Generator().manual_seed(0)).to(_device(), dtype)
     turned = q.transpose(1, 2)
-    mine = _gradient(lambda q: attention(q, q, q), q)
-    _close(mine, _gradient(lambda q: scaled_dot_product_attention(q, q, q), turned).transpose(1, 2), 0.05)
+    gradient = _gradient(lambda q: attention(q, q, q), q)
+    _close(gradient, _gradient(lambda q: scaled_dot_product_attention(q, q, q), turned).transpose(1, 2), 0.05)
     return "forward and backward agree with torch's"
 
 
 def adamw8bit() -> str:
-    """bitsandbytes' 8-bit AdamW: its states are 8 bits wide, and it brings a loss down."""
+    """Check that bitsandbytes' 8-bit AdamW has 8-bit states and lowers a loss."""
     import bitsandbytes
     import torch
 
@@ -106,12 +106,12 @@ def adamw8bit() -> str:
     if optimizer.state[weight]["state1"].dtype != torch.uint8:
         raise RuntimeError("its states are not 8 bits wide")
     if not losses == sorted(losses, reverse=True) or losses[-1] > 0.95:
-        raise RuntimeError(f"it does not bring a loss down: {losses}")
-    return "5 steps bring a loss down"
+        raise RuntimeError(f"it does not lower a loss: {losses}")
+    return "5 steps lower a loss"
 
 
 def nf4() -> str:
-    """bitsandbytes' NF4: a quantised layer's output and the gradient through it, against its own weight and the exact one."""
+    """Compare a layer in bitsandbytes' NF4, output and gradient, with its own weight and with the exact one."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
@@ -130,7 +130,7 @@ def nf4() -> str:
 
 
 def step() -> str:
-    """One SPIN step of the demo's own model with a LoRA: the loss must be log 2, and the policy must get a gradient."""
+    """Run one SPIN step of the demo model with a LoRA: the loss must be log 2, and the policy must get a gradient."""
     import torch
 
     from spinlite.config.settings import Model
@@ -151,8 +151,8 @@ def step() -> str:
     loss = learn(model, slots, SPIN(), Batch(real, fake, eps, t, cond), one_graph=True)[0].item()
     norm = torch.stack([p.grad.norm() for p in slots.parameters() if p.grad is not None]).norm().item()
     if abs(loss - math.log(2)) > 1e-3 or not 0 < norm < float("inf"):
-        raise RuntimeError(f"the loss is {loss:.4f} where it must be log 2, the gradient's norm {norm:.2e}")
-    return f"one SPIN step of the demo's model on {where.device}: its loss is log 2, as it must be"
+        raise RuntimeError(f"the loss is {loss:.4f} but must be log 2; the norm of the gradient is {norm:.2e}")
+    return f"one SPIN step of the demo model on {where.device}: its loss is log 2, as it must be"
 
 
 TRIALS: dict[str, Callable[[], Any]] = {
@@ -162,11 +162,11 @@ TRIALS: dict[str, Callable[[], Any]] = {
 
 
 def main(names: list[str]) -> None:
-    """Run the trials one after the other: {"trial", "seconds"} and either "found" (facts), "said", "missing" or "error"."""
+    """Run the trials in order. Prints for each: "trial", "seconds", and "found" (facts), "said", "missing" or "error"."""
     if sys.platform == "win32":
         import ctypes
 
-        ctypes.windll.kernel32.SetErrorMode(0x8003)  # a crash ends the process at once, without a dialogue
+        ctypes.windll.kernel32.SetErrorMode(0x8003)  # a crash then ends the process without a dialogue
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     warnings.simplefilter("ignore")
     for name in names:
@@ -177,7 +177,7 @@ def main(names: list[str]) -> None:
             try:
                 found = TRIALS[name]()
                 outcome = {"found": found} if isinstance(found, dict) else {"said": found}
-            except Exception as error:  # whatever a broken library throws is what is looked for here
+            except Exception as error:  # a broken library may raise anything
                 outcome = {"error": _brief(error)}
         print(json.dumps({"trial": name, "seconds": round(time.monotonic() - start, 2)} | outcome), flush=True)
 
@@ -189,25 +189,25 @@ def _device() -> Any:
 
 
 def _gradient(net: Callable[[Any], Any], x: Any) -> Any:
-    """What a slope at the output of `net` comes to at its input; the slope depends on the output, so that both are seen."""
+    """The gradient at the input of `net`. The slope at its output depends on the output, so that a wrong output shows too."""
     x = x.detach().clone().requires_grad_()
     out = net(x)
     (out.float() * (1 + out.detach().float())).sum().backward()
     return x.grad.float().cpu()
 
 
-def _close(found: Any, wanted: Any, tolerance: float) -> None:
-    """Raises where the relative distance is larger, or not a number."""
-    found, wanted = found.detach().float().cpu(), wanted.detach().float().cpu()
-    distance = ((found - wanted).norm() / wanted.norm()).item()
+def _close(result: Any, expected: Any, tolerance: float) -> None:
+    """Raise if the relative distance is above the tolerance, or not a number."""
+    result, expected = result.detach().float().cpu(), expected.detach().float().cpu()
+    distance = ((result - expected).norm() / expected.norm()).item()
     if not distance <= tolerance:
         raise RuntimeError(f"its result is wrong: {distance:.0%} off")
 
 
 def _brief(error: BaseException) -> str:
-    """The first lines of an error, which say what it is."""
-    said = " ".join(str(error).split())[:400]
-    return f"{type(error).__name__}: {said}"
+    """The type and first words of an error."""
+    text = " ".join(str(error).split())[:400]
+    return f"{type(error).__name__}: {text}"
 
 
 if __name__ == "__main__":

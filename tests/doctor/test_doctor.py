@@ -50,7 +50,7 @@ def bad(computer: Computer) -> list[Finding]:
 # Diagnosis
 
 
-def test_a_good_computer_has_nothing_to_mend():
+def test_a_good_computer_has_nothing_to_fix():
     assert not bad(GOOD) and all(not finding.fix for finding in diagnose(GOOD))
     assert ready(diagnose(GOOD))
 
@@ -101,7 +101,7 @@ BROKEN: dict[str, tuple[Computer, str, str, str, str]] = {  # computer, mark, wh
     "old-bitsandbytes": (but(trials={"adamw8bit": Trial(False, "boom")}, installed=PINS | {"bitsandbytes": "0.41.0"},
                              unmet=("bitsandbytes<1,>=0.49 (0.41.0)",)), "fail", "8-bit AdamW", "0.41.0 is too old",
                          "bitsandbytes==0.50.2"),
-    "nf4": (but(trials={"nf4": Trial(False, "boom")}), "warn", "NF4", "no base model in 4 bits", "bitsandbytes==0.50.2"),
+    "nf4": (but(trials={"nf4": Trial(False, "boom")}), "warn", "NF4", "nf4 is not possible", "bitsandbytes==0.50.2"),
     "attention": (but(trials={"sdpa": Trial(False, "RuntimeError: no kernel image is available")}), "fail", "attention",
                   "no machine code", "cu130"),
     "torchvision": (but(trials={"step": Trial(False, "RuntimeError: operator torchvision::nms does not exist")}), "fail",
@@ -124,7 +124,7 @@ BROKEN: dict[str, tuple[Computer, str, str, str, str]] = {  # computer, mark, wh
 
 
 @pytest.mark.parametrize(("computer", "mark", "what", "why", "fix"), BROKEN.values(), ids=BROKEN)
-def test_a_known_bad_combination_is_named_with_what_mends_it(computer: Computer, mark: str, what: str, why: str, fix: str):
+def test_a_known_bad_combination_is_named_with_its_fix(computer: Computer, mark: str, what: str, why: str, fix: str):
     found = [finding for finding in bad(computer) if finding.what == what]
     assert len(found) == 1, bad(computer)
     assert found[0].mark == mark and why in found[0].why and fix in found[0].fix, found[0]
@@ -244,13 +244,13 @@ def doctor(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     )  # fmt: skip
 
 
-def test_without_a_torch_that_works_the_doctor_says_what_mends_it(tmp_path: Path):
+def test_without_a_torch_that_works_the_doctor_says_how_to_fix_it(tmp_path: Path):
     (tmp_path / "broken").mkdir()
     library(tmp_path / "broken", "torch", f"raise OSError({DLL!r})")
     ended = doctor(tmp_path, first=str(tmp_path / "broken"))
     assert ended.returncode == 1 and not ended.stderr and "Traceback" not in ended.stdout
     assert "fix: winget install -e --id Microsoft.VCRedist.2015+.x64" in ended.stdout
-    assert ended.stdout.splitlines()[-1].startswith("Not ready: mend torch first")
+    assert ended.stdout.splitlines()[-1].startswith("Not ready: fix torch first")
 
 
 def test_everything_is_really_tried_here(tmp_path: Path):
