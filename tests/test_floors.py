@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import sys
 from pathlib import Path
 
@@ -80,10 +81,12 @@ def test_no_module_imports_itself_by_way_of_others():
     graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
 
 
-def test_a_package_says_what_it_is_for_and_does_nothing():
+def test_a_package_says_what_it_is_for_and_where_to_start_and_does_nothing():
     for path in PACKAGE.rglob("*/__init__.py"):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-        assert len(body) == 1 and ast.get_docstring(ast.Module(body, [])), path
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        start = re.search(r"Start reading at `(\w+)\.(\w+)`", ast.get_docstring(tree) or "")
+        assert len(tree.body) == 1 and start, path
+        assert re.search(rf"^(def|class) {start[2]}\b|^{start[2]}\b", path.with_name(f"{start[1]}.py").read_text("utf-8"), re.M), path
 
 
 def test_tests_lie_as_the_packages_do():

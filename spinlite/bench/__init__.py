@@ -1,4 +1,4 @@
 """Measures what a preset costs on this device: each phase and each way to learn, run for a few steps.
 
-The door is `run.bench`.
+Start reading at `run.bench`.
 """

@@ -1,4 +1,4 @@
 """Checks a folder or data set before training: what will be used, what will not, and why.
 
-The door is `findings.findings`.
+Start reading at `findings.examine_sources`.
 """

@@ -1,4 +1,4 @@
 """Commands and screens: everything a person types and reads.
 
-The door is `app.main`.
+Start reading at `app.main`.
 """

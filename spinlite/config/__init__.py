@@ -1,4 +1,4 @@
 """Presets and settings: TOML in, frozen and validated settings out.
 
-The door is `load.load_settings`.
+Start reading at `load.load_settings`.
 """

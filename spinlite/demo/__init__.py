@@ -1,4 +1,4 @@
 """The embedded demo: a small base model, its pictures, and the program that made them.
 
-The door is `make`: `python -m spinlite.demo.make`.
+Start reading at `make.make`: `python -m spinlite.demo.make`.
 """

@@ -1,4 +1,4 @@
 """Outside measures of samples: networks that no run trains with.
 
-The door is `kid.evaluate`.
+Start reading at `kid.judge`.
 """

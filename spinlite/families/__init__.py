@@ -1,4 +1,4 @@
 """One file for each kind of base model: how it encodes, denoises, decodes and names its weights.
 
-The entry point is `load.load_family`; `family.Family` lists what each kind must do.
+Start reading at `load.load_family`; `family.Family` lists what each kind must do.
 """

@@ -1,4 +1,4 @@
 """Estimates memory, time and disk of a run before anything is downloaded, and chooses memory settings that fit.
 
-The entry point is `make.make_plan`.
+Start reading at `make.make_plan`.
 """
