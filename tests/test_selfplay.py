@@ -47,6 +47,9 @@ def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
     assert [event["round"] for event in events] == [1, 2] and not outcome.already
     assert len(outcome.run.events("update")) == 2 * toy.learn.updates
     assert [p["loss"] for p in outcome.run.events("probe")] == pytest.approx([math.log(2)] * 2)
+    for event in outcome.run.events("fakes"):
+        assert {len(event[f"{who}_{what}"]) for who in ("real", "fake") for what in ("mean", "deviation")} == {2}
+    assert len(outcome.run.events("fakes")) == 2
 
 
 def test_snapshot_0_is_the_base_and_later_ones_are_not(toy: Settings, tmp_path: Path):

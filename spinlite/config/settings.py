@@ -63,6 +63,7 @@ class Data(Source):
 class Play(Section):
     sampler: str = "dpm++"  # or ddim, euler, euler-a, heun, unipc, ddpm, lcm, tcd, or a scheduler class of diffusers
     steps: int = Field(default=20, ge=1, le=1000)
+    spacing: Literal["trailing", "linspace", "karras"] = "trailing"  # where the steps lie; all begin at the last time
     eta: float = Field(default=0.0, ge=0, le=1)  # for ddim and tcd: 0 is deterministic, 1 adds the noise of the forward process
     guidance: float = Field(default=3.0, ge=1, le=50)  # CFG scale; 1 is off. Use the one that you will sample with
     guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts from this time (0 clean, 1 noise) ..
@@ -119,7 +120,7 @@ class Memory(Section):
 
 class Judge(Section):
     draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round
-    prompts: int = Field(default=6, ge=1, le=32)  # rows of the sample sheet
+    prompts: int = Field(default=12, ge=1, le=48)  # pictures in each panel of the sample sheet
     stop: bool = True  # guards: end a round that is won, undo a round that goes wrong, and stop a run that gets worse
 
 

@@ -50,10 +50,10 @@ def write_base(vae: AutoencoderKL, pair: Pair, tokenizer_folder: Path, out: Path
                 os.replace(file, place)
 
 
-def sample(base: Path, captions: list[str], guidance: float = 4.0, steps: int = 20, seed: int = 0) -> list[Image.Image]:
+def sample(base: Path, captions: list[str], guidance: float = 2.0, steps: int = 30, seed: int = 0) -> list[Image.Image]:
     """One picture a caption, as `StableDiffusionPipeline` draws it, each from its own seed."""
     pipe = StableDiffusionPipeline.from_pretrained(str(base), torch_dtype=torch.float32)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     pipe.set_progress_bar_config(disable=True)
     chances = [torch.Generator().manual_seed(seed + i) for i in range(len(captions))]
     made = pipe(captions, guidance_scale=guidance, num_inference_steps=steps, generator=chances)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-SAY_SECONDS, KEEP_SECONDS = 15, 240
+SAY_SECONDS, KEEP_SECONDS = 15, 120
 
 
 def device() -> torch.device:

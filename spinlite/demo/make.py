@@ -1,20 +1,20 @@
 """Makes the demo that is shipped with spinlite, from public materials and nothing else.
 
-    python -m spinlite.demo.make --materials DIR --out DIR [--work DIR] [--only pictures vae unet look]
+    python -m spinlite.demo.make --materials DIR --out DIR [--work DIR] [--start BASE] [--only STEP ...]
 
 DIR of --materials holds these archives, as `npm pack NAME@VERSION` and `pip download --no-deps` leave them:
 
     npm pack emoji-datasource-google@16.0.0         Noto Emoji pictures, 64 px, and the list of emoji (Apache-2.0)
-    npm pack emoji-datasource-twitter@16.0.0        Twemoji pictures, 64 px (CC-BY-4.0), seen by the VAE alone
+    npm pack emoji-datasource-twitter@16.0.0        Twemoji pictures, 64 px (CC-BY-4.0)
     npm pack @lobehub/fluent-emoji-3d@1.1.0         Fluent emoji 3D, 256 px (MIT)
     npm pack cldr-annotations-full@48.2.0           English names and keywords (Unicode-3.0)
     npm pack cldr-annotations-derived-full@48.2.0   the same, of composed emoji
     pip download --no-deps open_clip_torch==3.3.0   CLIP's byte-pair merges (MIT)
 
-It reads the archives in place and unpacks none. Steps: `pictures` writes the two Fluent folders, `vae` learns the VAE,
-`unet` learns UNet and text encoder and writes the base every few minutes, `look` draws a sheet of samples. Every step
-goes on where it was stopped. The shipped weights took about two hours of training on two busy CPU cores, in legs
-(README.md beside this file); a GPU is used if there is one, and should need minutes (not timed).
+It reads the archives in place and unpacks none. Steps: `pictures` writes the two Fluent folders, `web` draws a sheet of what
+the base sees, `vae` learns the VAE, `unet` learns UNet and text encoder and writes the base every few minutes, `look` learns
+the classifier that judges the look, `draw` draws a sheet of samples. Every step goes on where it was stopped. How long the
+shipped weights took is in README.md beside this file; a GPU is used if there is one, and should need minutes (not timed).
 """
 
 import argparse
@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .base import sample, sheet, write_base
+from .look import train as train_look
 from .loop import device
 from .materials import (
     FLUENT,
@@ -41,12 +42,18 @@ from .materials import (
     split,
     write_folder,
 )
-from .unet import Pair, encode_varied, train_pair
+from .unet import Pair, encode_web, train_pair
 from .vae import train_vae
+from .web import Drawn, contact, gallery
 from .words import write_tokenizer
 
 PASSED_OVER = re.compile("hand|person-role|person-symbol")  # kinds whose members a small UNet mixes up
-STEPS = ("pictures", "vae", "unet", "look")
+HANDS_AT = {  # hand: archive, folder, ending
+    "Fluent 3D": (FLUENT, "package/assets/", ".webp"),
+    "Noto": (NOTO, "package/img/google/64/", ".png"),
+    "Twemoji": (TWEMOJI, "package/img/twitter/64/", ".png"),
+}
+STEPS = ("pictures", "web", "vae", "unet", "look", "draw")
 LOOK_AT = [
     "red apple", "banana", "strawberry", "watermelon", "pizza", "hamburger", "doughnut", "birthday cake",
     "dog face", "cat face", "panda", "frog", "tiger face", "penguin", "fish", "octopus", "butterfly", "turtle",
@@ -84,20 +91,20 @@ def vae_pictures(
 
 
 def make_unet(
-    vae: AutoencoderKL, pictures: Tensor, concepts: list[Concept], tokenizer_folder: Path, asked: argparse.Namespace
+    vae: AutoencoderKL, drawn: list[Drawn], concepts: list[Concept], tokenizer_folder: Path, asked: argparse.Namespace
 ) -> None:
     """Scales the latents to unit deviation (those of --start are), learns from them, and writes the base every few minutes."""
     tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder))
-    latents = encode_varied(vae, pictures)
+    latents = encode_web(vae, drawn, asked.work / "latents.pt")
     if not asked.start:
         vae.register_to_config(scaling_factor=1 / latents.float().std().item())
     scale = vae.config["scaling_factor"]
-    print(f"unet: {len(concepts)} concepts, latents of deviation {1 / scale:.3f}", flush=True)
+    print(f"unet: {len(concepts)} things in {len(drawn)} drawings, latents of deviation {1 / scale:.3f}", flush=True)
 
     def keep(mean: Pair) -> None:
         write_base(vae, mean, tokenizer_folder, asked.out / "base")
 
-    keep(train_pair(latents * scale, concepts, tokenizer, asked.work, keep, asked.start))
+    keep(train_pair(latents * scale, drawn, concepts, tokenizer, asked.work, keep, asked.start))
 
 
 def make(asked: argparse.Namespace) -> None:
@@ -110,24 +117,28 @@ def make(asked: argparse.Namespace) -> None:
     if "pictures" in steps:
         write_folder(out / "fluent", parts.fluent, fluent)
         write_folder(out / "judge", parts.judge, fluent)
-    if not {"vae", "unet"} & steps:
+    unseen = {concept.code for concept in parts.fluent + parts.judge}
+    hands = {name: read_pictures(materials / archive, *where, alpha=True) for name, (archive, *where) in HANDS_AT.items()}
+    lesson = [concept for concept in concepts if concept.taught and not PASSED_OVER.match(concept.kind)]
+    drawn = gallery(lesson, hands, unseen)
+    if "web" in steps:
+        sheet(*contact(drawn), columns=12).save(out / "web.png")
+    if not {"vae", "unet", "look"} & steps:
         return
     if asked.start:
         vae = AutoencoderKL.from_pretrained(asked.start / "vae", torch_dtype=torch.float32).to(device())  # type: ignore[arg-type]
     else:
-        unseen = {concept.code for concept in parts.fluent + parts.judge}
         seen, measured = vae_pictures(materials, noto, fluent, unseen, parts.held_out_noto)
         vae = train_vae(seen, measured, work)  # one that is complete is read back
     if "unet" in steps:
         texts = sorted({text for name, words in read_annotations(materials).values() for text in (name, *words)})
         write_tokenizer(read_merges(materials), texts, work / "tokenizer")
-        lesson = [concept for concept in concepts if concept.taught and not PASSED_OVER.match(concept.kind)]
-        lesson += (
-            parts.fluent + parts.judge
-        )  # the concepts of the job and its judge come twice an epoch, as Noto draws them
-        clear = read_pictures(materials / NOTO, "package/img/google/64/", ".png", alpha=True)
-        own = torch.stack([clear[concept.code] for concept in lesson])
-        make_unet(vae, own, lesson, work / "tokenizer", asked)
+        make_unet(vae, drawn, lesson, work / "tokenizer", asked)
+    if "look" in steps:
+        judged = {concept.code for concept in parts.judge}
+        known = gallery([concept for concept in lesson if concept.code not in unseen], hands, set())
+        others = gallery([concept for concept in lesson if concept.code in judged], hands, set())
+        train_look(vae, known, others, out / "look.safetensors")
 
 
 def main() -> None:
@@ -135,11 +146,11 @@ def main() -> None:
     asked = arguments()
     asked.work.mkdir(parents=True, exist_ok=True)
     print(f"device: {device()}", flush=True)
-    if set(asked.only) != {"look"}:
+    if set(asked.only) != {"draw"}:
         make(asked)
-    if "look" in asked.only:
-        sheet(sample(asked.out / "base", LOOK_AT), LOOK_AT).save(asked.work / "look.png")
-        print(f"look: {asked.work / 'look.png'}", flush=True)
+    if "draw" in asked.only:
+        sheet(sample(asked.out / "base", LOOK_AT), LOOK_AT).save(asked.work / "drawn.png")
+        print(f"draw: {asked.work / 'drawn.png'}", flush=True)
 
 
 if __name__ == "__main__":

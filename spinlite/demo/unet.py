@@ -1,12 +1,14 @@
-"""The demo's text encoder and UNet, learnt together from Noto alone: caption -> latents by denoising.
+"""The demo's text encoder and UNet, learnt together from the mixed web: caption -> latents by denoising.
 
 Latents and noise are (B, 4, 16, 16), scaled to unit deviation; t is (B,); token ids are (B, 32).
 """
 
 import copy
 import math
+import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from .loop import device, draws, train
 from .materials import Concept, caption
 from .vae import to_signal
-from .variety import varied
+from .web import VARIANTS, Drawn, HandChooser, plan, shown
 from .words import END, START
 
-BATCH, STEPS, PEAK, SEED = 32, 12_000, 1e-3, 2
-VARIANTS = 24  # of each picture
+BATCH, STEPS, PEAK, SEED = 16, 2_200, 5e-4, 3
+AT_ONCE = 16  # pictures through the VAE
 WIDTH = 96
 
 # Stable Diffusion 1.5's noise schedule
@@ -84,18 +86,30 @@ class Pair(nn.Module):
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures -> latents at the VAE's own scale: (N, 3, 64, 64) -> (N, 4, 16, 16)."""
-    parts = [vae.encode(some).latent_dist.mode() for some in to_signal(pictures).to(device()).split(64)]  # type: ignore[union-attr]
-    return torch.cat(parts)
+    """Pictures -> latents at the VAE's own scale, in bf16 on every core: (N, 3, 64, 64) -> (N, 4, 16, 16), half precision."""
+    where = device()
+
+    def some(part: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(where.type, torch.bfloat16):
+            signal = to_signal(part).to(where, memory_format=torch.channels_last)
+            return vae.encode(signal).latent_dist.mode().half().cpu()  # type: ignore[union-attr]
+
+    cores = 1 if where.type == "cuda" else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as crew:
+        return torch.cat(list(crew.map(some, pictures.split(AT_ONCE))))
 
 
-def encode_varied(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """VARIANTS of each picture -> latents: (N, 4, 64, 64) RGBA -> (N, VARIANTS, 4, 16, 16), half precision."""
-    chance = draws(SEED, 0)
-    found = []
+def encode_web(vae: AutoencoderKL, drawn: list[Drawn], path: Path) -> Tensor:
+    """VARIANTS of each picture -> latents (N, VARIANTS, 4, 16, 16), half precision; kept at `path` and read back."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    chance, found = draws(SEED, 0), []
     for i in range(VARIANTS):
-        found.append(encode(vae, torch.cat([varied(some, chance) for some in pictures.split(64)])).half().cpu())
-        print(f"unet: variant {i + 1}/{VARIANTS} of {len(pictures)} pictures encoded", flush=True)
+        made = [shown(some, plan(len(some), chance), chance) for some in torch.stack([d.picture for d in drawn]).split(64)]
+        found.append(encode(vae, torch.cat(made)))
+        print(f"unet: variant {i + 1}/{VARIANTS} of {len(drawn)} pictures encoded", flush=True)
+    torch.save(torch.stack(found, 1), path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
     return torch.stack(found, 1)
 
 
@@ -116,6 +130,7 @@ def times(chance: torch.Generator) -> Tensor:
 
 def train_pair(
     latents: Tensor,
+    drawn: list[Drawn],
     concepts: list[Concept],
     tokenizer: CLIPTokenizer,
     work: Path,
@@ -123,7 +138,7 @@ def train_pair(
     start: Path | None = None,
     steps: int = STEPS,
 ) -> Pair:
-    """Learns to denoise `latents` (N, variants, 4, 16, 16) given captions of `concepts`, in `start` or from scratch.
+    """Learns to denoise `latents` (N, variants, 4, 16, 16) of `drawn` given captions of `concepts`, from `start` or scratch.
 
     Calls `keep(mean)` now and then.
     """
@@ -132,7 +147,7 @@ def train_pair(
     pair = (Pair.read(start, tokenizer) if start else Pair(tokenizer)).to(where)
     pair.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = copy.deepcopy(pair).requires_grad_(False)
-    schedule = DDPMScheduler(**SCHEDULE)
+    schedule, hands = DDPMScheduler(**SCHEDULE), HandChooser(drawn)
 
     def loss_at(pair: Pair, step: int, part: int, parts: int) -> Tensor:
         chance = draws(SEED, step)
@@ -145,7 +160,8 @@ def train_pair(
         tokens = tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
         which = torch.tensor([distinct.index(text) for text in texts])
         t = times(chance)
-        x0 = latents[chosen, torch.randint(latents.shape[1], (BATCH,), generator=chance)].float()
+        shows = hands.choose(chosen.tolist(), chance)
+        x0 = latents[shows, torch.randint(latents.shape[1], (BATCH,), generator=chance)].float()
         eps = torch.randn(x0.shape, generator=chance)
         x_t = schedule.add_noise(x0, eps, t)[mine]  # type: ignore[arg-type]
         made = pair(

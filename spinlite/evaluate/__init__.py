@@ -1,4 +1,4 @@
 """Outside measures of samples: networks that no run trains with.
 
-Start reading at `kid.judge`.
+Start reading at `outside.judge`.
 """

@@ -74,7 +74,7 @@ def parameters(setup: SampleSetup, prompt: str, request: SampleRequest, seed: in
     name = solver_name(setup.base, request.play)
     entries: dict[str, Any] = {"Steps": request.play.steps, "Sampler": name}
     if name not in OWN_TIMES:
-        entries["Schedule type"] = schedule_type(scheduler.timesteps)
+        entries["Schedule type"] = "Karras" if request.play.spacing == "karras" else schedule_type(scheduler.timesteps)
     entries |= {"CFG scale": f"{request.play.guidance:g}", "Seed": seed, "Size": f"{size[0]}x{size[1]}", **setup.model}
     if request.play.eta:
         entries["Eta DDIM"] = f"{request.play.eta:g}"

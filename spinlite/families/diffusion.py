@@ -108,9 +108,9 @@ class Parts:
         else:
             net.disable_gradient_checkpointing()
 
-    def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for this model, by its name in `schedule.SAMPLERS` or its class name."""
-        return make_sampler(self.noise, name)
+    def sampler(self, name: str, spacing: str) -> Any:
+        """A diffusers scheduler for this model, by name, with its steps placed as `spacing` says."""
+        return make_sampler(self.noise, name, spacing)
 
     def free(self) -> None:
         """Free the memory of everything that `part` loaded."""

@@ -82,8 +82,11 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def sampler(self, name: str) -> Any:
-        """A diffusers scheduler for this family's path, by name. Raises SpinliteError for an unknown name."""
+    def sampler(self, name: str, spacing: str) -> Any:
+        """A diffusers scheduler for this family's path, by name, with its steps as `play.spacing` says.
+
+        Raises SpinliteError if there is none of that name or spacing.
+        """
 
     @abstractmethod
     def export_name(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """What a base model predicts (eps or v) and its noise schedule, from the model's own files and from the preset."""
 
 import difflib
+import inspect
 import re
 from typing import Any, Literal
 
@@ -79,15 +80,25 @@ def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bo
     return DDPMScheduler.from_config(checkpoint.config("scheduler"), **settings)  # pyright: ignore[reportReturnType]
 
 
-def make_sampler(noise: DDPMScheduler, name: str) -> Any:
-    """A diffusers scheduler with this noise schedule: one of SAMPLERS or OTHERS. Raises SpinliteError for other names."""
+def make_sampler(noise: DDPMScheduler, name: str, spacing: str = "trailing") -> Any:
+    """A diffusers scheduler with that noise: one of SAMPLERS, or a class of OTHERS. Raises SpinliteError for any other.
+
+    Its steps begin at the last time, where there is noise alone, as WebUIs place them: "trailing" or "linspace", or "karras"
+    (Karras et al. 2022, arXiv 2206.00364, eq. 5). SD's own "leading" begins below it, with noise that the network takes for
+    some of a picture (Lin et al. 2023, arXiv 2305.08891, section 3.3).
+    """
     kind = SAMPLERS.get(name, name)
     if kind not in (*SAMPLERS.values(), *OTHERS):
         near = difflib.get_close_matches(name, [*SAMPLERS, *SAMPLERS.values(), *OTHERS], 1)
         known = f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join((*SAMPLERS, *OTHERS))}"
         raise SpinliteError(f"play.sampler = {name!r} is no sampler for this model", fix=known)
+    karras = spacing == "karras"
+    placed: dict[str, Any] = {"timestep_spacing": "linspace" if karras else spacing}
     try:
-        return getattr(diffusers, kind).from_config(noise.config)
+        made = getattr(diffusers, kind)
+        if karras and "use_karras_sigmas" not in inspect.signature(made.__init__).parameters:
+            raise SpinliteError(f"sampler {name!r} has no Karras schedule", fix='set play.spacing = "trailing"')
+        return made.from_config(noise.config, **placed, **{"use_karras_sigmas": True} if karras else {})
     except (ImportError, ValueError) as error:
         said = " ".join(str(error).split())
         raise SpinliteError(f"play.sampler = {name!r} can't be used: {said}", fix='set play.sampler = "dpm++"') from None

@@ -56,8 +56,8 @@ class StableDiffusion(Family):
     def set_checkpointing(self, on: bool) -> None:
         self._parts.set_checkpointing(on)
 
-    def sampler(self, name: str) -> Any:
-        return self._parts.sampler(name)
+    def sampler(self, name: str, spacing: str) -> Any:
+        return self._parts.sampler(name, spacing)
 
     def export_name(self, name: str) -> str:
         return kohya_name(name, self._parts.kind)

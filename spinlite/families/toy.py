@@ -100,7 +100,7 @@ class Toy(Family):
     def set_checkpointing(self, on: bool) -> None:
         self._net.checkpointing = on
 
-    def sampler(self, name: str) -> FlowMatchEulerDiscreteScheduler:
+    def sampler(self, name: str, spacing: str) -> FlowMatchEulerDiscreteScheduler:
         if name != "euler":
             raise SpinliteError(f"the toy family has no sampler {name!r}", fix='set play.sampler = "euler"')
         return FlowMatchEulerDiscreteScheduler()

@@ -17,12 +17,13 @@ from spinlite.cli.console import Console
 from spinlite.config.presets import PACKAGE
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.kid import read_reals
+from spinlite.evaluate.towers import KEPT, Towers
 from spinlite.study.arms import ARMS, FULL, GROUPS, SMALL, Cell, cells
 from spinlite.study.measures import Yardstick
 from spinlite.study.page import write_page
 from spinlite.study.results import Results, Table
 from spinlite.study.run import run_base, run_cell, show
-from spinlite.study.towers import Towers, train
+from spinlite.study.towers import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +47,11 @@ def _study(asked: argparse.Namespace, console: Console) -> None:
     only, seeds = (["sft", "spin"], [0]) if asked.small else (asked.only, asked.seeds)
     wanted = list(cells(scale, only, seeds))
     judged = read_reals(PACKAGE / "demo" / "judge")
-    kept = asked.out / "towers.safetensors"
     if asked.materials:
-        train(asked.materials, [r.caption for r in judged], console.say).save(kept)
+        train(asked.materials, [r.caption for r in judged], console.say).save(KEPT)
     results = Results(asked.out / "results.jsonl")
     if not asked.report:
-        _run(wanted, results, asked.towers or kept, asked.runs, asked.out, console)
+        _run(wanted, results, asked.towers or KEPT, asked.runs, asked.out, console)
     every = [Cell(arm, seed, scale) for arm in ARMS for seed in range(arm.seeds)]
     write_page(asked.out.with_suffix(".md"), asked.out, Table(results.lines(every, scale)))
     console.say(f"{asked.out.with_suffix('.md')} and its figures are written")
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="run nothing: write the page from the results that are there")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "study", help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("docs") / "study", help="results and figures; the page lies beside it")
-    parser.add_argument("--towers", type=Path, help="the towers that judge alignment (default: in OUT)")
+    parser.add_argument("--towers", type=Path, help="the towers that judge alignment (default: the demo's)")
     parser.add_argument("--materials", type=Path, metavar="DIR", help="train the towers anew, from the archives in DIR")
     return parser
 

@@ -10,8 +10,8 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint
 from spinlite.training.step import required_errors
 
-SPIN = {"name": "spin", "beta": 5000.0, "anchor": 0.0}
-SEPPO = {"name": "seppo", "beta": 5000.0, "anchor": 0.0}
+SPIN = {"name": "spin", "beta": 2000.0, "anchor": 0.0}
+SEPPO = {"name": "seppo", "beta": 2000.0, "anchor": 0.0}
 DPO = SEPPO | {"reference": "base", "gate": "none"}
 SFT = {"name": "sft"}
 SUDO = {"name": "sudo"}
@@ -30,8 +30,10 @@ class Scale:
     pictures: int  # of the demo's own, in the order of their names; they are split into learnt and held out
     captions: int  # that the snapshots are judged on
     draws: int  # (t, noise) at which each judged picture's error is measured
-    judge_steps: int
-    guidance: float = 2.0  # of play, and of the samples that are judged
+    judge_steps: int  # of the good sampler, that no run used
+    guidance: float = 3.0  # of play, and of the samples that are judged
+    lr: float = 5e-4
+    base: str = "mixed web"  # which of the demo's bases there have been
 
     @property
     def made_of(self) -> str:
@@ -39,8 +41,8 @@ class Scale:
         return fingerprint(vars(self))
 
 
-FULL = Scale(640, 3, 16, 16, 8, 128, 256, 2, 8)
-SMALL = Scale(16, 1, 4, 2, 3, 12, 16, 1, 3)
+FULL = Scale(1280, 3, 16, 16, 12, 128, 128, 2, 30)
+SMALL = Scale(16, 1, 4, 2, 3, 12, 16, 1, 4)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ GROUPS = {
     "stay": "moving on, or staying in round 1",
     "beta": "β, the leash",
     "rate": "the learning rate",
+    "rounds": "does the gap open with rounds",
+    "anchor": "plain fine-tuning beside the preference",
     "near": "a base that is near its pictures already",
     "guidance": "the guidance of the fakes",
     "gates": "SePPO: gates and references",
@@ -89,17 +93,25 @@ def _rate(lr: float) -> dict[str, dict[str, Any]]:
 
 ARMS = (
     Arm("sft", "SFT", "headline", SFT, 5, judged=(1, 3)),
-    Arm("spin", "SPIN", "headline", SPIN, 5, judged=(1, 2, 3)),
+    Arm("spin", "SPIN", "headline", SPIN, 5, judged=(1, 3)),
     Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5),
     Arm("sudo", "SUDO", "headline", SUDO, 5),
     Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5),
     Arm("sft-time", "SFT, SPIN's time", "time", SFT, 3, effort=2.125),
     Arm("sudo-time", "SUDO, SPIN's time", "time", SUDO, 3, effort=1.5),
     Arm("spin-stay", "SPIN, 3 rounds' work in round 1", "stay", SPIN, 3, rounds=1, effort=3),
-    *(Arm(f"spin-beta-{beta}", f"SPIN β {beta}", "beta", SPIN | {"beta": float(beta)}) for beta in (500, 1500, 15000, 50000)),
-    Arm("sft-lr-3e-5", "SFT, lr 3e-5", "rate", SFT, changed=_rate(3e-5)),
+    *(Arm(f"spin-beta-{beta}", f"SPIN β {beta}", "beta", SPIN | {"beta": float(beta)}) for beta in (500, 1000, 5000, 20000)),
+    Arm("spin-rounds", "SPIN, 10 rounds", "rounds", SPIN, 3, rounds=10, judged=(3, 6, 10)),
+    Arm("sft-rounds", "SFT, 10 rounds", "rounds", SFT, 3, rounds=10, judged=(3, 6, 10)),
+    Arm("dpo-rounds", "DPO, fakes of the base, 10 rounds", "rounds", DPO, 3, rounds=10, judged=(3, 6, 10)),
+    *(
+        Arm(f"spin-anchor-{share}", f"SPIN, anchor {share}", "anchor", SPIN | {"anchor": share}, 3, judged=(1, 2, 3))
+        for share in (0.05, 0.2)
+    ),
+    Arm("sft-lr-1e-3", "SFT, lr 1e-3", "rate", SFT, changed=_rate(1e-3)),
     Arm("sft-lr-1e-4", "SFT, lr 1e-4", "rate", SFT, changed=_rate(1e-4)),
     Arm("spin-lr-1e-4", "SPIN, lr 1e-4", "rate", SPIN, changed=_rate(1e-4)),
+    Arm("spin-lr-1e-3", "SPIN, lr 1e-3", "rate", SPIN, changed=_rate(1e-3)),
     Arm("near", "SFT, 8 rounds' work in one", "near", SFT, rounds=1, effort=8),
     Arm("near-sft", "then SFT", "near", SFT, start="near"),
     Arm("near-spin", "then SPIN", "near", SPIN, start="near"),
@@ -173,7 +185,7 @@ class Cell:
             "data": {"folder": folder, "heldout": 0.06},
             "method": dict(self.arm.method),
             "play": {"steps": scale.play_steps, "guidance": scale.guidance},
-            "learn": {"updates": self.updates, "batch": scale.batch, "lr": 3e-4},
+            "learn": {"updates": self.updates, "batch": scale.batch, "lr": scale.lr},
             "judge": {"stop": False, "draws": 1, "prompts": 1},
             "run": {"rounds": self.rounds, "seed": self.seed},
         }

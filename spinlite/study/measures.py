@@ -1,5 +1,7 @@
 """What a snapshot is worth: measured on captions and pictures that nothing trained on, with bootstrap resamples.
 
+Samples are drawn by a good sampler that no run used, and for KID and look once more by that of the fakes ("own ...").
+
 Shapes: n captions, d features of a picture. Every measure is a value and the same RESAMPLES resamples of the captions for all
 snapshots, so that differences of two snapshots are paired, resample by resample.
 """
@@ -17,7 +19,9 @@ from spinlite.config.settings import Play, Settings
 from spinlite.data.encoded import Encoded, chunks
 from spinlite.data.pictures import open_picture
 from spinlite.data.records import Record
-from spinlite.evaluate.kid import contrasts, features, off_diagonal, read_reals, resampled
+from spinlite.evaluate.kid import FEATURES, contrasts, features, off_diagonal, read_reals, resampled
+from spinlite.evaluate.look import Look, styles
+from spinlite.evaluate.towers import Towers
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
@@ -28,7 +32,6 @@ from spinlite.progress import Progress
 from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors
 from spinlite.study.arms import Scale
 from spinlite.study.samples import SHOWN
-from spinlite.study.towers import Towers
 from spinlite.training.heldout import heldout_errors
 from spinlite.training.play import fake_key, play
 
@@ -48,7 +51,7 @@ class Yardstick:
         self.records: list[Record] = every[:: len(every) // scale.captions][: scale.captions]
         self.reals = features([open_picture(r.path) for r in self.records])
         self.picks = torch.randint(len(self.records), (RESAMPLES, len(self.records)), generator=generator("study"))
-        self._scale, self._towers, self._cache = scale, towers, cache
+        self._scale, self._towers, self._look, self._cache = scale, towers, Look.load(), cache
 
     def of_reals(self) -> Measured:
         """The real pictures themselves: what alignment and diversity they have."""
@@ -64,8 +67,7 @@ class Yardstick:
         """A snapshot's samples of the captions shown; none: the base's. Those that were measured, or the same again."""
         base, encoded, slots, made_by = self._opened(settings, snapshot)
         with slots.merged("policy" if snapshot else "base"):
-            latents = self._samples(base, encoded, made_by, self.shown, lambda done, of: None)
-        return [picture for x in latents for picture in base.decode(x)]
+            return self._samples(base, encoded, made_by, self.shown, self._good, lambda done, of: None)
 
     def measure(self, settings: Settings, snapshot: Path | None, progress: Progress) -> Measured:
         """A snapshot of a run with these settings; none: the base."""
@@ -74,15 +76,27 @@ class Yardstick:
             errors = heldout_errors(
                 base, slots, encoded, self.records, None, ["base_real"], self._scale.draws, BATCH, lambda done, of: None
             )["base_real"]
-            latents = self._samples(base, encoded, made_by, self.records, progress)
-        fakes = features([picture for x in latents for picture in base.decode(x)])
+            good, own = (
+                self._samples(base, encoded, made_by, self.records, sampling, progress)
+                for sampling in (self._good, settings.play.model_copy(update={"points": 0}))
+            )
         base.free()
-        h = contrasts(fakes[:, None], self.reals)
+        seen, seen_own = styles(good), styles(own)
+        fakes = seen[:, :FEATURES]
         scores = self._towers.score(fakes, [r.caption for r in self.records])
         scores |= {"error": errors, "coverage": covered(fakes, self.reals)}
-        return self._told(scores, torch.cdist(fakes, fakes)) | {
-            "kid": _measure(1000 * off_diagonal(h), 1000 * resampled(h, self.picks))
-        }
+        scores |= {"look": self._look.score(seen), "own look": self._look.score(seen_own)}
+        told = self._told(scores, torch.cdist(fakes, fakes))
+        return told | {"kid": self._kid(fakes), "own kid": self._kid(seen_own[:, :FEATURES])}
+
+    @property
+    def _good(self) -> Play:
+        """The sampler that no run used."""
+        return Play(steps=self._scale.judge_steps, guidance=self._scale.guidance)
+
+    def _kid(self, fakes: Tensor) -> dict[str, Any]:
+        h = contrasts(fakes[:, None], self.reals)
+        return _measure(1000 * off_diagonal(h), 1000 * resampled(h, self.picks))
 
     def _opened(self, settings: Settings, snapshot: Path | None) -> tuple[Family, Encoded, Slots, str]:
         """The model with a snapshot as its policy, the judged records as it takes them, and what names its samples."""
@@ -94,12 +108,11 @@ class Yardstick:
         return base, encoded, slots, fingerprint_files([snapshot]) if snapshot else "base"
 
     def _samples(
-        self, base: Family, encoded: Encoded, made_by: str, records: Sequence[Record], progress: Progress
-    ) -> list[Tensor]:
-        sampling = Play(steps=self._scale.judge_steps, guidance=self._scale.guidance)
+        self, base: Family, encoded: Encoded, made_by: str, records: Sequence[Record], sampling: Play, progress: Progress
+    ) -> list[Image]:
         store = Store(self._cache / "fake" / fingerprint(base.base_hash, made_by, sampling.model_dump(), "study"))
         play(base, encoded, records, sampling, BATCH, store, progress, "judge", 0)
-        return [store.get([fake_key(r) for r in chunk])["x0"] for chunk in chunks(records, 8)]
+        return [p for chunk in chunks(records, 8) for p in base.decode(store.get([fake_key(r) for r in chunk])["x0"])]
 
     def _told(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
         apart = distances.double()

@@ -78,13 +78,14 @@ def group_table(table: Table, group: str) -> str:
     mine = [arm.name for arm in ARMS if arm.group == group]
     if not any(map(table.last, mine)):
         return "Not run yet."
-    to_base = [f"{MEASURES[measure][0]} to the base" for measure in ("kid", "alignment", "error")]
+    to_base = [f"{MEASURES[measure][0]} to the base" for measure in ("kid", "look", "alignment", "error")]
     rows = [["", "seeds", "KID, round by round", *to_base, "core-seconds"]]
     for name in filter(table.last, [*BESIDE.get(group, ["spin"]), *mine]):
         last = table.last(name)
         rows.append([
             NAMED[name].title, seeds(table, name), by_round(table, name),
-            *(difference(table, measure, name, last) for measure in ("kid", "alignment", "error")), seconds(table, name, last),
+            *(difference(table, measure, name, last) for measure in ("kid", "look", "alignment", "error")),
+            seconds(table, name, last),
         ])  # fmt: skip
     return markdown(rows)
 

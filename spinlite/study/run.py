@@ -1,6 +1,7 @@
 """A cell from end to end: its run, its snapshots measured, its lines."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import time
@@ -53,8 +54,15 @@ def run_cell(cell: Cell, runs: Path, results: Results, yardstick: Yardstick, wat
         with watch.phase(f"{cell.name} · measure {k}", len(yardstick.records)) as progress:
             measures = yardstick.measure(settings, folder / "snapshots" / f"{k}.safetensors", progress)
         results.add(_line(cell.arm.name, cell.seed, k, cell.name, cell.made_of) | {
-            "updates": cell.updates * k, "seconds": seconds.get(k), "measures": measures,
+            "updates": cell.updates * k, "seconds": seconds.get(k), "signals": signals(folder, k), "measures": measures,
         })  # fmt: skip
+
+
+def signals(folder: Path, k: int) -> dict[str, float]:
+    """What the run itself knew of round k: the figures of its journal's judge event."""
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = next(event for event in events if event["event"] == "judge" and event["round"] == k)
+    return {name: round(value, 5) for name, value in found.items() if isinstance(value, float) and name != "time"}
 
 
 def run_base(cell: Cell, runs: Path, results: Results, yardstick: Yardstick, watch: Watch) -> None:

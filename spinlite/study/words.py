@@ -4,13 +4,16 @@ from spinlite.study.results import Estimate
 
 MEASURES = {  # measure -> (heading, digits after the point, which way is better)
     "kid": ("KID", 0, -1),
+    "look": ("looks like the pictures, %", 0, 1),
+    "own kid": ("KID by the fakes' sampler", 0, -1),
+    "own look": ("look by the fakes' sampler, %", 0, 1),
     "error": ("held-out error × 1000", 1, -1),
     "alignment": ("alignment", 1, 1),
     "found": ("caption found, %", 0, 1),
     "diversity": ("diversity", 2, 1),
     "coverage": ("coverage, %", 0, 1),
 }
-SCALED = {"error": 1000.0, "found": 100.0, "coverage": 100.0}
+SCALED = {"error": 1000.0, "found": 100.0, "coverage": 100.0, "look": 100.0, "own look": 100.0}
 
 
 def number(found: Estimate, measure: str) -> str:

@@ -60,6 +60,12 @@ def has_strayed(real: Latents, start: Latents, now: Latents) -> bool:
     return any(after > before + by for before, after, by in zip(drift(real, start), drift(real, now), chance, strict=True))
 
 
+def levels(samples: Latents) -> tuple[list[float], list[float]]:
+    """(mean, deviation) of each channel of latents, (C, ...) each."""
+    whole = torch.cat([x.reshape(len(x), -1) for x in samples], 1).double()
+    return whole.mean(1).tolist(), whole.std(1).tolist()
+
+
 def drift(start: Latents, now: Latents) -> tuple[float, float]:
     """How far samples' latents, (C, ...) each, have moved from `start`, channel by channel.
 

@@ -1,5 +1,7 @@
 """The end of a round: measure the policy on held-out (unseen) pictures, and draw its sample sheet."""
 
+from typing import TypeVar
+
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -13,11 +15,13 @@ from spinlite.progress import Progress
 from spinlite.training.batches import Fakes
 from spinlite.training.guards import Diverged
 from spinlite.training.heldout import drift, has_grown, has_strayed, heldout_errors
+from spinlite.training.panels import write_panels
 from spinlite.training.session import Session
-from spinlite.training.sheet import write_sheet
 from spinlite.training.step import figures
 
-OTHER = 0.01  # share of a held-out error; two measurements of one snapshot differ by less, through precision and batch sizes
+WAY, STRIPS = 8, 2  # steps of a strip at the most, besides the round's own and your picture; strips of a sheet
+OTHER = 0.01  # of a held-out error: more apart than precision and batches put two measurements of one snapshot
+T = TypeVar("T")
 _ASTRAY = "after round {} the colours or the contrast of samples are further from your pictures than at the start"
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
@@ -86,36 +90,61 @@ def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bo
         return [fakes([record])[0] for record in records]
 
     base = session.sample_snapshot("base", 0, session.heldout, title + " (samples)", "heldout")
-    before = session.sample_snapshot("opponent", k - 1, session.heldout, title + " (samples)", "heldout")
-    now = session.sample_snapshot("policy", k, session.heldout, title + " (samples)", "heldout")
-    latents = {
-        "base": each(base, shown),
-        "previous" if k > 1 else "your LoRA" if session.family.start else "previous (base)": each(before, shown),
-        f"round {k} (current)": each(now, shown),
-        "your picture, held out": each(session.encoded.real, shown),
-    }
-    _sheet(session, k, [r.caption for r in shown], latents)
-    start = session.sample_snapshot("opponent", 0, session.heldout, title + " (samples)", "heldout")
-    real, samples = each(session.encoded.real, session.heldout), each(now, session.heldout)
+    rounds = {
+        j: session.sample_snapshot("opponent", j, session.heldout, title + " (samples)", "heldout") for j in _between(k - 1)
+    } | {k: session.sample_snapshot("policy", k, session.heldout, title + " (samples)", "heldout")}  # fmt: skip
+    start = {"your LoRA" if session.family.start else "the base": rounds[0]}
+    real, now = session.encoded.real, rounds[k]
+    sides = start | {f"after round {k}": now, "your pictures, held out": real}
+    way = start | {f"round {j}": fakes for j, fakes in rounds.items() if j} | {"your picture": real}
+    _sheet(
+        session, k, [r.caption for r in shown], {label: each(fakes, shown) for label, fakes in sides.items()},
+        [{label: each(fakes, [record])[0] for label, fakes in way.items()} for record in _changed(shown, rounds[0], now)],
+    )  # fmt: skip
+    samples, reals = each(now, session.heldout), each(real, session.heldout)
     shift, spread = drift(each(base, session.heldout), samples)
-    away_mean, away_deviation = drift(real, samples)
+    away_mean, away_deviation = drift(reals, samples)
     found = {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
-    return found, has_strayed(real, each(start, session.heldout), samples)
+    return found, has_strayed(reals, each(rounds[0], session.heldout), samples)
 
 
-def _sheet(session: Session, k: int, captions: list[str], latents: dict[str, list[Tensor]]) -> None:
-    def decode(levers: Levers) -> dict[str, list[Image]]:
-        return {label: decode_latents(session.family, rows, levers.play_batch) for label, rows in latents.items()}
+def _between(last: int) -> list[int]:
+    """The rounds of the way that are shown, from the start on, as many as a sheet has room for."""
+    return _spread(list(range(last + 1)), WAY)
+
+
+def _changed(shown: list[Record], before: Fakes, after: Fakes) -> list[Record]:
+    """Those whose samples have changed most, in their order: they show the way best."""
+    moved = {r.key + r.caption: (after([r]) - before([r])).square().mean().item() for r in shown}
+    most = sorted(moved, key=lambda key: -moved[key])[:STRIPS]
+    return [r for r in shown if r.key + r.caption in most]
+
+
+def _spread(items: list[T], most: int) -> list[T]:
+    """The first, the last and others between, evenly: `most` of them at the most."""
+    if len(items) <= most:
+        return items
+    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
+
+
+def _sheet(
+    session: Session, k: int, captions: list[str], sides: dict[str, list[Tensor]], strips: list[dict[str, Tensor]]
+) -> None:
+    rows = [*sides.values(), *(list(strip.values()) for strip in strips)]
+
+    def decode(levers: Levers) -> list[list[Image]]:
+        return [decode_latents(session.family, row, levers.play_batch) for row in rows]
 
     try:
-        rows = session.fallback.run("sheet", len(captions), decode)
-    except SpinliteError as error:  # the sheet is only for looking at: the run goes on without it
+        made = session.fallback.run("sheet", len(captions), decode)
+    except SpinliteError as error:  # it is for looking at alone: the run does without
         session.watch.say(f"no sample sheet of round {k}: {error.problem}")
         return
     finally:
         session.family.free()
     name = f"{session.run.name} · round {k} of {session.settings.run.rounds} · {session.settings.method['name']}"
-    write_sheet(session.run.sheet_path(k), name, captions, rows)
+    below = [dict(zip(strip, row, strict=True)) for strip, row in zip(strips, made[len(sides) :], strict=True)]
+    write_panels(session.run.sheet_path(k), name, captions, dict(zip(sides, made, strict=False)), below)
 
 
 def decode_latents(family: Family, latents: list[Tensor], batch: int) -> list[Image]:

@@ -23,6 +23,7 @@ from spinlite.runs.run import update_of
 from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
 from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
+from spinlite.training.fakes import compare_with_real, warn_of_few_steps
 from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, find_alarm, keep_recent, pull, updates_for, won
 from spinlite.training.opponent_errors import known_errors
 from spinlite.training.probe import probe
@@ -65,8 +66,13 @@ def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:
     any policy of this round was kept.
     """
     state, paths = _resume(session, k), session.fake_paths(k)
-    if state.update == 0 and session.method.opponent:
-        probe(session, k, fakes, paths)
+    if state.update == 0:
+        if session.method.opponent:
+            probe(session, k, fakes, paths)
+        if fakes:
+            compare_with_real(session, k, fakes)
+        if k == 1 and session.method.fakes == "played":
+            warn_of_few_steps(session)
     try:
         _learn(session, k, state, fakes, paths)
     except Diverged as error:

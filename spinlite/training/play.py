@@ -20,6 +20,7 @@ from spinlite.progress import Progress
 from spinlite.runs.store import Store, fingerprint
 from spinlite.training.guards import Diverged
 
+STOCHASTIC = ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")  # add noise at each step
 # called with (step, t (B,), x_t, prediction with caption, prediction without), the latter (B, ...), before guidance
 StepCallback = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
@@ -97,7 +98,7 @@ class PathRecorder:
 
 def make_scheduler(family: Family, settings: Play, device: torch.device | str) -> Any:
     """The diffusers scheduler of these settings, its steps set. Raises SpinliteError if the settings don't go together."""
-    scheduler = family.sampler(settings.sampler)
+    scheduler = family.sampler(settings.sampler, settings.spacing)
     if settings.eta and "eta" not in _step_options(scheduler):
         raise SpinliteError(f"sampler {settings.sampler!r} has no eta", fix='set play.eta = 0, or play.sampler = "ddim"')
     scheduler.set_timesteps(settings.steps, device=device)
@@ -141,6 +142,20 @@ def sample(
             prediction = without.float() + settings.guidance * (prediction - without.float())
         x = scheduler.step(prediction, timestep, x, **options).prev_sample
     return x.float().cpu()
+
+
+def coarseness(family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play) -> float | None:
+    """How far samples are from samples of twice the steps and the same noise (B, ...).
+
+    Root mean square, in standard deviations of the finer samples. None for samplers that add noise of their own: two of their
+    samples differ anyway.
+    """
+    if settings.eta or type(make_scheduler(family, settings, "cpu")).__name__ in STOCHASTIC:
+        return None
+    own, finer = (
+        sample(family, noise, cond, empty, settings.model_copy(update={"steps": times * settings.steps})) for times in (1, 2)
+    )
+    return ((own - finer).square().mean().sqrt() / finer.std()).item()
 
 
 def _step_options(scheduler: Any) -> Any:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 CURRENT = "spinlite current"  # key in the PNG: the box (left, top, right, bottom) of the first picture of this round
 INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
@@ -33,14 +33,12 @@ def write_sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[s
             image.paste(small, (left + i * (cell + gap), y))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    told = PngImagePlugin.PngInfo()
-    told.add_text(CURRENT, json.dumps([left, top + 2 * (cell + gap), left + cell, top + 2 * (cell + gap) + cell]))
-    image.save(draft, "PNG", pnginfo=told)
+    image.save(draft, "PNG")
     draft.replace(path)
 
 
 def read_current(path: Path) -> Image.Image | None:
-    """The first picture that the round itself drew (third row of its sheet); None if the PNG does not hold its box."""
+    """The first picture that the round itself drew ; None if the PNG does not hold its box."""
     with Image.open(path) as image:
         place = image.info.get(CURRENT)
         return image.crop(json.loads(place)) if place else None

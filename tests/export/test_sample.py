@@ -75,7 +75,7 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
     picture = path.parent / "mine-2-0.5-prompt2-seed8.png"
     prompt, negative, said = told(picture)
     assert prompt == r"a \[dog\] \(big\), \(ünï\) <lora:mine-2:0.5>" and negative == r"blurry \(x\)"
-    names = {"dpm++": ("DPM++ 2M", "SGM Uniform"), "euler-a": ("Euler a", "DDIM")}[sampler]
+    names = {"dpm++": ("DPM++ 2M", "SGM Uniform"), "euler-a": ("Euler a", "SGM Uniform")}[sampler]
     assert said == {
         "Steps": "2", "Sampler": names[0], "Schedule type": names[1], "CFG scale": "2.5", "Seed": "8", "Size": "64x64",
         "Model hash": "abc", "Model": "my: model, 2", "Lora hashes": "mine-2: 0123456789ab", "RNG": "CPU",
@@ -106,7 +106,10 @@ def test_every_sampler_has_a_name_and_the_nearest_schedule(sampler: str):
     assert f"Sampler: {names[sampler]}, " in said
     assert ("Schedule type" in said) == (sampler not in ("ddim", "unipc", "PNDMScheduler"))
     if sampler in ("euler", "euler-a", "heun", "ddpm"):
-        assert "Schedule type: DDIM, " in said
+        assert "Schedule type: SGM Uniform, " in said
+    if sampler in ("dpm++", "euler", "heun"):
+        karras = SampleRequest(["x"], "", 1, 0, [1.0], Play(steps=20, sampler=sampler, spacing="karras"))
+        assert "Schedule type: Karras, " in parameters(drawn(base, {"base": {}}), "x", karras, 0, "base", 1.0)
 
 
 def test_a_schedule_is_known_by_its_times():

@@ -9,15 +9,14 @@ import torch
 from PIL import Image
 
 from spinlite.errors import SpinliteError
+from spinlite.evaluate.towers import CAPTION, PICTURE, Towers
 from spinlite.study import page, run
 from spinlite.study.__main__ import main
 from spinlite.study.arms import ARMS, FULL, GROUPS, NAMED, SMALL, Cell, cells
 from spinlite.study.claims import Claim, judged
 from spinlite.study.measures import covered
 from spinlite.study.results import BASE, REALS, Results, Table
-from spinlite.study.towers import CAPTION, PICTURE, Towers, embed, fit
-
-TOWERS = Path(__file__).parents[2] / "docs" / "study" / "towers.safetensors"
+from spinlite.study.towers import embed, fit
 
 
 def line(arm: str, seed: int, round_: int, kid: list[float], seconds: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -155,25 +154,27 @@ def test_what_is_no_arm_is_refused_with_those_there_are(tmp_path: Path, capsys: 
     assert main(["--only", "spim", "--out", str(tmp_path / "study")]) == 1
     said = capsys.readouterr().err
     assert "no arm or group 'spim'" in said and "headline" in said
-    assert main(["--out", str(tmp_path / "study"), "--runs", str(tmp_path)]) == 1
+    assert main(["--out", str(tmp_path / "study"), "--runs", str(tmp_path), "--towers", str(tmp_path / "none")]) == 1
     assert "--materials" in capsys.readouterr().err
 
 
 def test_two_small_cells_are_run_measured_and_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("efficientnet_lite_pytorch")
     out = tmp_path / "study"
-    asked = ["--small", "--runs", str(tmp_path / "runs"), "--out", str(out), "--towers", str(TOWERS)]
+    asked = ["--small", "--runs", str(tmp_path / "runs"), "--out", str(out)]
     assert main(asked) == 0
     kept = (out / "results.jsonl").read_bytes()
     found = {each["arm"]: each for each in map(json.loads, kept.splitlines())}
     assert list(found) == [REALS, BASE, "sft", "spin"]
-    names = {"kid", "error", "alignment", "found", "diversity", "coverage"}
+    names = {"kid", "own kid", "look", "own look", "error", "alignment", "found", "diversity", "coverage"}
     for each in found.values():
         assert set(each["measures"]) == (names if each["arm"] != REALS else {"alignment", "found", "diversity"})
         assert all(len(m["resamples"]) == 200 and min(m["resamples"]) <= m["value"] <= max(m["resamples"])
                    for m in each["measures"].values())  # fmt: skip
     assert found[REALS]["measures"]["alignment"]["value"] > 5 + found[BASE]["measures"]["alignment"]["value"]
     assert found["sft"]["measures"] != found[BASE]["measures"] != found["spin"]["measures"]
+    assert found["spin"]["measures"]["kid"]["value"] != found["spin"]["measures"]["own kid"]["value"]
+    assert found["spin"]["signals"].keys() >= {"policy_real", "margin", "accuracy", "away_mean", "away_deviation"}
     assert found["sft"]["updates"] == 2 * found["spin"]["updates"] and found["spin"]["seconds"]["played"] == 1
     for name in ("rounds", "arms"):
         with Image.open(out / f"{name}.png") as image:

@@ -9,11 +9,12 @@ from spinlite import summary
 from spinlite.config.settings import Play, Settings
 from spinlite.data.records import Survey
 from spinlite.errors import SpinliteError
+from spinlite.families.schedule import OTHERS, SAMPLERS
 from spinlite.families.sd import StableDiffusion
 from spinlite.maths.draws import gaussian, generator
 from spinlite.maths.transitions import transition
 from spinlite.memory.device import Device
-from spinlite.training.play import PathRecorder, make_scheduler, sample
+from spinlite.training.play import PathRecorder, coarseness, make_scheduler, sample
 
 CAPTIONS = ["a red square", "a blue circle", "a green tree"]
 
@@ -79,8 +80,8 @@ def test_what_is_kept_of_a_path_is_what_the_network_said_there(family: StableDif
 
 def test_a_kept_path_walks_by_its_transitions(family: StableDiffusion):
     """DDIM without guidance: from each kept point its own prediction leads to the next one, as maths.transitions says."""
-    settings = Play(sampler="ddim", steps=6, guidance=1.0, points=6)
-    kept = PathRecorder(settings, 6, [("a", i) for i in range(3)])
+    settings = Play(sampler="ddim", steps=5, guidance=1.0, points=5)  # 1000 divides by 5: diffusers' DDIM steps by whole times
+    kept = PathRecorder(settings, 5, [("a", i) for i in range(3)])
     fakes(family, settings, see=kept.record)
     found = kept.tensors()
     for row in range(3):
@@ -95,6 +96,7 @@ def test_settings_that_do_not_go_together_are_refused(family: StableDiffusion):
         (Play(sampler="dpmpp"), "'dpmpp' is no sampler for this model"),
         (Play(sampler="FlowMatchEulerDiscreteScheduler"), "is no sampler"),
         (Play(sampler="dpm++", eta=0.5), "has no eta"),
+        (Play(sampler="ddim", spacing="karras"), "has no Karras schedule"),
     ):
         with pytest.raises(SpinliteError, match=problem):
             make_scheduler(family, settings, "cpu")
@@ -102,9 +104,38 @@ def test_settings_that_do_not_go_together_are_refused(family: StableDiffusion):
         PathRecorder(Play(points=4), 3, [("a",)])
 
 
+@pytest.mark.parametrize("name", [*SAMPLERS, *OTHERS])
+def test_steps_begin_where_there_is_noise_alone(family: StableDiffusion, name: str):
+    """The last time of 1000, as WebUIs do: from a lower one on, unit noise is taken for some of a picture."""
+    for spacing in ("trailing", "linspace"):
+        times = [int(t) for t in make_scheduler(family, Play(sampler=name, steps=4, spacing=spacing), "cpu").timesteps]
+        assert times[0] == 999 and times == sorted(times, reverse=True) and times[-1] < 260
+    if name in ("dpm++", "ddim", "euler"):
+        assert [int(t) for t in make_scheduler(family, Play(sampler=name, steps=4), "cpu").timesteps] == [999, 749, 499, 249]
+
+
+@pytest.mark.parametrize("name", ["dpm++", "euler", "heun", "unipc"])
+def test_karras_steps_are_those_of_the_paper(family: StableDiffusion, name: str):
+    made = make_scheduler(family, Play(sampler=name, steps=4, spacing="karras"), "cpu")
+    alphas = made.alphas_cumprod.double()
+    ends = (((1 - alphas) / alphas).sqrt()[[-1, 0]]) ** (1 / 7)
+    wanted = (ends[0] + torch.arange(4).double() / 3 * (ends[1] - ends[0])) ** 7  # eq. 5, rho 7
+    found = made.sigmas.unique().flip(0)[:4].double()
+    assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(("settings", "told"), [
-    (Play(steps=4), True), (Play(sampler="lcm", steps=12), True), (Play(), False), (Play(steps=12), False)
+    (Play(sampler="lcm", steps=12), True), (Play(sampler="tcd", steps=4), True), (Play(steps=4), False), (Play(), False)
 ], ids=str)  # fmt: skip
-def test_few_step_fakes_are_said_not_to_be_the_opponents_own(settings: Play, told: bool):
+def test_fakes_of_samplers_for_distilled_models_are_said_not_to_be_the_opponents_own(settings: Play, told: bool):
     nothing = Survey()
-    assert any("come out broken" in line for line in summary.warnings(nothing, Settings(play=settings))) == told
+    assert any("not the opponent's own" in line for line in summary.warnings(nothing, Settings(play=settings))) == told
+
+
+def test_fewer_steps_are_further_from_enough_and_those_of_a_stochastic_sampler_are_not_compared(family: StableDiffusion):
+    noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(4)])
+    conds = family.encode_captions(["red apple", "dog face", "pizza", "key"]), family.encode_captions([""] * 4)
+    found = [coarseness(family, noise, *conds, Play(steps=steps, guidance=2.0)) or 0.0 for steps in (3, 6, 12)]
+    assert found[0] > 2 * found[1] > 4 * found[2] > 0
+    for settings in (Play(sampler="euler-a", steps=3), Play(sampler="ddim", eta=1.0, steps=3), Play(sampler="lcm", steps=3)):
+        assert coarseness(family, noise, *conds, settings) is None

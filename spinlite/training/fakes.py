@@ -1,0 +1,44 @@
+"""What the fakes of a round are like: beside the real pictures, and beside fakes of twice the steps."""
+
+import torch
+
+from spinlite.maths.draws import gaussian
+from spinlite.training.batches import Fakes
+from spinlite.training.heldout import levels
+from spinlite.training.play import coarseness
+from spinlite.training.session import Session
+
+COMPARED = 64  # pictures whose latents are compared with those of their fakes
+COARSE, COARSE_OF = 0.15, 8  # standard deviations that twice the steps may change fakes by, and of how many; docs/log.md
+
+
+def compare_with_real(session: Session, k: int, fakes: Fakes) -> None:
+    """Journal the mean and deviation of each latent channel, of fakes and of real pictures.
+
+    If the sampler goes wrong, all its samples are too dark, too pale or of one colour. It shows here first.
+    """
+    figures: dict[str, list[float]] = {}
+    for who, latents in (("real", session.encoded.real), ("fake", fakes)):
+        rows = [latents([record])[0] for record in session.train[:COMPARED]]
+        figures[f"{who}_mean"], figures[f"{who}_deviation"] = levels(rows)
+    session.run.log("fakes", round=k, **figures)
+
+
+def warn_of_few_steps(session: Session) -> None:
+    """Journal how much twice the steps would change a few fakes, and warn if it is much. The opponent is in its slot."""
+    shape, settings = session.train[0].bucket, session.settings.play.model_copy(update={"points": 0})
+    records = [record for record in session.train if record.bucket == shape][:COARSE_OF]
+    noise = torch.stack([gaussian(session.encoded.real([r])[0].shape, "coarse", r.key) for r in records])
+    conditioning = session.encoded.cond(records), session.encoded.cond(records, [True] * len(records))
+    with session.slots.use("opponent"):
+        apart = session.fallback.run(
+            "play", len(records), lambda levers: coarseness(session.family, noise, *conditioning, settings)
+        )
+    if apart is None:
+        return
+    session.run.log("coarse", round=1, steps=settings.steps, apart=apart)
+    if apart > COARSE:
+        session.watch.say(
+            f"play.steps = {settings.steps} is too few: twice the steps would change the model's own pictures by {apart:.0%}. "
+            f"They come out broken, and it learns from those. Use {2 * settings.steps} or more."
+        )
