@@ -120,7 +120,7 @@ def test_a_pages_command_can_be_typed(command: str):
 def test_the_readme_is_short_and_begins_with_the_picture():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
-    assert any("docs/demo-round-3.png" in line for line in lines[:8])
+    assert any("docs/demo-round-5.png" in line for line in lines[:8])
 
 
 def test_the_readme_holds_the_line_that_ci_runs():

@@ -178,7 +178,7 @@ class Run:
             self.snapshot_path(snapshot).unlink(missing_ok=True)
         lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
         for line in lines:
-            of_round = line.get("round") == round_ and line["event"] in ("probe", "fakes", "update", "won")
+            of_round = line.get("round") == round_ and line["event"] in ("probe", "fakes", "coarse", "update", "won")
             if of_round and line.get("update", 1) > update:
                 line["event"] = "discarded " + line["event"]
         write_bytes(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
