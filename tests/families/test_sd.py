@@ -60,7 +60,7 @@ def batch(family: StableDiffusion, n: int = 3) -> Batch:
 
 def pipeline() -> StableDiffusionPipeline:
     pipe = StableDiffusionPipeline.from_pretrained(str(BASE), dtype=torch.float32)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
