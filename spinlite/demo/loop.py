@@ -110,16 +110,9 @@ def say(name: str, step: int, steps: int, losses: Tensor, left: float) -> None:
 
 
 def train(
-    net: nn.Module,
-    mean: nn.Module,
-    loss_at: Callable[..., Tensor],
-    keep: Callable[[], None],
-    *,
-    path: Path,
-    steps: int,
-    peak: float,
-    longest: float = 0.999,
-) -> None:
+    net: nn.Module, mean: nn.Module, loss_at: Callable[..., Tensor], keep: Callable[[], None], *, path: Path, steps: int,
+    peak: float, longest: float = 0.999,
+) -> None:  # fmt: skip
     """Trains `net` and keeps its running mean in `mean`; goes on from the checkpoint at `path`, where there is one.
 
     `loss_at(net, step, part, parts)` is the mean loss of one of `parts` equal parts of a step's batch.

@@ -128,6 +128,13 @@ def times(chance: torch.Generator) -> Tensor:
     return (1000 * (dense % 1)).long().clamp(0, 999)
 
 
+def tokens_of(tokenizer: CLIPTokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """(tokens of each distinct text, which of them each text has): a text that comes twice is encoded once."""
+    distinct = sorted(set(texts))
+    tokens = tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokens, torch.tensor([distinct.index(text) for text in texts])
+
+
 def train_pair(
     latents: Tensor,
     drawn: list[Drawn],
@@ -155,10 +162,7 @@ def train_pair(
         words = random.Random(SEED * 1_000_003 + step)
         texts = [caption(concepts[i], words) for i in chosen.tolist()]
         mine = slice(part, None, parts)
-        texts = texts[mine]
-        distinct = sorted(set(texts))
-        tokens = tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        which = torch.tensor([distinct.index(text) for text in texts])
+        tokens, which = tokens_of(tokenizer, texts[mine])
         t = times(chance)
         shows = hands.choose(chosen.tolist(), chance)
         x0 = latents[shows, torch.randint(latents.shape[1], (BATCH,), generator=chance)].float()

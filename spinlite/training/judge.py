@@ -48,7 +48,7 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         session.load_opponent(k - 1)
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
     if not measured["policy_real"].isfinite().all():
-        raise Diverged("numbers", "the held-out error is not a number", session.settings.learn.updates)
+        raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.updates)
     moved, astray = _samples(session, k, title)
     found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
     why = (
@@ -66,7 +66,7 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
 def _grown(k: int, previous: Tensor, now: Tensor) -> str | None:
     if not has_grown(previous, now):
         return None
-    return f"the held-out error on real pictures grew in round {k} ({previous.mean():.4f} to {now.mean():.4f})"
+    return f"the error on unseen pictures grew in round {k} ({previous.mean():.4f} to {now.mean():.4f})"
 
 
 def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | None:
@@ -78,7 +78,7 @@ def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | 
     was, now = known.get(opponent), found["opponent_real"]
     if was is None or abs(now - was) < OTHER * was:
         return None
-    return f"round {k}'s opponent was not snapshot {opponent}: its held-out error is {now:.4f}, and was {was:.4f}"
+    return f"round {k}'s opponent was not snapshot {opponent}: its error on unseen pictures is {now:.4f}, and was {was:.4f}"
 
 
 def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bool]:

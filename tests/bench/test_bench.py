@@ -132,7 +132,7 @@ def learner() -> tuple[Family, Slots, Batch, nn.Module]:
     slots = Slots(model.net, model.lora_targets["linear"], 4, 4, seed=0)
     with torch.no_grad():
         for i, p in enumerate(slots.parameters()):
-            p.add_(gaussian(tuple(p.shape), "bench", i).to(p.device), alpha=1e-3)
+            p.add_(gaussian(tuple(p.shape), "bench", i).to(p.device), alpha=2e-3)  # enough for a loss well away from log 2
     real, fake, eps = (gaussian((2, *model.latent_shape), "test", name) for name in ("real", "fake", "eps"))
     batch = Batch(real, fake, eps, model.path.times(torch.tensor([0.3, 0.7])), model.encode_captions(["a cat", "a dog"]))
     return model, slots, batch, opponent

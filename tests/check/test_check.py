@@ -136,7 +136,7 @@ def test_a_preset_brings_its_rules_and_its_models_shapes(tmp_path: Path, check: 
 
 def test_the_demo_can_start(check: Any):
     code, said = check("demo")
-    assert code == 0 and "160 found; 126 to learn from, 34 for validation" in said and "the model reads the first 30" in said
+    assert code == 0 and "160 found; 140 to learn from, 20 for validation" in said and "the model reads the first 30" in said
 
 
 def test_pairs_are_seen_by_their_folders(tmp_path: Path, check: Any):

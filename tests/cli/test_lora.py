@@ -68,7 +68,7 @@ def test_sample_draws_a_run_and_a_file(command: Command, run: Run, tiny_bases: P
 def test_inspect_shows_a_screen_or_json(command: Command, run: Run, tiny_bases: Path):
     ended = command("inspect", run.export_path)
     assert ended.code == 0 and not ended.err and len(ended.out.splitlines()) < 50
-    for words in ("LoRA for SD 1.x, of other sizes than the published one", "a fox (", "A1111", "up 3", "predicts"):
+    for words in ("LoRA for SD 1.x, with other sizes than the published one", "a fox (", "A1111", "up 3", "predicts"):
         assert words in ended.out
     tree = json.loads(command("inspect", run.export_path, "--json").out)
     assert tree["rank"] == "4" and tree["modules"] == {"UNet": 277} and tree["metadata"]["ss_output_name"] == "fox"
@@ -116,7 +116,7 @@ WRONG = {
     "inspect-folder": (["inspect", "RUN"], "there is no file", ".safetensors"),
     "resize-rank": (["resize", "FILE", "--rank", "4"], "has rank 4 already", "below 4"),
     "resize-none": (["resize", "none.safetensors", "--rank", "4"], "there is no such file", "check the path"),
-    "merge-other": (["merge", "RUN", "--into", "BASES/sdxl.safetensors", "-o", "x"], "unet.", "a model of its own kind"),
+    "merge-other": (["merge", "RUN", "--into", "BASES/sdxl.safetensors", "-o", "x"], "unet.", "the kind of model"),
     "merge-small": (["merge", "RUN", "--into", "demo", "-o", "x"], "of the published size", "spinlite export"),
     "merge-itself": (["merge", "RUN", "--into", "BASES/sd15.safetensors", "-o", "BASES/sd15"], "is the base model", "-o"),
     "merge-lora": (["merge", "RUN", "--into", "FILE", "-o", "x"], "is a LoRA, not a base model", "use a"),

@@ -169,7 +169,7 @@ def test_other_kinds_are_named_for_what_they_are(name: str, tmp_path: Path):
         assert said["SD.Next"].right == 1 and said["ComfyUI, SwarmUI"].right == 0 and "magnitudes" in said["diffusers"].why
         assert "is a DoRA" in said["spinlite --init-lora"].why
     elif what != "LoRA":
-        assert not found.programs and not found.notes and f"read a {what} is not known" in shown(found)
+        assert not found.programs and not found.notes and f"does not know which programs load a {what}" in shown(found)
 
 
 STRANGE: dict[str, tuple[Mapping[str, Tensor], dict[str, str], str]] = {

@@ -129,7 +129,7 @@ class Limited(Quiet):
             return prediction
 
         monkeypatch.setattr(Toy, "denoise", limited_denoise)
-        monkeypatch.setattr(Toy, "encode", lambda toy, some, *sampled: tight(len(some)) or encode(toy, some, *sampled))
+        monkeypatch.setattr(Toy, "encode_pictures", lambda toy, some, *sampled: tight(len(some)) or encode(toy, some, *sampled))
 
     @contextlib.contextmanager
     def phase(self, title: str, total: int):

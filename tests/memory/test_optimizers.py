@@ -105,5 +105,5 @@ def test_the_rate_is_what_the_optimizer_means_by_it(toy: Settings):
     assert Learn(optimizer="prodigy").rate == 1 and changed(toy, learn__optimizer="prodigy", learn__lr=1).learn.rate == 1
     with pytest.raises(SpinliteError, match=r"learn\.lr = 0\.01, but prodigy finds the rate itself.*\nfix: set learn\.lr = 1"):
         changed(toy, learn__optimizer="prodigy")
-    with pytest.raises(SpinliteError, match=r"learn\.lr = 1, but adamw8bit takes far less"):
+    with pytest.raises(SpinliteError, match=r"learn\.lr = 1, but adamw8bit needs far less"):
         changed(toy, learn__lr=1)

@@ -143,7 +143,7 @@ UNDONE: list[tuple[str, dict[str, Any], Broken, str, str]] = [  # what is wrong,
     ("an opponent that plays noise", {}, noise_for_fakes, "fakes", "so they can't be its own"),
     ("samples that are not numbers", {}, overflow("play"), "numbers", "samples are not numbers"),
     ("a loss that is not a number", {}, overflow("learn"), "numbers", "is not a number"),
-    ("held-out errors that are not numbers", {}, overflow("judge"), "numbers", "the held-out error is not a number"),
+    ("held-out errors that are not numbers", {}, overflow("judge"), "numbers", "the error on unseen pictures is not a number"),
 ]  # fmt: skip
 
 

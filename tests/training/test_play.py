@@ -129,7 +129,7 @@ def test_karras_steps_are_those_of_the_paper(family: StableDiffusion, name: str)
 ], ids=str)  # fmt: skip
 def test_fakes_of_samplers_for_distilled_models_are_said_not_to_be_the_opponents_own(settings: Play, told: bool):
     nothing = Survey()
-    assert any("not the opponent's own" in line for line in summary.warnings(nothing, Settings(play=settings))) == told
+    assert any("is made for distilled models" in line for line in summary.warnings(nothing, Settings(play=settings))) == told
 
 
 def test_fewer_steps_are_further_from_enough_and_those_of_a_stochastic_sampler_are_not_compared(family: StableDiffusion):
