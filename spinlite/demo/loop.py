@@ -123,7 +123,7 @@ def train(
     state.read()
     crew = Crew(net, loss_at)
     first, earlier = state.step, state.seconds
-    began = kept = said = time.monotonic()
+    began = kept = reported = time.monotonic()
     losses: list[Tensor] = []
     for step in range(first, steps):
         for group in optimizer.param_groups:
@@ -135,10 +135,10 @@ def train(
         average(mean, net, step, longest)
         now, last = time.monotonic(), step + 1 == steps
         state.step, state.seconds = step + 1, earlier + now - began
-        if now - said > SAY_SECONDS or last:
+        if now - reported > SAY_SECONDS or last:
             left = (now - began) / (step + 1 - first) * (steps - step - 1)
             say(path.stem, step + 1, steps, torch.stack(losses), left)
-            losses, said = [], now
+            losses, reported = [], now
         if now - kept > KEEP_SECONDS or last:
             state.write()
             keep()

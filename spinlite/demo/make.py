@@ -91,25 +91,25 @@ def vae_pictures(
 
 
 def make_unet(
-    vae: AutoencoderKL, drawn: list[Drawn], concepts: list[Concept], tokenizer_folder: Path, asked: argparse.Namespace
+    vae: AutoencoderKL, drawn: list[Drawn], concepts: list[Concept], tokenizer_folder: Path, options: argparse.Namespace
 ) -> None:
     """Scales the latents to unit deviation (those of --start are), learns from them, and writes the base every few minutes."""
     tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder))
-    latents = encode_web(vae, drawn, asked.work / "latents.pt")
-    if not asked.start:
+    latents = encode_web(vae, drawn, options.work / "latents.pt")
+    if not options.start:
         vae.register_to_config(scaling_factor=1 / latents.float().std().item())
     scale = vae.config["scaling_factor"]
     print(f"unet: {len(concepts)} things in {len(drawn)} drawings, latents of deviation {1 / scale:.3f}", flush=True)
 
     def keep(mean: Pair) -> None:
-        write_base(vae, mean, tokenizer_folder, asked.out / "base")
+        write_base(vae, mean, tokenizer_folder, options.out / "base")
 
-    keep(train_pair(latents * scale, drawn, concepts, tokenizer, asked.work, keep, asked.start))
+    keep(train_pair(latents * scale, drawn, concepts, tokenizer, options.work, keep, options.start))
 
 
-def make(asked: argparse.Namespace) -> None:
+def make(options: argparse.Namespace) -> None:
     """Reads the archives and does the steps that need them."""
-    materials, out, work, steps = asked.materials, asked.out, asked.work, set(asked.only)
+    materials, out, work, steps = options.materials, options.out, options.work, set(options.only)
     concepts = read_concepts(materials)
     noto = read_pictures(materials / NOTO, "package/img/google/64/", ".png")
     fluent = read_pictures(materials / FLUENT, "package/assets/", ".webp")
@@ -125,15 +125,15 @@ def make(asked: argparse.Namespace) -> None:
         sheet(*contact(drawn), columns=12).save(out / "web.png")
     if not {"vae", "unet", "look"} & steps:
         return
-    if asked.start:
-        vae = AutoencoderKL.from_pretrained(asked.start / "vae", torch_dtype=torch.float32).to(device())  # type: ignore[arg-type]
+    if options.start:
+        vae = AutoencoderKL.from_pretrained(options.start / "vae", torch_dtype=torch.float32).to(device())  # type: ignore[arg-type]
     else:
         seen, measured = vae_pictures(materials, noto, fluent, unseen, parts.held_out_noto)
         vae = train_vae(seen, measured, work)  # one that is complete is read back
     if "unet" in steps:
         texts = sorted({text for name, words in read_annotations(materials).values() for text in (name, *words)})
         write_tokenizer(read_merges(materials), texts, work / "tokenizer")
-        make_unet(vae, drawn, lesson, work / "tokenizer", asked)
+        make_unet(vae, drawn, lesson, work / "tokenizer", options)
     if "look" in steps:
         judged = {concept.code for concept in parts.judge}
         known = gallery([concept for concept in lesson if concept.code not in unseen], hands, set())
@@ -143,14 +143,14 @@ def make(asked: argparse.Namespace) -> None:
 
 def main() -> None:
     """Does the steps asked for, in order."""
-    asked = arguments()
-    asked.work.mkdir(parents=True, exist_ok=True)
+    options = arguments()
+    options.work.mkdir(parents=True, exist_ok=True)
     print(f"device: {device()}", flush=True)
-    if set(asked.only) != {"draw"}:
-        make(asked)
-    if "draw" in asked.only:
-        sheet(sample(asked.out / "base", LOOK_AT), LOOK_AT).save(asked.work / "drawn.png")
-        print(f"draw: {asked.work / 'drawn.png'}", flush=True)
+    if set(options.only) != {"draw"}:
+        make(options)
+    if "draw" in options.only:
+        sheet(sample(options.out / "base", LOOK_AT), LOOK_AT).save(options.work / "drawn.png")
+        print(f"draw: {options.work / 'drawn.png'}", flush=True)
 
 
 if __name__ == "__main__":

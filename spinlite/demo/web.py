@@ -96,9 +96,9 @@ def contact(drawn: list[Drawn], count: int = 96) -> tuple[list[Image.Image], lis
     plans = plan(len(some), chance)
     pictures = shown(torch.stack([one.picture for one in some]), plans, chance).permute(0, 2, 3, 1).contiguous()
     ways = [", ".join(name for name in one.values() if name) for one in plans]
-    told = [way or f"{each.hand}, clean" for way, each in zip(ways, some, strict=True)]
+    labels = [way or f"{each.hand}, clean" for way, each in zip(ways, some, strict=True)]
     size = (pictures.shape[2], pictures.shape[1])
-    return [Image.frombytes("RGB", size, bytes(one.flatten().tolist())) for one in pictures], told
+    return [Image.frombytes("RGB", size, bytes(one.flatten().tolist())) for one in pictures], labels
 
 
 class HandChooser:

@@ -30,21 +30,21 @@ WORDS = {"kid": "KID x 1000", "look": "look, %", "alignment": "alignment"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Progress goes to the error stream."""
-    asked = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        judges = judges_of(asked.reals)
-        found = {run: judge(run.resolve(), judges, asked.draws, _told, asked.rounds) for run in asked.runs}
+        judges = judges_of(options.reals)
+        found = {run: judge(run.resolve(), judges, options.draws, _phase_line, options.rounds) for run in options.runs}
     except SpinliteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     chance, spread = kid.halves(judges.reals[:, : kid.FEATURES]), kid.diversity(judges.reals[:, None, : kid.FEATURES])
-    if asked.json:
-        about = {"captions": len(judges.records), "draws": asked.draws, "halves": asdict(chance), "diversity": spread}
+    if options.json:
+        about = {"captions": len(judges.records), "draws": options.draws, "halves": asdict(chance), "diversity": spread}
         rows = [asdict(row) for verdict in found.values() for row in verdict.rows]
         print(json.dumps({"rows": rows, "reals": about, "through": _dumped(found)}, indent=2))
     else:
         print("\n".join(line for verdict in found.values() for line in _table(verdict)))
-        print(_foot(judges, asked.draws, chance))
+        print(_foot(judges, options.draws, chance))
     return 0
 
 
@@ -75,7 +75,7 @@ def _dumped(found: dict[Path, Verdict]) -> dict[str, dict[str, dict[str, float]]
 
 
 @contextmanager
-def _told(title: str, total: int) -> Iterator[Callable[..., None]]:
+def _phase_line(title: str, total: int) -> Iterator[Callable[..., None]]:
     show = sys.stderr.isatty()
     yield lambda done, of: print(f"  {title} {done}/{of}", end="\r", file=sys.stderr, flush=True) if show else None
     print(f"  {title} {total}/{total}", file=sys.stderr)
@@ -108,10 +108,10 @@ def _share(row: Row) -> str:
 
 def _foot(judges: Judges, draws: int, chance: Estimate) -> str:
     count = len(judges.records)
-    told = f"{count} captions, {draws} sample{'s' * (draws > 1)} each; KID: lower is better, halves of the reals {chance}"
+    line = f"{count} captions, {draws} sample{'s' * (draws > 1)} each; KID: lower is better, halves of the reals {chance}"
     if judges.look:
-        told += f"; look: a classifier that is right on {judges.look.accuracy:.1%} of pictures it never saw"
-    return told + "; round 0 is the base"
+        line += f"; look: a classifier that is right on {judges.look.accuracy:.1%} of pictures it never saw"
+    return line + "; round 0 is the base"
 
 
 if __name__ == "__main__":

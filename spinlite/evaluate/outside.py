@@ -117,7 +117,7 @@ def judge(folder: Path, judges: Judges, draws: int, phase: Phase, rounds: Sequen
             found = judges.score(fakes)
             first = first or found
             rows.append(Row(
-                folder.name, k, said(sampling), own, {name: _estimate(name, x) for name, x in found.items()},
+                folder.name, k, describe_sampling(sampling), own, {name: _estimate(name, x) for name, x in found.items()},
                 {name: _estimate(name, x - first[name]) for name, x in found.items()} if k else {},
                 _way(first["kid"], found["kid"], floor) if k else None, diversity(fakes[..., :FEATURES]),
             ))  # fmt: skip
@@ -137,7 +137,7 @@ def samplers(base: Family, own: Play) -> Iterator[tuple[Play, bool]]:
     yield good, False
 
 
-def said(sampling: Play) -> str:
+def describe_sampling(sampling: Play) -> str:
     """A way to sample in words."""
     return f"{sampling.sampler}, {sampling.steps} steps, {sampling.spacing}, guidance {sampling.guidance:g}"
 

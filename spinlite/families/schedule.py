@@ -49,17 +49,17 @@ def resolve_prediction(checkpoint: Checkpoint, prediction: str, zero_snr: bool |
     return chosen, zero
 
 
-def _prediction(checkpoint: Checkpoint, asked: str) -> Prediction:
-    said = checkpoint.predictions
-    words = ", ".join(f"{value} by {where}" for where, value in said.items())
-    distinct = set(said.values())
-    if asked in ("eps", "v"):
-        if distinct and asked not in distinct:
+def _prediction(checkpoint: Checkpoint, chosen: str) -> Prediction:
+    stated = checkpoint.predictions
+    words = ", ".join(f"{value} by {where}" for where, value in stated.items())
+    distinct = set(stated.values())
+    if chosen in ("eps", "v"):
+        if distinct and chosen not in distinct:
             raise SpinliteError(
-                f"the preset says model.prediction = {asked!r}, but {checkpoint.name} predicts {words}",
+                f"the preset says model.prediction = {chosen!r}, but {checkpoint.name} predicts {words}",
                 fix='set model.prediction = "auto"; where the model is mislabelled, correct its label',
             )
-        return asked  # pyright: ignore[reportReturnType]
+        return chosen  # pyright: ignore[reportReturnType]
     if len(distinct) > 1:
         raise SpinliteError(f"{checkpoint.name} contradicts itself: {words}", fix='set model.prediction to "eps" or "v"')
     if distinct:
@@ -100,5 +100,5 @@ def make_sampler(noise: DDPMScheduler, name: str, spacing: str = "trailing") -> 
             raise SpinliteError(f"sampler {name!r} has no Karras schedule", fix='set play.spacing = "trailing"')
         return made.from_config(noise.config, **placed, **{"use_karras_sigmas": True} if karras else {})
     except (ImportError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise SpinliteError(f"play.sampler = {name!r} can't be used: {said}", fix='set play.sampler = "dpm++"') from None
+        reason = " ".join(str(error).split())
+        raise SpinliteError(f"play.sampler = {name!r} can't be used: {reason}", fix='set play.sampler = "dpm++"') from None

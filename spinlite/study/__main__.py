@@ -28,11 +28,11 @@ from spinlite.study.towers import train
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    asked = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     console = Console()
     torch.set_num_threads(1)  # so small a network gains nothing from a second, and the same bits come out everywhere
     try:
-        _study(asked, console)
+        _study(options, console)
     except SpinliteError as error:
         console.error(error.problem, error.fix)
         return 1
@@ -42,19 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _study(asked: argparse.Namespace, console: Console) -> None:
-    scale = SMALL if asked.small else FULL
-    only, seeds = (["sft", "spin"], [0]) if asked.small else (asked.only, asked.seeds)
+def _study(options: argparse.Namespace, console: Console) -> None:
+    scale = SMALL if options.small else FULL
+    only, seeds = (["sft", "spin"], [0]) if options.small else (options.only, options.seeds)
     wanted = list(cells(scale, only, seeds))
     judged = read_reals(PACKAGE / "demo" / "judge")
-    if asked.materials:
-        train(asked.materials, [r.caption for r in judged], console.say).save(KEPT)
-    results = Results(asked.out / "results.jsonl")
-    if not asked.report:
-        _run(wanted, results, asked.towers or KEPT, asked.runs, asked.out, console)
+    if options.materials:
+        train(options.materials, [r.caption for r in judged], console.say).save(KEPT)
+    results = Results(options.out / "results.jsonl")
+    if not options.report:
+        _run(wanted, results, options.towers or KEPT, options.runs, options.out, console)
     every = [Cell(arm, seed, scale) for arm in ARMS for seed in range(arm.seeds)]
-    write_page(asked.out.with_suffix(".md"), asked.out, Table(results.lines(every, scale)))
-    console.say(f"{asked.out.with_suffix('.md')} and its figures are written")
+    write_page(options.out.with_suffix(".md"), options.out, Table(results.lines(every, scale)))
+    console.say(f"{options.out.with_suffix('.md')} and its figures are written")
 
 
 def _run(wanted: Sequence[Cell], results: Results, towers: Path, runs: Path, out: Path, console: Console) -> None:

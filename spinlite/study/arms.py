@@ -198,8 +198,8 @@ class Cell:
     @property
     def made_of(self) -> str:
         """What names its results: everything that is set, and nothing of where it lies."""
-        told = [self.arm.method, self.arm.changed, self.arm.effort, self.pictures, self.rounds, self.seed, vars(self.scale)]
-        return fingerprint(told, self.start.made_of if self.start else None)
+        parts = [self.arm.method, self.arm.changed, self.arm.effort, self.pictures, self.rounds, self.seed, vars(self.scale)]
+        return fingerprint(parts, self.start.made_of if self.start else None)
 
 
 def cells(scale: Scale, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Cell]:

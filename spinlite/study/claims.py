@@ -58,13 +58,13 @@ def claims_table(table: Table) -> str:
 def judged(table: Table, claim: Claim) -> tuple[str, str]:
     """(the difference with its interval, the verdict)."""
     rounds = [
-        table.last(name) if asked is None else asked
-        for name, asked in ((claim.mine, claim.mine_round), (claim.other, claim.other_round))
+        table.last(name) if round_ is None else round_
+        for name, round_ in ((claim.mine, claim.mine_round), (claim.other, claim.other_round))
     ]
     found = table.difference(claim.measure, claim.mine, rounds[0], claim.other, 0 if claim.other == BASE else rounds[1])
     if found is None:
         return "not run", "–"
-    told = f"{MEASURES[claim.measure][0]} {plain(found, claim.measure)}, {found.seeds} seed{'s' * (found.seeds > 1)}"
+    finding = f"{MEASURES[claim.measure][0]} {plain(found, claim.measure)}, {found.seeds} seed{'s' * (found.seeds > 1)}"
     if not found.sure:
-        return told, "reproduces" if claim.sign == 0 else "not told apart"
-    return told, "**does not**" if found.value * claim.sign <= 0 else "reproduces"
+        return finding, "reproduces" if claim.sign == 0 else "not told apart"
+    return finding, "**does not**" if found.value * claim.sign <= 0 else "reproduces"

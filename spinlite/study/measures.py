@@ -56,7 +56,7 @@ class Yardstick:
     def of_reals(self) -> Measured:
         """The real pictures themselves: what alignment and diversity they have."""
         captions = [r.caption for r in self.records]
-        return self._told(self._towers.score(self.reals, captions), torch.cdist(self.reals, self.reals))
+        return self._figures(self._towers.score(self.reals, captions), torch.cdist(self.reals, self.reals))
 
     @property
     def shown(self) -> list[Record]:
@@ -86,8 +86,8 @@ class Yardstick:
         scores = self._towers.score(fakes, [r.caption for r in self.records])
         scores |= {"error": errors, "coverage": covered(fakes, self.reals)}
         scores |= {"look": self._look.score(seen), "own look": self._look.score(seen_own)}
-        told = self._told(scores, torch.cdist(fakes, fakes))
-        return told | {"kid": self._kid(fakes), "own kid": self._kid(seen_own[:, :FEATURES])}
+        figures = self._figures(scores, torch.cdist(fakes, fakes))
+        return figures | {"kid": self._kid(fakes), "own kid": self._kid(seen_own[:, :FEATURES])}
 
     @property
     def _good(self) -> Play:
@@ -114,10 +114,10 @@ class Yardstick:
         play(base, encoded, records, sampling, BATCH, store, progress, "judge", 0)
         return [p for chunk in chunks(records, 8) for p in base.decode(store.get([fake_key(r) for r in chunk])["x0"])]
 
-    def _told(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
+    def _figures(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
         apart = distances.double()
-        told = {name: _measure(s.double().mean().item(), s.double()[self.picks].mean(1)) for name, s in scores.items()}
-        return told | {"diversity": _measure(off_diagonal(apart), resampled(apart, self.picks))}
+        figures = {name: _measure(s.double().mean().item(), s.double()[self.picks].mean(1)) for name, s in scores.items()}
+        return figures | {"diversity": _measure(off_diagonal(apart), resampled(apart, self.picks))}
 
 
 def covered(fakes: Tensor, reals: Tensor) -> Tensor:

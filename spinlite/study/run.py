@@ -102,7 +102,7 @@ def trained(cell: Cell, runs: Path, watch: Watch) -> tuple[Path, dict[int, dict[
 def _seconds(cell: Cell, meter: Meter, play: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """By round, all of it up to there. Fakes that lay in the cache are counted, and charged when results are read."""
     method = cell.settings(".").build_method()
-    told: dict[int, dict[str, Any]] = {}
+    figures: dict[int, dict[str, Any]] = {}
     sums = {"learn": 0.0, "play": 0.0, "played": 0, "fakes": 0}
     for k in range(1, cell.rounds + 1):
         learned = meter.spent.get((k, "learn"), 0.0) + meter.spent.get((k, "opponent"), 0.0)
@@ -111,10 +111,10 @@ def _seconds(cell: Cell, meter: Meter, play: dict[str, Any]) -> dict[int, dict[s
             "learn": sums["learn"] + learned, "play": sums["play"] + played,
             "played": sums["played"] + (played > 0), "fakes": sums["fakes"] + (method.fakes == "played"),
         }  # fmt: skip
-        told[k] = {name: round(value, 2) for name, value in sums.items()} | {
+        figures[k] = {name: round(value, 2) for name, value in sums.items()} | {
             "play_settings": [cell.pictures, play["sampler"], play["steps"], play["guidance"] > 1, play["points"]]
         }
-    return told
+    return figures
 
 
 def _start(cell: Cell, runs: Path, watch: Watch) -> str | None:
@@ -151,7 +151,7 @@ def _line(arm: str, seed: int, round_: int, cell: str, made_of: str) -> dict[str
 def _code() -> str:
     """The commit that this code is, or the version where it is no checkout."""
     try:
-        asked = ["git", "-C", str(PACKAGE), "rev-parse", "--short=10", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(PACKAGE), "rev-parse", "--short=10", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return __version__

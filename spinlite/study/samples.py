@@ -18,12 +18,12 @@ ROWS = {REALS: "real pictures", BASE: "base"} | {arm.name: NAMED[arm.name].title
 
 def keep(path: Path, captions: Sequence[str], pictures: Sequence[Image.Image]) -> None:
     """A strip of pictures, from left to right."""
-    strip, told = Image.new("RGB", (SIDE * len(pictures), SIDE)), PngImagePlugin.PngInfo()
+    strip, info = Image.new("RGB", (SIDE * len(pictures), SIDE)), PngImagePlugin.PngInfo()
     for i, picture in enumerate(pictures):
         strip.paste(picture.resize((SIDE, SIDE)), (SIDE * i, 0))
-    told.add_text(CAPTIONS, json.dumps(list(captions)))
+    info.add_text(CAPTIONS, json.dumps(list(captions)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    strip.save(path, pnginfo=told)
+    strip.save(path, pnginfo=info)
 
 
 def write_samples_sheet(folder: Path) -> None:

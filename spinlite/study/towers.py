@@ -69,12 +69,12 @@ def train(archives: Path, captions: Sequence[str], say: Callable[[str], None]) -
     parts = emoji.split(concepts, found[-1])
     theirs = {concept.code for concept in parts.fluent + parts.judge}
     found[-1] = {code: picture for code, picture in found[-1].items() if code not in theirs}
-    told = {c.code: [c.name, *(f"{c.name}, {word}" for word in c.keywords[:3])] for c in concepts}
-    pairs = [(picture, code) for hand in found for code, picture in hand.items() if code in told]
-    say(f"towers: {len(pictures := [_image(picture) for picture, _ in pairs])} pictures of {len(told)} things")
-    texts = sorted({text for _, code in pairs for text in told[code]} | set(captions))
+    captions_of = {c.code: [c.name, *(f"{c.name}, {word}" for word in c.keywords[:3])] for c in concepts}
+    pairs = [(picture, code) for hand in found for code, picture in hand.items() if code in captions_of]
+    say(f"towers: {len(pictures := [_image(picture) for picture, _ in pairs])} pictures of {len(captions_of)} things")
+    texts = sorted({text for _, code in pairs for text in captions_of[code]} | set(captions))
     known = dict(zip(texts, embed(texts), strict=True))
-    towers = fit(features(pictures), [torch.stack([known[text] for text in told[code]]) for _, code in pairs])
+    towers = fit(features(pictures), [torch.stack([known[text] for text in captions_of[code]]) for _, code in pairs])
     return Towers(*towers, {caption: known[caption] for caption in captions})
 
 

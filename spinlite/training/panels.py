@@ -70,7 +70,7 @@ def write_panels(
 
 def _write(image: Image.Image, path: Path, current: tuple[int, int, int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = PngImagePlugin.PngInfo()
-    told.add_text(CURRENT, json.dumps(current))
-    image.save(path.with_suffix(".part"), "PNG", pnginfo=told)
+    info = PngImagePlugin.PngInfo()
+    info.add_text(CURRENT, json.dumps(current))
+    image.save(path.with_suffix(".part"), "PNG", pnginfo=info)
     path.with_suffix(".part").replace(path)
