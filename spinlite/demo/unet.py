@@ -173,6 +173,5 @@ def train_pair(
         )
         return (made - eps[mine].to(where)).square().mean()
 
-    path = work / "unet.pt"
-    train(pair, mean, loss_at, lambda: keep(mean), path=path, steps=steps, peak=PEAK, longest=0.9995)
+    train(pair, mean, loss_at, lambda: keep(mean), path=work / "unet.pt", steps=steps, peak=PEAK, longest=0.9995)
     return mean.eval()
