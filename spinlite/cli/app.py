@@ -14,6 +14,7 @@ from spinlite import __version__
 from spinlite.cli import data as cli_data
 from spinlite.cli import lora as cli_lora
 from spinlite.cli import plan as cli_plan
+from spinlite.cli import report as cli_report
 from spinlite.cli.options import DataFolder, Overrides, Preset, Runs
 from spinlite.errors import SpinliteError
 
@@ -143,6 +144,7 @@ def bench(
 cli_data.register(app)
 cli_lora.register(app)
 cli_plan.register(app)
+cli_report.register(app)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ class Page:
 
     def title(self, x: int, y: int, text: str) -> None:
         """Large, its lower left corner at (x, y)."""
-        self._pen.text((x, y), text, INK, self._large, anchor="lb")
+        self._pen.text((x, y), text, INK, self._large, anchor="ls")
 
     def caption(self, x: int, y: int, text: str) -> None:
         """Small, under the cell whose left is x and whose bottom is y."""

@@ -1,0 +1,99 @@
+"""The page about runs: whole, safe to open, and read from the run folder alone."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from spinlite.config.settings import Settings
+from spinlite.report.chart import chart
+from spinlite.report.page import write_report
+from spinlite.report.story import POINTS, Curve, read_story, thin
+from spinlite.selfplay import train
+from tests.conftest import Command
+from tests.toy import Quiet, changed
+
+
+@pytest.fixture
+def run(tmp_path: Path, small: Settings) -> Path:
+    folder = tmp_path / "runs" / "toy"
+    train(changed(small, run__rounds=2), folder, Quiet())
+    return folder
+
+
+def test_it_shows_the_sheets_the_rounds_and_the_files(run: Path, command: Command):
+    assert command("report", run).code == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    story = read_story(run)
+    assert story.state == "done: 2 rounds" and story.state in page
+    for event in story.rounds:
+        assert f"{event['policy_real']:.4f}" in page
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    assert [k for k, _ in story.sheets] == [2, 1] and len(pictures) == 2
+    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).format == "JPEG"
+    assert "toy.safetensors" in page
+    assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_curves_hold_the_journals_figures(run: Path):
+    story = read_story(run)
+    events = [json.loads(line) for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    error = next(curve for curve in story.curves if curve.title == "Error on unseen pictures")
+    judged = [event for event in events if event["event"] == "judge"]
+    assert error.points == [(event["round"], event["policy_real"]) for event in judged]
+    assert error.base == judged[0]["base_real"]
+    margin = next(curve for curve in story.curves if curve.title == "Margin")
+    updates = [event for event in events if event["event"] == "update"]
+    assert margin.points == [(e["round"] - 1 + e["update"] / 4, e["margin"]) for e in updates]
+
+
+def test_runs_are_compared_by_the_settings_that_differ(run: Path, small: Settings, tmp_path: Path, command: Command):
+    other = run.with_name("other")
+    train(changed(small, run__rounds=1, learn__lr=1e-4), other, Quiet())
+    assert "add: -o" in command("report", run, other).error()[1]
+    assert command("report", run, other, "-o", tmp_path / "both.html").code == 0
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    table = page.split("Settings that differ")[1].split("</table>")[0]
+    assert "learn.lr" in table and "run.rounds" in table and "learn.batch" not in table
+
+
+def test_what_a_user_wrote_is_no_markup(small: Settings, tmp_path: Path):
+    folder = tmp_path / "<b>&run"
+    settings = changed(small, run__rounds=1).model_copy(update={"about": "<script>alert(1)</script>\x1b[31m"})
+    train(settings, folder, Quiet())
+    write_report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<b>" not in page.split("<body>")[1].split("<h2>")[0] and "&lt;b&gt;&amp;run" in page
+    assert "<script" not in page and "\x1b" not in page
+
+
+def test_a_run_that_has_just_begun_and_a_broken_sheet_have_a_page(run: Path, tmp_path: Path):
+    (run / "samples" / "round-2.png").write_bytes(b"")
+    write_report([run], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("data:image/jpeg") == 1
+    (run / "journal.jsonl").write_text("", encoding="utf-8")
+    write_report([run], tmp_path / "page.html")
+    assert read_story(run).rounds == []
+
+
+def test_thin_keeps_means():
+    points = [(float(i), float(i % 2)) for i in range(100_000)]
+    thinned = thin(points)
+    assert POINTS / 2 < len(thinned) <= POINTS
+    assert all(y == pytest.approx(0.5, abs=0.01) for _, y in thinned)
+    assert thin(points[:3]) == points[:3]
+
+
+@pytest.mark.parametrize("values", [[0.0], [1.0, 1.0], [-3e-9, 2e-9], [1e6, 2e6, -5e5], [0.0721, 0.0689]])
+def test_a_chart_draws_every_point_inside_its_frame(values: list[float]):
+    curve = Curve("t", "", [(float(i + 1), y) for i, y in enumerate(values)], 0.5)
+    drawn = re.search(r'<polyline points="([^"]*)"', chart("<t>", [(curve.points, curve.base)]))
+    assert drawn
+    places = [tuple(map(float, pair.split(","))) for pair in drawn[1].split()]
+    assert len(places) == len(values)
+    assert all(0 <= x <= 460 and 0 <= y <= 200 for x, y in places)
+    assert "&lt;t&gt;" in chart("<t>", [(curve.points, None)])
