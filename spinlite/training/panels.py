@@ -23,8 +23,8 @@ class Page:
         self._large, self._small = ImageFont.load_default(cell // 6), ImageFont.load_default(max(10, cell // 12))
 
     def title(self, x: int, y: int, text: str) -> None:
-        """Large, its lower left corner at (x, y)."""
-        self._pen.text((x, y), text, INK, self._large, anchor="ls")
+        """Large, from x on, just above y."""
+        self._pen.text((x, y - self.cell // 24), text, INK, self._large, anchor="ls")
 
     def caption(self, x: int, y: int, text: str) -> None:
         """Small, under the cell whose left is x and whose bottom is y."""
