@@ -1,11 +1,11 @@
 """What a run tells people before it starts: its facts, its memory settings and its warnings."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from spinlite.config.settings import Settings
-from spinlite.data.records import Record, Survey, list_names
+from spinlite.data.records import Survey, count_pictures, list_names
 from spinlite.data.sources import describe_sources, sources_of
+from spinlite.data.split import explain_few
 from spinlite.families.family import Family
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import Method
@@ -30,6 +30,8 @@ def warnings(survey: Survey, settings: Settings) -> list[str]:
     if survey.unusable:
         count = len(survey.unusable)
         lines.append(f"{count} file{'s' * (count > 1)} can't be used: {list_names(survey.unusable)}")
+    if few := explain_few(survey.heldout):
+        lines.append(few)
     if settings.play.sampler in FEW_STEP:
         lines.append(
             f"play.sampler = {settings.play.sampler} is made for distilled models. With any other base, the model's own "
@@ -58,11 +60,6 @@ def explain_plan(plan: Plan) -> str:
     if full and plan.levers["quantize"] != "none":
         words += f"; the base in full precision would need {min(full) / GIB:.1f} GB"
     return words
-
-
-def count_pictures(records: Sequence[Record]) -> int:
-    """How many different pictures the records hold; one picture may have several captions."""
-    return len({(r.key, r.lose_key) for r in records})
 
 
 def run_facts(settings: Settings, base: Family, survey: Survey, method: Method, where: str) -> dict[str, str]:

@@ -12,8 +12,9 @@ from typing import Any
 from spinlite.config.settings import Data
 from spinlite.data.buckets import Grid, Size, fill_scale, kept_share
 from spinlite.data.looks import Progress
-from spinlite.data.records import Record, Survey
+from spinlite.data.records import Record, Survey, count_pictures
 from spinlite.data.sources import describe_sources
+from spinlite.data.split import explain_few
 from spinlite.data.survey import examine
 
 MUCH = 0.1  # a picture is named if a larger share of it is cut away
@@ -45,6 +46,7 @@ class Findings:
     pictures: int  # all that were found
     learned: int  # pictures to learn from ..
     heldout: int  # .. and held-out pictures (validation)
+    few: str  # what it means that these are too few to judge by; "" if they are enough
     captions: int  # different captions of the pictures that are used
     origins: dict[str, int]  # where captions come from -> number of pictures
     problem: str | None  # why training would stop ..
@@ -81,8 +83,9 @@ def examine_sources(
         model=model,
         full=full,
         pictures=survey.listed,
-        learned=len({(r.key, r.lose_key) for r in survey.train}),
-        heldout=len({(r.key, r.lose_key) for r in survey.heldout}),
+        learned=count_pictures(survey.train),
+        heldout=count_pictures(survey.heldout),
+        few=explain_few(survey.heldout) if records else "",
         captions=len({r.caption for r in records}),
         origins=dict(survey.origins.most_common()),
         problem=survey.stop.problem if survey.stop else None,

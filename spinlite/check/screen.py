@@ -47,6 +47,8 @@ def facts(findings: Findings) -> dict[str, str]:
         "pictures": f"{findings.pictures:,} found; {findings.learned:,} to learn from, {findings.heldout:,} for validation",
         "captions": f"{findings.captions:,} different; " + _counts(findings.origins, "{1:,} from {0}"),
     }
+    if findings.few:
+        lines["held out"] = findings.few
     if findings.sizes:
         least, middle, most = map(format_size, findings.sizes)
         common = {size: count for size, count in findings.common.items() if count > 1}

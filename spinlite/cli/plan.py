@@ -72,14 +72,19 @@ def _pictures(preset: str, data: str | None, set_: list[str]) -> tuple[int, int,
     if data is None:
         return TRAIN, HELDOUT, "100 pictures (add --data FOLDER to count yours)"
     from spinlite.config.load import load_settings
+    from spinlite.data.records import count_pictures
+    from spinlite.data.split import explain_few
     from spinlite.data.survey import examine
 
     settings = load_settings(preset, set_, data__folder=data)
     survey = examine(settings.data, settings.build_method().fakes == "given", headers=True)
     if survey.stop:
         raise survey.stop
-    train, heldout = len(survey.train), len(survey.heldout)
-    return train, heldout, f"{train} captioned pictures to learn from and {heldout} for validation"
+    train, heldout = count_pictures(survey.train), count_pictures(survey.heldout)
+    words = f"{train} captioned pictures to learn from and {heldout} for validation"
+    if few := explain_few(survey.heldout):
+        words += f" ({few})"
+    return len(survey.train), len(survey.heldout), words
 
 
 @listing.callback()

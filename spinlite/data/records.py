@@ -73,6 +73,11 @@ def epoch_slots(records: Sequence[Record], flip: bool = False) -> list[EpochSlot
     return [EpochSlot(group, nth, group[0].repeats, flip) for group in groups for nth in range(group[0].repeats)]
 
 
+def count_pictures(records: Sequence[Record]) -> int:
+    """How many different pictures (or pairs) the records hold; one picture may have several captions."""
+    return len({(r.key, r.lose_key) for r in records})
+
+
 def other_pictures(records: Sequence[Record]) -> dict[str, Record]:
     """Key of a picture that is alone in its bucket -> another picture to pair it with, to be cropped to that bucket."""
     pictures = list({r.key: r for r in records}.values())

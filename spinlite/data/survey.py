@@ -9,7 +9,7 @@ from spinlite.config.settings import Data
 from spinlite.data.alike import find_alike
 from spinlite.data.buckets import Grid
 from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
-from spinlite.data.records import Entry, Record, Survey, list_names, whole_numbers
+from spinlite.data.records import Entry, Record, Survey, count_pictures, list_names, whole_numbers
 from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
 from spinlite.data.split import split
 from spinlite.errors import SpinliteError
@@ -64,7 +64,7 @@ def examine(
     records = _remove_duplicates(read, found)
     _note_alike(every, found)
     found.stop = _reason_to_stop(settings, len(every), records, found)
-    if len({(r.key, r.lose_key) for r in records}) > 1:
+    if count_pictures(records) > 1:
         found.train, found.heldout = split(records, settings.heldout)
     return found
 
@@ -82,7 +82,7 @@ def _reason_to_stop(settings: Data, count: int, records: Sequence[Record], found
             f"{len(found.unusable)} of {count} files in {place} can't be used: {list_names(found.unusable)}",
             fix="fix or remove them, or raise data.max_unusable",
         )
-    usable = len({(r.key, r.lose_key) for r in records})
+    usable = count_pictures(records)
     if usable < 2:
         seen = "".join(f"; {note}" for note in found.notes[:1])
         return SpinliteError(
