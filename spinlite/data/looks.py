@@ -43,7 +43,7 @@ class LookCache:
 
     def __init__(self, path: Path, background: str) -> None:
         self._path, self._saved = path, time.monotonic()
-        self._rules = fingerprint("looks", 2, PIL.__version__, background)
+        self._rules = fingerprint("looks", 3, PIL.__version__, background)
         self._looks: dict[str, tuple[list[int], Look]] = {}
         with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # damaged: look at the files again
             kept = json.loads(path.read_text(encoding="utf-8"))

@@ -3,14 +3,17 @@
 import contextlib
 import importlib
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.Image import Transpose
 
+from spinlite.data.metadata import PROFILE_BYTES, header_of, without_metadata
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Picture
 
@@ -30,10 +33,19 @@ FORMATS = {
 ENDINGS = set().union(*FORMATS.values())
 LARGEST = 2**30  # bytes; a larger file is not read
 FRAMES = "with several frames; only the first is used"
+METADATA = "with metadata that can't be read, ignored"
 PROFILE = "with a colour profile that can't be applied, read as sRGB"
 ENDING = "with the ending of another format, used all the same"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+HUGE = 2**26  # pixels; larger pictures are decoded one at a time, because each takes up to a gigabyte
+TURNS = {  # EXIF's orientation -> what turns the picture upright
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # mode -> the colour space that its profile must have
+Image.MAX_IMAGE_PIXELS = 2**27  # Pillow refuses twice as many: 268 megapixels, more than any phone's
+PngImagePlugin.MAX_TEXT_CHUNK = PROFILE_BYTES
+_ONE = threading.Lock()  # held while a HUGE picture is decoded
 
 
 def read_bytes(path: Path, name: str = "") -> bytes:
@@ -64,13 +76,13 @@ def open_picture(
 
 @contextlib.contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings about files that it reads all the same; make its decompression bomb warning an error.
+    """Silence Pillow's warnings about files that it reads all the same.
 
     Enter it in the main thread, around all threads that `decode` and `read_size`: warning filters belong to the process.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
@@ -80,20 +92,23 @@ def decode(content: bytes, path: Path, name: str = "", background: str = "white"
     Call it inside `silence_pillow`.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            seen = _notable(image, path)
-            return _to_rgb(image, background, seen), seen
+        return _decode(content, path, background)
     except Exception as error:  # on a broken file a decoder may raise anything
+        with contextlib.suppress(Exception):
+            image, seen = _decode(without_metadata(content), path, background)
+            return image, [*seen, METADATA]
         raise _unreadable(name or path.name, path, error) from None
 
 
 def read_size(path: Path, name: str = "") -> tuple[tuple[int, int], list[str]]:
     """((width, height) in px after EXIF rotation, what else was seen) from a file's header alone; else like `decode`."""
     try:
-        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
-            turned = image.format != "TIFF" and image.getexif().get(0x112, 1) in (5, 6, 7, 8)  # Pillow turns TIFFs itself
-            return (image.height, image.width) if turned else image.size, _notable(image, path)
+        with path.open("rb") as file:
+            return _read_size(header_of(file), path)
     except Exception as error:
+        with contextlib.suppress(Exception):
+            size, seen = _read_size(io.BytesIO(without_metadata(read_bytes(path))), path)
+            return size, [*seen, METADATA]
         raise _unreadable(name or path.name, path, error) from None
 
 
@@ -132,6 +147,32 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+def _decode(content: bytes, path: Path, background: str) -> tuple[Image.Image, list[str]]:
+    with Image.open(io.BytesIO(content), formats=_formats()) as image, _ONE if _is_huge(image) else contextlib.nullcontext():
+        seen = _notable(image, path)
+        return _to_rgb(image, background, seen), seen
+
+
+def _read_size(file: BinaryIO, path: Path) -> tuple[tuple[int, int], list[str]]:
+    with Image.open(file, formats=_formats()) as image:
+        seen = _notable(image, path)
+        turned = image.format != "TIFF" and _orientation(image, seen) in (5, 6, 7, 8)  # Pillow turns TIFFs itself
+        return (image.height, image.width) if turned else image.size, seen
+
+
+def _orientation(image: Image.Image, seen: list[str]) -> int:
+    """The EXIF tag that says which side is up; 1: it lies as it should."""
+    try:
+        return Image.Image.getexif(image).get(0x112, 1)  # that of PngImageFile would decode the pixels first
+    except Exception:  # Pillow's reader raises anything
+        seen.append(METADATA)
+        return 1
+
+
+def _is_huge(image: Image.Image) -> bool:
+    return image.width * image.height > HUGE
+
+
 def _notable(image: Image.Image, path: Path) -> list[str]:
     animated = image.format != "MPO" and getattr(image, "is_animated", False)
     wrong_ending = path.suffix.lower() not in FORMATS.get(image.format or "", {path.suffix.lower()})
@@ -141,7 +182,8 @@ def _notable(image: Image.Image, path: Path) -> list[str]:
 def _to_rgb(image: Image.Image, background: str, seen: list[str]) -> Image.Image:
     image.load()
     profile = image.info.get("icc_profile")
-    ImageOps.exif_transpose(image, in_place=True)
+    if turn := TURNS.get(_orientation(image, seen)):
+        image = image.transpose(turn)
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have neither 8 nor 16 bits")
     if image.mode.startswith("I;16"):
@@ -196,8 +238,8 @@ def _why(path: Path, error: Exception) -> str:
             return "there is no such file"
         case UnidentifiedImageError():
             return "not a picture" if path.exists() and path.stat().st_size else "empty file"
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return f"above {(Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
+        case Image.DecompressionBombError():
+            return f"above {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
         case MemoryError():
             return "not enough memory to read it"
         case OSError() if error.strerror:

@@ -233,8 +233,8 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "postscript": ("x.png", lambda p: Image.new("RGB", (8, 8)).save(p, "EPS"), "not a picture"),
     "floats": ("x.tif", lambda p: Image.new("F", (8, 8), 0.5).save(p), "neither 8 nor 16 bits"),
     "32-bit": ("x.tif", lambda p: Image.new("I", (8, 8), 70000).save(p), "neither 8 nor 16 bits"),
-    "bomb": ("x.png", lambda p: png(p, 40_000, 40_000, 1, 0, b""), "above 89 megapixels"),
-    "half-a-bomb": ("x.png", lambda p: png(p, 10_000, 10_000, 1, 0, b""), "above 89 megapixels"),  # Pillow only warns
+    "bomb": ("x.png", lambda p: png(p, 40_000, 40_000, 1, 0, b""), "above 268 megapixels"),
+    "nearly-a-bomb": ("x.png", lambda p: png(p, 16_384, 16_385, 1, 0, b""), "above 268 megapixels"),
     "hidden-level": ("x.png", lambda p: png(p, 1, 1, 16, 0, b"\0\1\2", tRNS=b"\1\2"), "transparent level"),
 }
 
