@@ -68,16 +68,18 @@ def sample(
 
     console = Console()
     from spinlite.config.load import validate_settings
-    from spinlite.export.sample import SampleRequest, draw_samples, parse_numbers, read_prompts, setup_of_file, setup_of_run
+    from spinlite.export import sample as samples
 
-    texts, strengths = read_prompts(prompt), parse_numbers(strength)
-    setup = setup_of_file(what, base, strengths) if what.is_file() else setup_of_run(what, round_)
+    texts, strengths = samples.read_prompts(prompt), samples.parse_numbers(strength)
+    setup = samples.setup_of_file(what, base, strengths) if what.is_file() else samples.setup_of_run(what, round_)
+    if idle := samples.describe_idle(setup):
+        console.say(idle)
     chosen = {"sampler": sampler, "steps": steps, "guidance": guidance}
     tree = {"play": setup.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
-    request = SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
+    request = samples.SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
     folder = output or (what.with_suffix("") if what.is_file() else what) / "tries"
     with console.phase("draw", 1) as progress:
-        path = draw_samples(setup, request, folder, progress)
+        path = samples.draw_samples(setup, request, folder, progress)
     console.show_facts({"sheet": f"{path}", "pictures": f"{folder}, with parameters that A1111 reads"})
 
 

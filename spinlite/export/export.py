@@ -14,7 +14,7 @@ from spinlite.lora.bake import bake_dora
 from spinlite.lora.layouts import Layout
 from spinlite.lora.metadata import HeaderInfo
 from spinlite.lora.read import text_encoder_part
-from spinlite.lora.tensors import Pair, lora_of_snapshot
+from spinlite.lora.tensors import NOTHING, Pair, changes_nothing, lora_of_snapshot
 from spinlite.memory.device import DTYPES
 from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
@@ -44,6 +44,8 @@ def export(run: Run, base: Family, k: int, path: Path, options: ExportOptions) -
     result = str(write_lora(path, lora, base, about, options.layout, DTYPES[options.dtype]))
     if options.sidecars:
         write_sidecars(path, about)
+    if changes_nothing(lora):
+        return NOTHING
     return result if lost is None else f"{result}; DoRA as a plain LoRA, {lost:.1%} off"
 
 

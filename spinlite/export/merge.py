@@ -22,7 +22,7 @@ from spinlite.families.open import open_checkpoint
 from spinlite.families.original import Place, find_places, single_file_tensors
 from spinlite.families.single_file import SingleFile, read_header
 from spinlite.lora.read import read_lora_for
-from spinlite.lora.tensors import Lora, Pair, norm
+from spinlite.lora.tensors import NOTHING, Lora, Pair, changes_nothing, norm
 from spinlite.memory import device
 from spinlite.runs.run import Run
 
@@ -93,14 +93,14 @@ def lora_of_file(path: Path, base: Base) -> tuple[Lora, dict[str, Any]]:
     return read_lora_for(path, kohya_keys(known, base.kind), known, base.name, text_alone=True), {"lora": path.stem}
 
 
-def merge(
-    lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, about: Mapping[str, Any], progress: Progress
-) -> Merged:
+def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, about: Mapping[str, Any], progress: Progress) -> Merged:
     """Write the base's tensors with the LoRA's changes, in their own precision or `dtype`. One tensor at a time is in memory.
 
-    EMA weights get the same changes. `about` goes into the header. Raises SpinliteError if the base lacks a module of the LoRA,
-    or if the file read back is not what was written.
+    EMA weights get the same changes. `about` goes into the header. Raises SpinliteError if the LoRA changes nothing, if the
+    base lacks a module of it, or if the file read back is not what was written.
     """
+    if changes_nothing(lora):
+        raise SpinliteError(NOTHING, fix="give another round (--round) or another file, or a --strength that is not 0")
     changes = _changes_by_key(lora, base)
     # the largest types first, so that all tensors are aligned
     keys = sorted(base.shapes, key=lambda key: -_target_dtype(base.get(key), dtype).itemsize)
@@ -191,7 +191,11 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _compare(
-    to: Path, base: Base, keys: list[str], changes: Mapping[str, Any], dtype: torch.dtype | None,
+    to: Path,
+    base: Base,
+    keys: list[str],
+    changes: Mapping[str, Any],
+    dtype: torch.dtype | None,
     progress: Callable[[int], None],
 ) -> None:
     kind = open_checkpoint(str(to)).kind

@@ -21,7 +21,7 @@ from spinlite.lora.apply import applied
 from spinlite.lora.layouts import complete_attention, to_kohya
 from spinlite.lora.metadata import compute_hashes, tensor_bytes
 from spinlite.lora.read import text_encoder_part
-from spinlite.lora.tensors import Lora
+from spinlite.lora.tensors import NOTHING, Lora, changes_nothing
 from spinlite.memory import device
 from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
@@ -64,6 +64,12 @@ class SampleSetup:
     loras: Mapping[str, Lora]
     hashes: Mapping[str, str]  # SHA-256 of the LoRA files' data, by the same names
     model: Mapping[str, str]  # how A1111's metadata names the base model
+
+
+def describe_idle(setup: SampleSetup) -> str:
+    """Which of the LoRAs change nothing, in words; "" if all do something. The base beside rounds is meant to do nothing."""
+    idle = [stem for stem, lora in setup.loras.items() if changes_nothing(lora) and (lora or len(setup.loras) == 1)]
+    return f"{', '.join(idle)}: {NOTHING}; the pictures are the base model's own" if idle else ""
 
 
 def parameters(setup: SampleSetup, prompt: str, request: SampleRequest, seed: int, stem: str, strength: float) -> str:

@@ -147,9 +147,7 @@ def match_modules(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> t
     return known, [name for name in file.parts if name not in known]
 
 
-def read_lora_for(
-    path: Path, names: Mapping[str, str], shapes: Shapes, base: str, text_alone: bool = False
-) -> dict[str, Pair]:
+def read_lora_for(path: Path, names: Mapping[str, str], shapes: Shapes, base: str, text_alone: bool = False) -> dict[str, Pair]:
     """Read a LoRA file for a base model: full name -> change. `base` is the base's kind in words.
 
     Raises SpinliteError if the file was made for another kind of base, is incomplete or holds something that would be lost;
@@ -205,7 +203,8 @@ def _numbered(file: LoraFile, modules: list[str]) -> tuple[dict[str, str], list[
         "unet": [f"unet.{block}{leaf}" for block in first for leaf in leaves],
         "text_encoder": [
             f"text_encoder.text_model.encoder.layers.{i}.self_attn.{leaf}_proj"
-            for i in range(48) for leaf in ("k", "v", "q", "out")
+            for i in range(48)
+            for leaf in ("k", "v", "q", "out")
         ],
     }
     known: dict[str, str] = {}

@@ -36,6 +36,7 @@ class Pair:
         return Pair(self.down, self.up * factor)
 
 
+NOTHING = "this LoRA changes nothing: all its changes are zero"
 Lora = Mapping[str, Pair]  # by the full name of the module: "unet.…", "text_encoder.text_model.…"
 
 
@@ -62,6 +63,11 @@ def norm(pair: Pair) -> float:
     """The Frobenius norm of the change, computed from (rank, rank) matrices instead of the change itself."""
     up, down = pair.up.flatten(1).double(), pair.down.flatten(1).double()
     return torch.einsum("ij,ji->", up.T @ up, down @ down.T).clamp_min(0).sqrt().item()
+
+
+def changes_nothing(lora: Lora) -> bool:
+    """Whether every change is zero: such a LoRA does nothing in any program. An empty one does nothing either."""
+    return all(norm(pair) == 0 for pair in lora.values())
 
 
 def describe_ranks(lora: Lora) -> str:

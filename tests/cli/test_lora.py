@@ -134,3 +134,17 @@ def test_what_makes_no_sense_is_answered_in_two_lines(
     said = command(*given).error()
     assert problem in said[0] and fix in said[1]
     assert not [p for p in Path.cwd().iterdir() if p.name != "tries"]
+
+
+def test_a_lora_of_zeros_is_said_to_change_nothing(command: Command, run: Run, configs: Path):
+    ended = command("export", run.folder, "--round", "0", "-o", "zero")
+    assert ended.code == 0 and "this LoRA changes nothing" in ended.out
+    words = ("--prompt", "a fox", "--steps", "2", "--seeds", "1", "-o", "tries")
+    ended = command("sample", "zero.safetensors", "--base", configs / "sd15", *words)
+    assert ended.code == 0 and ended.out.startswith("zero: this LoRA changes nothing")
+    assert "base: this LoRA changes nothing" in command("sample", run.folder, "--round", "0", *words).out
+    assert "changes nothing" not in command("sample", run.folder, "--round", "all", *words).out
+    for what in ("zero.safetensors", run.folder):
+        said = command("merge", what, "--round", "0", "--into", configs / "sd15.safetensors", "-o", "whole").error()
+        assert "this LoRA changes nothing" in said[0] and "--round" in said[1]
+    assert not Path("whole.safetensors").exists()

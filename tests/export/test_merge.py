@@ -180,6 +180,7 @@ def test_what_can_not_be_merged_is_named_and_nothing_is_left(configs: Path, tmp_
     assert not list(to.parent.iterdir())
     whole = merging._changed_tensor
     with monkeypatch.context() as patch, pytest.raises(SpinliteError, match="does not hold what was merged"):
+
         def broken(weight: Tensor, spots: Any) -> Tensor:
             return whole(weight, spots) * (1.001 if spots and to.exists() else 1)
 
