@@ -6,6 +6,7 @@ from spinlite.config.settings import Settings
 from spinlite.data.records import Survey, count_pictures, list_names
 from spinlite.data.sources import describe_sources, sources_of
 from spinlite.data.split import explain_few
+from spinlite.families.clip import find_syntax
 from spinlite.families.family import Family
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import Method
@@ -32,6 +33,9 @@ def warnings(survey: Survey, settings: Settings) -> list[str]:
         lines.append(f"{count} file{'s' * (count > 1)} can't be used: {list_names(survey.unusable)}")
     if few := explain_few(survey.heldout):
         lines.append(few)
+    for what, examples in find_syntax({r.caption: None for r in survey.train + survey.heldout}).items():
+        held = f"{len(examples)} caption{'s hold' if len(examples) > 1 else ' holds'}"
+        lines.append(f"{held} {what} such as {list_names(examples[:1])}: they are learned as plain text")
     if settings.play.sampler in FEW_STEP:
         lines.append(
             f"play.sampler = {settings.play.sampler} is made for distilled models. With any other base, the model's own "
@@ -72,11 +76,13 @@ def run_facts(settings: Settings, base: Family, survey: Survey, method: Method, 
     width, height = base.size
     train, heldout = count_pictures(survey.train), count_pictures(survey.heldout)
     shape_count = len({r.bucket for r in survey.train + survey.heldout})
+    chunks = base.count_chunks(list({r.caption: None for r in survey.train + survey.heldout}))
+    long = f"; the longest takes {chunks} chunks of tokens, so all have {chunks}" if chunks > 1 else ""
     shapes = f", in {shape_count} shapes" if shape_count > 1 else ""
     return {
         "model": f"{base.title}, {width}x{height} px",
         "data": f"{train} pictures to learn from, {heldout} for validation{shapes} ({describe_sources(settings.data)})",
-        "captions": ", ".join(f"{count} from {origin}" for origin, count in survey.origins.most_common()),
+        "captions": ", ".join(f"{count} from {origin}" for origin, count in survey.origins.most_common()) + long,
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
         "rounds": f"{settings.run.rounds} of {learning.updates} steps (updates), batch {learning.batch}",
         "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",

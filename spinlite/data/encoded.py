@@ -49,10 +49,12 @@ class Encoded:
     """Latents and conditioning of records, kept in stores on disk; what is missing there is encoded.
 
     A picture is kept under the hash of its file's bytes, its shape and whether it is mirrored, in a store named by the VAE and
-    the settings for pixels. A caption is kept under its own hash, in a store named by the text encoders.
+    the settings for pixels. A caption is kept under its own hash and its number of chunks, in a store named by the text
+    encoders.
 
     faults:  why pictures could not be encoded, by their keys; `usable` leaves their records out
     changed: names of files that changed since their records were made; the folder has to be read again
+    chunks:  how many chunks of tokens every caption is encoded in: as many as the longest one needs
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Encoded:
         self.changed: list[str] = []
         items = {(item.key, item.shape): item for r in (*records, *others) for item in self._items(r)}
         missing = [item for each in items.values() if (item := self._missing(each)).flips]
-        texts = {_prompt_key(text): text for text in ["", *(r.caption for r in records)]}
+        captions = ["", *(r.caption for r in records)]
+        self.chunks = family.count_chunks(list(dict.fromkeys(captions)))
+        texts = {self._prompt_key(text): text for text in captions}
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
         done, total = 0, len(missing) + len(prompts)
 
@@ -84,7 +88,7 @@ class Encoded:
         self._encode(family, missing, len({item.key for item in items.values()}), batch, advance)
         with self._prompts:
             for chunk in chunks(prompts, batch):
-                self._prompts.add([key for key, _ in chunk], family.encode_captions([text for _, text in chunk]))
+                self._prompts.add([key for key, _ in chunk], family.encode_captions([text for _, text in chunk], self.chunks))
                 advance(len(chunk))
         family.free()
 
@@ -106,7 +110,10 @@ class Encoded:
         texts = ["" if flag else r.caption for r, flag in zip(records, flags, strict=True)]
         picture = self._get([r.key for r in records], records)
         del picture["x0"]
-        return self._prompts.get([_prompt_key(text) for text in texts]) | picture
+        return self._prompts.get([self._prompt_key(text) for text in texts]) | picture
+
+    def _prompt_key(self, text: str) -> str:
+        return fingerprint(text, *[self.chunks] * (self.chunks > 1))
 
     def _get(self, keys: Sequence[str], like: Sequence[Record]) -> dict[str, Tensor]:
         shapes = [r.bucket or self._own for r in like]
@@ -184,10 +191,6 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """The items in order, in parts of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _prompt_key(text: str) -> str:
-    return fingerprint(text)
 
 
 def _name(key: str, shape: Size, flip: bool) -> str:

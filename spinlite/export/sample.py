@@ -130,7 +130,8 @@ def draw_samples(setup: SampleSetup, request: SampleRequest, folder: Path, progr
     columns = [(i, request.first + n) for i in range(len(request.prompts)) for n in range(request.seeds)]
     if (count := len(rows) * len(columns)) > MOST:
         raise SpinliteError(f"that would be {count} pictures", fix=f"ask for at most {MOST}, e.g. with fewer --seeds")
-    conds = base.encode_captions([*request.prompts, request.negative])
+    texts = [*request.prompts, request.negative]
+    conds = base.encode_captions(texts, base.count_chunks(texts))
     base.free()
     shown: dict[str, list[Image.Image]] = {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What SD 1.x, SD 2.x and SDXL share: parts loaded on demand, the VAE, LoRA targets. Latents are (B, C, H/f, W/f)."""
+"""What SD 1.x, SD 2.x and SDXL share: parts loaded on demand, captions in chunks, the VAE, LoRA targets."""
 
 import contextlib
 import logging
@@ -9,23 +9,23 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, explain_errors, load_pretrained, locate, require_whole
-from spinlite.families.names import kohya_keys, module_shapes
+from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, locate
+from spinlite.families.clip import count_chunks, tokenize
+from spinlite.families.family import Family, Picture
+from spinlite.families.names import kohya_keys, kohya_name, module_shapes
 from spinlite.families.open import open_checkpoint
 from spinlite.families.schedule import make_sampler, noise_scheduler, resolve_prediction
-from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
+from spinlite.families.vae import decode_latents, encode_images, load_vae, vae_fingerprint
 from spinlite.lora.apply import attach
 from spinlite.lora.read import read_lora_for, text_encoder_part
 from spinlite.lora.tensors import Lora
-from spinlite.maths.draws import gaussian
 from spinlite.maths.paths import Path
 from spinlite.memory.device import Device, probe_compiler
 from spinlite.memory.quantized import place_network
@@ -44,64 +44,65 @@ LOADERS: dict[Kind, Any] = {
     "sdxl": StableDiffusionXLLoraLoaderMixin,
 }
 VARIANTS = 64  # compiled versions of one block: its sizes x policy, opponent, base x with and without gradient
-PIXELS = 2**20  # in one pass through the VAE
+OWN_SKIP: dict[Kind, int] = {"sd1": 1, "sd2": 2, "sdxl": 2}  # the layer that a kind was trained with, from the end
+CHUNK = 75  # tokens of a caption that CLIP reads at once
 
 
-class Parts:
-    """A base model on a device. The network stays there; the VAE, tokenizers and text encoders are loaded on demand.
+class Diffusion(Family):
+    """A base model over diffusers. Its network stays on the device; VAE, tokenizers and text encoders are loaded on demand.
 
-    The VAE computes in bf16 or fp32, never in fp16: SDXL's VAE overflows there.
+    A kind adds how captions are encoded and what else the network is told.
     """
 
-    def __init__(
-        self, base: str, kinds: Sequence[Kind], device: Device, vae: str | None, prediction: str, zero_snr: bool | None
-    ) -> None:
-        self.checkpoint = open_checkpoint(base)
-        self.kind: Kind = self.checkpoint.kind
-        self.device, self._vae = device, locate(vae, "model.vae") if vae else None
-        if self.kind not in kinds:
-            problem = f"{base} is {KINDS[self.kind]}, but model.family says otherwise"
+    lora_targets = TARGETS
+    kinds: Sequence[Kind]  # that the class can train
+
+    def __init__(self, model: Model, device: Device) -> None:
+        """Raises SpinliteError if the base can't be read, or the settings don't suit it."""
+        self._checkpoint = open_checkpoint(model.base)
+        self._kind: Kind = self._checkpoint.kind
+        self._device, self._vae = device, locate(model.vae, "model.vae") if model.vae else None
+        if self._kind not in self.kinds:
+            problem = f"{model.base} is {KINDS[self._kind]}, but model.family says otherwise"
             raise SpinliteError(problem, fix='set model.family = "auto"')
-        chosen, zero = resolve_prediction(self.checkpoint, prediction, zero_snr)
-        self.noise = noise_scheduler(self.checkpoint, chosen, zero)
-        self.path = Path(chosen, self.noise.alphas_cumprod)
+        chosen, zero = resolve_prediction(self._checkpoint, model.prediction, model.zero_snr)
+        self._noise = noise_scheduler(self._checkpoint, chosen, zero)
+        self.path = Path(chosen, self._noise.alphas_cumprod)
+        self.size, self.step = size_and_step_of(self._checkpoint, model.resolution)
+        self._factor = _vae_factor(self._checkpoint)  # pixels per latent, along one side
+        width, height = (side // self._factor for side in self.size)
+        self.latent_shape = (self._checkpoint.config("unet")["in_channels"], height, width)
+        self._most_chunks, self._layer = model.max_tokens // CHUNK, _layer_to_read(self._checkpoint, model.clip_skip)
         self._loaded: dict[str, Any] = {}
         self._text: Lora = {}  # the starting LoRA's part for text encoders: every caption is encoded with it
-        levers = device.levers
-        self.net: nn.Module = place_network(
-            self.checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR
-        ).eval()
-        self.set_checkpointing(levers.checkpointing)
-        self.attention = self._set_attention()
-        if levers.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if levers.compile:
-            self._compile()
-        settings = self.checkpoint.config("unet")
-        side = settings["sample_size"]
-        self.latent_shape = (settings["in_channels"], side, side)
-        self.size, self.step = size_and_step_of(self.checkpoint)
-        self.factor = self.size[0] // side  # pixels per latent, along one side
-        vae_hash = _vae_fingerprint(self._vae) if self._vae else None
-        made_of = [self.checkpoint.fingerprint(), vae_hash, chosen, zero]
-        self.picture_hash = fingerprint(vae_hash or self.checkpoint.fingerprint("vae"))
-        self.caption_hash = fingerprint(self.checkpoint.fingerprint("text_encoder", "tokenizer"), str(device.dtype))
-        self.base_hash = fingerprint(*made_of, *[levers.quantize] * (levers.quantize != "none"))
-        self.title = f"{base} ({KINDS[self.kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
+        self._place_network()
+        self._name_hashes(chosen, zero, model.clip_skip)
+        self.title = f"{model.base} ({KINDS[self._kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
+        self._clip_skip = model.clip_skip
 
-    def part(self, name: str) -> Any:
-        """The VAE, a tokenizer or a text encoder, by diffusers' name: loaded at first use, kept until `free`."""
-        if name not in self._loaded:
-            if name.startswith("tokenizer"):
-                self._loaded[name] = self.checkpoint.load(name, torch.float32)
-            else:
-                model = self._load_vae() if name == "vae" else self.checkpoint.load(name, self.device.dtype)
-                self._loaded[name] = model.to(self.device.device).eval().requires_grad_(False)
-                attach(model, self._text, part=name)
-        return self._loaded[name]
+    def start_from(self, path: FilePath) -> None:
+        known = module_shapes(self.net)
+        self.start = read_lora_for(path, kohya_keys(known, self._kind), known, f"an {KINDS[self._kind]} model")
+        self._text = text_encoder_part(self.start)
+        if self._text:
+            self.base_hash = fingerprint(self.base_hash, fingerprint_files([path]))
+            self.caption_hash = fingerprint(self.caption_hash, fingerprint_files([path]))
+
+    def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return {"x0": encode_images(self._part("vae"), [picture.image for picture in pictures], sampled)}
+
+    def count_chunks(self, captions: Sequence[str]) -> int:
+        return count_chunks(self._part("tokenizer"), captions, self._most_chunks)
+
+    def decode(self, latents: Tensor) -> list[Image]:
+        return decode_latents(self._part("vae"), latents, self._factor)
+
+    def free(self) -> None:
+        self._loaded.clear()
+        if self._device.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def set_checkpointing(self, on: bool) -> None:
-        """Gradient checkpointing: keep one block's activations at a time and compute the others again in the backward pass."""
         net: Any = self.net
         if on:
             net.enable_gradient_checkpointing()
@@ -109,74 +110,14 @@ class Parts:
             net.disable_gradient_checkpointing()
 
     def sampler(self, name: str, spacing: str) -> Any:
-        """A diffusers scheduler for this model, by name, with its steps placed as `spacing` says."""
-        return make_sampler(self.noise, name, spacing)
+        return make_sampler(self._noise, name, spacing)
 
-    def free(self) -> None:
-        """Free the memory of everything that `part` loaded."""
-        self._loaded.clear()
-        if self.device.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def tokenize(self, captions: Sequence[str], name: str = "tokenizer") -> Tensor:
-        """Captions -> (B, length) token ids on the device, cut or padded to the tokenizer's length."""
-        tokenizer = self.part(name)
-        settings: dict[str, Any] = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-        return tokenizer(list(captions), return_tensors="pt", **settings).input_ids.to(self.device.device)
-
-    @torch.no_grad()
-    def encode_images(self, images: Sequence[Image], sampled: Sequence[str] | None = None) -> Tensor:
-        """RGB pictures of one size -> latents, (B, C, H/f, W/f), fp32, on the CPU.
-
-        They are the means of the VAE's distribution; with `sampled`, random samples of it, seeded by these names.
-        """
-        vae = self.part("vae")
-        processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalising depends on the values
-        pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
-        pixels = pixels.to(self.device.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
-        rows = max(1, PIXELS // pixels[0, 0].numel())
-        encoded = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
-        means = torch.cat([each.mode() for each in encoded]).float().cpu()
-        if sampled:
-            noise = torch.stack([gaussian(means[0].shape, "posterior", name) for name in sampled])
-            means += torch.cat([each.std for each in encoded]).float().cpu() * noise
-        return means * vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> list[Image]:
-        """Latents -> RGB pictures."""
-        vae = self.part("vae")
-        scaled = (latents / vae.config.scaling_factor).to(self.device.device, vae.dtype)
-        rows = max(1, PIXELS // (scaled[0, 0].numel() * self.factor**2))
-        pixels = torch.cat([vae.decode(chunk).sample.float().cpu() for chunk in scaled.split(rows)])
-        return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
-
-    def export_metadata(self, version: str, architecture: str, implementation: str) -> dict[str, str]:
-        """The keys of kohya and ModelSpec that tell other programs which base a LoRA is for."""
-        width, height = self.size
-        return {
-            "ss_base_model_version": version,
-            "ss_v2": str(self.kind == "sd2"),
-            "modelspec.architecture": f"{architecture}/lora",
-            "modelspec.implementation": implementation,
-            "modelspec.prediction_type": "v" if self.path.prediction == "v" else "epsilon",
-            "modelspec.resolution": f"{width}x{height}",
-        }
-
-    def start_from(self, path: FilePath) -> Lora:
-        """Read the LoRA that a run starts from; from here on captions are encoded with its part for the text encoders."""
-        known = module_shapes(self.net)
-        lora = read_lora_for(path, kohya_keys(known, self.kind), known, f"an {KINDS[self.kind]} model")
-        self._text = text_encoder_part(lora)
-        if self._text:
-            self.base_hash = fingerprint(self.base_hash, fingerprint_files([path]))
-            self.caption_hash = fingerprint(self.caption_hash, fingerprint_files([path]))
-        return lora
+    def export_name(self, name: str) -> str:
+        return kohya_name(name, self._kind)
 
     @contextlib.contextmanager
     def with_lora_file(self, path: FilePath, strength: float) -> Iterator[None]:
-        """The network with a LoRA file, read by diffusers' own loader, inside a `with` block."""
-        loader = LOADERS[self.kind]
+        loader = LOADERS[self._kind]
         net: Any = self.net
         state, alphas, metadata = loader.lora_state_dict(str(path), unet_config=net.config, return_lora_metadata=True)
         net.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata, adapter_name="file")
@@ -186,46 +127,109 @@ class Parts:
         finally:
             net.unload_lora()
 
-    def _set_attention(self) -> str:
-        """Choose what computes attention; returns which and why, in words."""
+    def _part(self, name: str) -> Any:
+        """The VAE, a tokenizer or a text encoder, by diffusers' name: loaded at first use, kept until `free`."""
+        if name not in self._loaded:
+            if name.startswith("tokenizer"):
+                self._loaded[name] = self._checkpoint.load(name, torch.float32)
+            else:
+                dtype = self._device.dtype
+                vae = name == "vae"
+                model = load_vae(self._checkpoint, self._vae, dtype) if vae else self._checkpoint.load(name, dtype)
+                self._loaded[name] = model.to(self._device.device).eval().requires_grad_(False)
+                attach(model, self._text, part=name)
+        return self._loaded[name]
+
+    def _read(self, captions: Sequence[str], chunks: int, number: str, normed: bool) -> tuple[Tensor, Any]:
+        """(states of the layer that is read, (B, chunks x length, width), what the text encoder says of all chunks).
+
+        With `normed` its final norm is applied, as SD 1.x and 2.x were trained. `number` names the text encoder: "" or "_2".
+        """
+        encoder = self._part(f"text_encoder{number}")
+        ids = tokenize(self._part(f"tokenizer{number}"), captions, chunks).to(self._device.device)
+        said = encoder(ids.flatten(0, 1), output_hidden_states=not normed or self._layer > 1)
+        if not normed:
+            states = said.hidden_states[-self._layer]
+        elif self._layer == 1:
+            states = said.last_hidden_state
+        else:
+            states = encoder.final_layer_norm(said.hidden_states[-self._layer])
+        return states.unflatten(0, (-1, chunks)).flatten(1, 2), said
+
+    def _describe_base(self, version: str, architecture: str, implementation: str) -> dict[str, str]:
+        """The keys of kohya and ModelSpec that tell other programs which base a LoRA is for."""
+        width, height = self.size
+        return {
+            "ss_base_model_version": version,
+            "ss_v2": str(self._kind == "sd2"),
+            **({"ss_clip_skip": str(self._clip_skip)} if self._clip_skip else {}),
+            "modelspec.architecture": f"{architecture}/lora",
+            "modelspec.implementation": implementation,
+            "modelspec.prediction_type": "v" if self.path.prediction == "v" else "epsilon",
+            "modelspec.resolution": f"{width}x{height}",
+        }
+
+    def _place_network(self) -> None:
+        """Load the network, and set it up as the device's levers say."""
+        device, levers = self._device, self._device.levers
+        self.net = place_network(
+            self._checkpoint.load("unet", device.dtype), device.device, levers.quantize, LINEAR
+        ).eval()  # fmt: skip
         net: Any = self.net
-        kind, why = self.device.attention(m.inner_dim // m.heads for m in net.modules() if isinstance(m, Attention))
+        self.set_checkpointing(levers.checkpointing)
+        kind, why = device.attention(m.inner_dim // m.heads for m in net.modules() if isinstance(m, Attention))
         net.set_attn_processor(XFormersAttnProcessor() if kind == "xformers" else AttnProcessor2_0())
-        return f"{'xformers' if kind == 'xformers' else 'SDPA'} ({why})"
+        self.attention = f"{'xformers' if kind == 'xformers' else 'SDPA'} ({why})"
+        if levers.channels_last:
+            net.to(memory_format=torch.channels_last)
+        if levers.compile:
+            probe_compiler(device.device)
+            torch._dynamo.config.recompile_limit = VARIANTS
+            net.compile_repeated_blocks()
 
-    def _compile(self) -> None:
-        probe_compiler(self.device.device)
-        torch._dynamo.config.recompile_limit = VARIANTS
-        net: Any = self.net
-        net.compile_repeated_blocks()
-
-    def _load_vae(self) -> Any:
-        dtype = torch.float32 if self.device.dtype == torch.float16 else self.device.dtype
-        if self._vae is None:
-            return self.checkpoint.load("vae", dtype)
-        vae = self._vae
-        if vae.lower().endswith(".safetensors"):
-            read_header(FilePath(vae))  # raises an error that says what is wrong with the file
-            options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[self.kind]), "subfolder": "vae", "dtype": dtype}
-            model = explain_errors(vae, lambda: AutoencoderKL.from_single_file(vae, local_files_only=True, **options))
-            return require_whole(vae, "vae", model)
-        within = "vae" if (FilePath(vae) / "vae").is_dir() else ""
-        return explain_errors(vae, lambda: load_pretrained(AutoencoderKL, vae, dtype, within))
+    def _name_hashes(self, prediction: str, zero_snr: bool, clip_skip: int | None) -> None:
+        """Name what is made with this base by what it is made of. What is as the base says itself adds nothing to a name."""
+        vae, quantize = vae_fingerprint(self._vae) if self._vae else None, self._device.levers.quantize
+        read = [] if clip_skip in (None, OWN_SKIP[self._kind]) else [f"clip_skip {clip_skip}"]
+        made_of = [self._checkpoint.fingerprint(), vae, prediction, zero_snr, *[quantize] * (quantize != "none"), *read]
+        text = self._checkpoint.fingerprint("text_encoder", "tokenizer")
+        self.picture_hash = fingerprint(vae or self._checkpoint.fingerprint("vae"))
+        self.caption_hash = fingerprint(text, str(self._device.dtype), *read)
+        self.base_hash = fingerprint(*made_of)
 
 
-def size_and_step_of(checkpoint: Checkpoint) -> tuple[tuple[int, int], int]:
-    """((width, height) of the model's own pictures, step), px: sides of other pictures are multiples of `step`.
+def _layer_to_read(checkpoint: Checkpoint, clip_skip: int | None) -> int:
+    """Which layer of the stored text encoders is read, from the end. SD 2.x's is stored without its last layer."""
+    kind = checkpoint.kind
+    left_out = int(kind == "sd2")
+    layer = (clip_skip or OWN_SKIP[kind]) - left_out
+    layers = checkpoint.config("text_encoder")["num_hidden_layers"]
+    if not 1 <= layer <= layers:
+        raise SpinliteError(
+            f"{checkpoint.name} has no layer for model.clip_skip = {clip_skip}: its text encoder has layers "
+            f"{1 + left_out} to {layers + left_out} from the end",
+            fix=f"set model.clip_skip = {OWN_SKIP[kind]}, with which {KINDS[kind]} was trained, or remove it",
+        )
+    return layer
 
-    VAE and network can halve a multiple of the step without remainder. It is at least a 16th of a side, so that there are not
-    more shapes than pictures. For SDXL it is 64, as in its paper.
+
+def size_and_step_of(checkpoint: Checkpoint, resolution: int | None = None) -> tuple[tuple[int, int], int]:
+    """((width, height) of the model's pictures, step), px: sides of other pictures are multiples of `step`.
+
+    VAE and network can halve a multiple of the step without remainder. It is at least a 16th of the model's own side, so that
+    there are not more shapes than pictures. For SDXL it is 64, as in its paper. `resolution` replaces the model's own size.
+    Raises SpinliteError if that is no multiple of the step.
     """
-    unet = checkpoint.config("unet")
-    factor = 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)
-    side, halved = unet["sample_size"] * factor, factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    return (side, side), halved * max(1, round(side / 16 / halved))
+    unet, factor = checkpoint.config("unet"), _vae_factor(checkpoint)
+    own, halved = unet["sample_size"] * factor, factor * 2 ** (len(unet["block_out_channels"]) - 1)
+    step = halved * max(1, round(own / 16 / halved))
+    if resolution and resolution % step:
+        near = max(step, round(resolution / step) * step)
+        problem = f"model.resolution = {resolution} is no multiple of {step}, as {checkpoint.name} needs"
+        raise SpinliteError(problem, fix=f"set model.resolution = {near}")
+    side = resolution or own
+    return (side, side), step
 
 
-def _vae_fingerprint(vae: str) -> str:
-    path = FilePath(vae)
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
-    return fingerprint_files(files) if files else fingerprint(vae)
+def _vae_factor(checkpoint: Checkpoint) -> int:
+    return 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)

@@ -59,8 +59,15 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode_captions(self, captions: Sequence[str]) -> Cond:
-        """Captions -> their conditioning, a row each, on the CPU. "" gives the unconditional one."""
+    def count_chunks(self, captions: Sequence[str]) -> int:
+        """How many chunks of tokens the longest of these captions takes, at most as many as model.max_tokens allows."""
+
+    @abstractmethod
+    def encode_captions(self, captions: Sequence[str], chunks: int = 1) -> Cond:
+        """Captions -> their conditioning, a row each, on the CPU. "" gives the unconditional one.
+
+        Every row has so many chunks: a shorter caption is padded, a longer one is cut.
+        """
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

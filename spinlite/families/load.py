@@ -23,25 +23,28 @@ def load_family(model: Model, device: Device) -> Family:
         case "sdxl":
             from spinlite.families.sdxl import StableDiffusionXL
 
-            family = StableDiffusionXL(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+            family = StableDiffusionXL(model, device)
         case _:
             from spinlite.families.sd import StableDiffusion
 
-            family = StableDiffusion(model.base, device, vae=model.vae, prediction=model.prediction, zero_snr=model.zero_snr)
+            family = StableDiffusion(model, device)
     if model.init_lora:
         family.start_from(Path(model.init_lora))
     return family
 
 
 def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
-    """A base model's `Family.size` and `Family.step` in px, without loading it. Raises SpinliteError if it can't be read."""
+    """A base model's `Family.size` and `Family.step` in px, without loading it.
+
+    Raises SpinliteError if it can't be read, or if it can't have that model.resolution.
+    """
     if model.family == "toy":
         from spinlite.families.toy import Toy
 
         return Toy.size, Toy.step
     from spinlite.families.diffusion import size_and_step_of
 
-    return size_and_step_of(open_checkpoint(with_random_weights(model).base))
+    return size_and_step_of(open_checkpoint(with_random_weights(model).base), model.resolution)
 
 
 def load_tokenizer(model: Model) -> Any:

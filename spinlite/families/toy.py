@@ -78,7 +78,10 @@ class Toy(Family):
         means = [picture.image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
         return {"x0": torch.tensor([[m[0], m[2]] for m in means]) / 127.5 - 1}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
-    def encode_captions(self, captions: Sequence[str]) -> Cond:
+    def count_chunks(self, captions: Sequence[str]) -> int:
+        return 1
+
+    def encode_captions(self, captions: Sequence[str], chunks: int = 1) -> Cond:
         rows = []
         for caption in captions:
             words = torch.zeros(WIDTH)
@@ -121,4 +124,3 @@ class Toy(Family):
 
     def export_metadata(self) -> dict[str, str]:
         return {}
-

@@ -60,7 +60,7 @@ def build_header(tensors: Mapping[str, Tensor], lora: Lora, alpha: float, about:
         **network_keys(lora, alpha),
         "ss_output_name": title,
         "ss_sd_model_name": about.base,
-        "ss_clip_skip": "None",
+        "ss_clip_skip": about.family.get("ss_clip_skip", "None"),
         "ss_num_train_images": about.pictures,
         "ss_training_started_at": about.started,
         "ss_training_finished_at": about.finished,

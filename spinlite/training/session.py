@@ -167,7 +167,8 @@ class Session:
         """The fakes of a snapshot (None: of the base), in a folder named by the hash of all that they depend on."""
         has_lora = snapshot is not None and (snapshot or self.family.start)  # without a LoRA to start from, snapshot 0 is zero
         made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
-        made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names)
+        wide = [self.encoded.chunks] * (self.encoded.chunks > 1)
+        made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names, *wide)
         return Store(self.run.cache / "fake" / made_of)
 
     def _shuffled(self, k: int) -> Fakes:

@@ -192,7 +192,7 @@ def test_the_largest_header_is_below_1_mib():
 
 
 def test_a_file_that_is_not_what_was_trained_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    base = StableDiffusion("demo", CPU)
+    base = StableDiffusion(Model(base="demo"), CPU)
     torch.manual_seed(0)
     name = "down_blocks.0.resnets.0.conv1"
     lora = {f"unet.{name}": pair_for(tuple(base.net.get_submodule(name).weight.shape), 2)}  # pyright: ignore

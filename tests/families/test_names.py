@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from spinlite.families.diffusion import TARGETS, Parts
+from spinlite.families.diffusion import TARGETS
 from spinlite.families.sd import StableDiffusion
 from spinlite.families.sdxl import StableDiffusionXL
 from spinlite.families.single_file import CONFIGS
@@ -26,7 +26,7 @@ def test_every_module_has_the_key_that_other_programs_look_for(kind: str, family
         net = unet.from_config(unet.load_config(CONFIGS / kind, subfolder="unet"))
     layers = [f"unet.{name}" for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     whole = {module: key for _, module, key in rows}
-    of = SimpleNamespace(_parts=SimpleNamespace(kind="sdxl" if kind == "sdxl" else "sd1"))
+    of = SimpleNamespace(_kind="sdxl" if kind == "sdxl" else "sd1")
     assert {name: family.export_name(of, name) for name in whole} == whole and set(layers) <= whole.keys()
     for targets, scopes in (("linear", {"lin"}), ("all", {"lin", "conv"})):
         taken = {name for name in layers if name.endswith(tuple(f".{target}" for target in TARGETS[targets]))}
@@ -44,9 +44,9 @@ def test_every_module_has_the_key_that_other_programs_look_for(kind: str, family
     ],
 )
 def test_the_header_says_which_base_it_is_for(family: type, kind: str, prediction, version: str, architecture: str):
-    parts = Parts.__new__(Parts)
-    parts.kind, parts.size, parts.path = kind, (512, 512), NoisePath(prediction, torch.ones(3))  # pyright: ignore
-    found = family.export_metadata(SimpleNamespace(_parts=parts, path=parts.path))
+    made = family.__new__(family)
+    made._kind, made._clip_skip, made.size, made.path = kind, None, (512, 512), NoisePath(prediction, torch.ones(3))
+    found = made.export_metadata()
     assert found["ss_base_model_version"] == version and found["modelspec.architecture"] == architecture
     assert found["ss_v2"] == str(kind == "sd2")
     assert found["modelspec.prediction_type"] == ("v" if prediction == "v" else "epsilon")

@@ -77,8 +77,8 @@ def test_vae_and_text_encoders_are_gone_after_encoding(tiny_bases: Path, tmp_pat
     made: Any = load(tiny_bases / "sdxl")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     seen: list[weakref.ref] = []
-    part = made._parts.part
-    made._parts.part = lambda name: (seen.append(weakref.ref(part(name))), part(name))[1]
+    part = made._part
+    made._part = lambda name: (seen.append(weakref.ref(part(name))), part(name))[1]
     record = Record(tmp_path / "a.png", "a cat", fingerprint_files([tmp_path / "a.png"]))
     Encoded(made, [record], tmp_path, 1, lambda done, of: None)
     assert len(seen) >= 5 and not any(ref() for ref in seen)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from spinlite.config.presets import PACKAGE
-from spinlite.config.settings import Play
+from spinlite.config.settings import Model, Play
 from spinlite.data.pictures import open_picture, resize_and_crop
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
@@ -38,13 +38,13 @@ CAPTIONS = ["red apple", "dog face", "airplane"]
 
 @pytest.fixture(scope="module")
 def family() -> StableDiffusion:
-    return StableDiffusion("demo", CPU)
+    return StableDiffusion(Model(base="demo"), CPU)
 
 
 @pytest.fixture
 def lora() -> tuple[StableDiffusion, Slots]:
     """A family of its own, with a LoRA as large as a trained one in both slots."""
-    family = StableDiffusion("demo", CPU)
+    family = StableDiffusion(Model(base="demo"), CPU)
     slots = Slots(family.net, family.lora_targets["all"], rank=4, alpha=8.0, seed=1)
     torch.manual_seed(0)
     for who in ("policy", "opponent"):
@@ -109,7 +109,7 @@ def test_without_guidance_there_is_one_forward_a_step(family: StableDiffusion, m
 @pytest.mark.parametrize("name", [*SAMPLERS, *OTHERS])
 def test_every_sampler_ends_with_the_clean_sample_of_a_perfect_network(name: str, monkeypatch: pytest.MonkeyPatch):
     """A network that knows x0 predicts (x_t - a x0) / s; whatever the solver, it must arrive at x0."""
-    family = StableDiffusion("demo", CPU)
+    family = StableDiffusion(Model(base="demo"), CPU)
     x0 = torch.randn(2, *family.latent_shape)
 
     def knows(x_t, t, cond):
@@ -141,7 +141,7 @@ def test_one_graph_at_a_time_gives_the_same_gradient(lora):
 
 def test_the_opponent_is_a_merged_copy_of_base_and_snapshot(lora):
     family, slots = lora
-    merged = StableDiffusion("demo", CPU)
+    merged = StableDiffusion(Model(base="demo"), CPU)
     snapshot = slots.state("opponent")
     plain: dict[str, nn.Module] = dict(merged.net.named_modules())
     for module in module_names(snapshot):
@@ -160,16 +160,16 @@ def test_a_v_prediction_scheduler_makes_a_v_path(tmp_path: Path):
     shutil.copytree(BASE, base)
     config = base / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}), encoding="utf-8")
-    family = StableDiffusion(str(base), CPU)
+    family = StableDiffusion(Model(base=str(base)), CPU)
     assert family.path.prediction == "v" and family.export_metadata()["ss_base_model_version"] == "sd_v1_v"
-    assert family.base_hash != StableDiffusion("demo", CPU).base_hash
+    assert family.base_hash != StableDiffusion(Model(base="demo"), CPU).base_hash
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(layout: Any, lora, tmp_path: Path):
     family, slots = lora
     path = tmp_path / "mine.safetensors"
-    plain = StableDiffusion("demo", CPU)
+    plain = StableDiffusion(Model(base="demo"), CPU)
     lora = lora_of_snapshot(slots.state("policy"), slots.scale)
     said = write_lora(path, lora, plain, HeaderInfo("mine", plain.export_metadata()), layout, torch.float16)
     assert said.modules == len(module_names(slots.state("policy"))) == len(lora) and said.step is not None and said.step < 0.01
@@ -191,7 +191,7 @@ def test_a_base_without_a_part_is_named(missing: str, tmp_path: Path):
     shutil.copytree(BASE, base)
     shutil.rmtree(base / missing)
     with pytest.raises(SpinliteError, match="can't read the base model"):
-        StableDiffusion(str(base), CPU).encode_captions(["x"])
+        StableDiffusion(Model(base=str(base)), CPU).encode_captions(["x"])
 
 
 def test_pickled_weights_are_not_opened(tmp_path: Path):
@@ -201,7 +201,7 @@ def test_pickled_weights_are_not_opened(tmp_path: Path):
     torch.save(read_tensors(weights)[0], base / "unet" / "diffusion_pytorch_model.bin")
     weights.unlink()
     with pytest.raises(SpinliteError, match="can't read the base model"):
-        StableDiffusion(str(base), CPU)
+        StableDiffusion(Model(base=str(base)), CPU)
 
 
 def test_a_record_is_hashable_and_plain():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from spinlite.config.load import validate_settings
-from spinlite.config.settings import Play
+from spinlite.config.settings import Model, Play
 from spinlite.data.encoded import Encoded
 from spinlite.data.pictures import resize_and_crop
 from spinlite.data.records import Record
@@ -39,12 +39,12 @@ CAPTIONS = ["red apple", "a dog face on a hill"]
 
 @pytest.fixture(scope="module")
 def family(tiny_bases: Path) -> StableDiffusionXL:
-    return StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
+    return StableDiffusionXL(Model(base=str(tiny_bases / "sdxl")), CPU)
 
 
 @pytest.fixture
 def lora(tiny_bases: Path) -> tuple[StableDiffusionXL, Slots]:
-    family = StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
+    family = StableDiffusionXL(Model(base=str(tiny_bases / "sdxl")), CPU)
     slots = Slots(family.net, family.lora_targets["all"], rank=4, alpha=8.0, seed=1)
     torch.manual_seed(0)
     for who in ("policy", "opponent"):
@@ -76,7 +76,7 @@ def pictures(tmp_path: Path) -> list[Record]:
 @pytest.mark.parametrize("labels", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}])
 def test_the_sampler_draws_what_diffusers_pipeline_draws(labels: dict, tiny_bases: Path, tmp_path: Path):
     base = relabelled(tiny_bases / "sdxl", tmp_path / "base", **labels)
-    family = StableDiffusionXL(str(base), CPU)
+    family = StableDiffusionXL(Model(base=str(base)), CPU)
     noise = torch.stack([gaussian(family.latent_shape, "x", i) for i in range(2)])
     mine = sample(
         family, noise, family.encode_captions(CAPTIONS), family.encode_captions([""] * 2), Play(steps=4, guidance=3.0)
@@ -108,7 +108,7 @@ def test_with_zero_terminal_snr_every_sampler_starts_from_noise_alone(name, conf
 
 def zero_snr(bases: Path) -> StableDiffusionXL:
     """v-prediction with zero terminal SNR: the single file says nothing, so that a preset may."""
-    return StableDiffusionXL(str(bases / "sdxl.safetensors"), CPU, prediction="v", zero_snr=True)
+    return StableDiffusionXL(Model(base=str(bases / "sdxl.safetensors"), prediction="v", zero_snr=True), CPU)
 
 
 def test_what_a_picture_was_cut_from_conditions_it(family: StableDiffusionXL, pictures: list[Record], tmp_path: Path):
@@ -127,13 +127,15 @@ def test_what_a_picture_was_cut_from_conditions_it(family: StableDiffusionXL, pi
 def test_a_caption_is_encoded_once_and_nothing_but_the_network_stays(
     tiny_bases: Path, pictures: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    family = StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
+    family = StableDiffusionXL(Model(base=str(tiny_bases / "sdxl")), CPU)
     encoded: list[str] = []
     whole = family.encode_captions
-    monkeypatch.setattr(family, "encode_captions", lambda captions: (encoded.extend(captions), whole(captions))[1])
+    monkeypatch.setattr(
+        family, "encode_captions", lambda captions, chunks: (encoded.extend(captions), whole(captions, chunks))[1]
+    )
     twice = [*pictures, Record(pictures[0].path, pictures[1].caption, pictures[0].key)]
     Encoded(family, twice, tmp_path / "cache", 2, lambda done, of: None)
-    assert sorted(encoded) == sorted(["", *CAPTIONS]) and not family._parts._loaded
+    assert sorted(encoded) == sorted(["", *CAPTIONS]) and not family._loaded
     Encoded(family, twice, tmp_path / "cache", 2, lambda done, of: None)
     assert len(encoded) == 3
 
@@ -141,8 +143,8 @@ def test_a_caption_is_encoded_once_and_nothing_but_the_network_stays(
 def test_half_a_base_makes_half_precision_conditioning_and_a_vae_in_full(tiny_bases: Path, pictures: list[Record]):
     for precision, vae in (("fp16", torch.float32), ("bf16", torch.bfloat16)):
         where = device.Device(torch.device("cpu"), "a test", device.Levers(precision=precision))
-        family = StableDiffusionXL(str(tiny_bases / "sdxl"), where)
-        assert family._parts.part("vae").dtype == vae
+        family = StableDiffusionXL(Model(base=str(tiny_bases / "sdxl")), where)
+        assert family._part("vae").dtype == vae
         assert {value.dtype for value in family.encode_captions(CAPTIONS).values()} == {where.dtype}
         encoded = family.encode_pictures([resize_and_crop(Image.open(pictures[0].path), family.size)])
         assert encoded["x0"].dtype == encoded["time_ids"].dtype == torch.float32 and encoded["x0"].isfinite().all()
@@ -153,7 +155,7 @@ def test_a_picture_that_encodes_to_nan_is_named_and_not_kept(
 ):
     broken = load_file(tiny_bases / "sdxl.safetensors")
     broken["first_stage_model.encoder.conv_in.bias"] = torch.full((8,), float("nan"))
-    family = StableDiffusionXL(str(tiny.save(tmp_path / "x.safetensors", broken)), CPU)
+    family = StableDiffusionXL(Model(base=str(tiny.save(tmp_path / "x.safetensors", broken))), CPU)
     with pytest.raises(SpinliteError, match=r"wide.png: encodes to NaN .*: set model.vae"):
         Encoded(family, pictures, tmp_path / "cache", 2, lambda done, of: None)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
@@ -186,7 +188,7 @@ def test_one_graph_at_a_time_gives_the_same_gradient(lora):
 def test_the_exported_lora_does_in_diffusers_what_it_did_in_training(lora, tiny_bases: Path, tmp_path: Path):
     family, slots = lora
     path = tmp_path / "mine.safetensors"
-    plain = StableDiffusionXL(str(tiny_bases / "sdxl"), CPU)
+    plain = StableDiffusionXL(Model(base=str(tiny_bases / "sdxl")), CPU)
     lora = lora_of_snapshot(slots.state("policy"), slots.scale)
     said = write_lora(path, lora, plain, HeaderInfo("mine", plain.export_metadata()), "kohya", torch.float16)
     assert said.modules == len(module_names(slots.state("policy"))) and said.step is not None and said.step < 0.01

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from spinlite import summary
-from spinlite.config.settings import Play, Settings
+from spinlite.config.settings import Model, Play, Settings
 from spinlite.data.records import Survey
 from spinlite.errors import SpinliteError
 from spinlite.families.schedule import OTHERS, SAMPLERS
@@ -21,7 +21,7 @@ CAPTIONS = ["a red square", "a blue circle", "a green tree"]
 
 @pytest.fixture(scope="module")
 def family() -> StableDiffusion:
-    return StableDiffusion("demo", Device(torch.device("cpu"), "a test"))
+    return StableDiffusion(Model(base="demo"), Device(torch.device("cpu"), "a test"))
 
 
 def fakes(family: StableDiffusion, settings: Play, which: range = range(3), **options) -> Tensor:

@@ -1,0 +1,70 @@
+"""The VAE: pictures to latents (B, C, H/f, W/f) and back. It computes in bf16 or fp32, since SDXL's overflows in fp16."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
+from torch import Tensor
+
+from spinlite.families.checkpoint import Checkpoint, Kind, explain_errors, load_pretrained, require_whole
+from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
+from spinlite.maths.draws import gaussian
+from spinlite.runs.store import fingerprint, fingerprint_files
+
+PIXELS = 2**20  # in one pass
+
+
+@torch.no_grad()
+def encode_images(vae: Any, images: Sequence[Image], sampled: Sequence[str] | None = None) -> Tensor:
+    """RGB pictures of one size -> latents, (B, C, H/f, W/f), fp32, on the CPU.
+
+    They are the means of the VAE's distribution; with `sampled`, random samples of it, seeded by these names.
+    """
+    processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalising depends on the values
+    pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
+    pixels = pixels.to(vae.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    rows = max(1, PIXELS // pixels[0, 0].numel())
+    encoded = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
+    means = torch.cat([each.mode() for each in encoded]).float().cpu()
+    if sampled:
+        noise = torch.stack([gaussian(means[0].shape, "posterior", name) for name in sampled])
+        means += torch.cat([each.std for each in encoded]).float().cpu() * noise
+    return means * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor, factor: int) -> list[Image]:
+    """Latents -> RGB pictures, `factor` times as large along each side."""
+    scaled = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
+    rows = max(1, PIXELS // (scaled[0, 0].numel() * factor**2))
+    pixels = torch.cat([vae.decode(chunk).sample.float().cpu() for chunk in scaled.split(rows)])
+    return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
+
+
+def load_vae(checkpoint: Checkpoint, other: str | None, dtype: torch.dtype) -> Any:
+    """The base's own VAE, or the `other`: a folder, a hub id or a single file. Raises SpinliteError if it can't be read."""
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    if other is None:
+        return checkpoint.load("vae", dtype)
+    if other.lower().endswith(".safetensors"):
+        return _load_file(Path(other), checkpoint.kind, dtype)
+    within = "vae" if (Path(other) / "vae").is_dir() else ""
+    return explain_errors(other, lambda: load_pretrained(AutoencoderKL, other, dtype, within))
+
+
+def vae_fingerprint(vae: str) -> str:
+    """A hash of another VAE than the base's own."""
+    path = Path(vae)
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    return fingerprint_files(files) if files else fingerprint(vae)
+
+
+def _load_file(path: Path, kind: Kind, dtype: torch.dtype) -> Any:
+    read_header(path)  # raises an error that says what is wrong with the file
+    options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[kind]), "subfolder": "vae", "dtype": dtype}
+    model = explain_errors(str(path), lambda: AutoencoderKL.from_single_file(str(path), local_files_only=True, **options))
+    return require_whole(str(path), "vae", model)
