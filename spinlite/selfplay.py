@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
 from spinlite.data.buckets import Grid
 from spinlite.data.encoded import Encoded
-from spinlite.data.records import Record, Survey, list_names, other_pictures
+from spinlite.data.records import Record, Survey, count_pictures, list_names, other_pictures
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, export
@@ -113,9 +114,9 @@ def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
 
 def _prepare(run: Run, left: int, watch: Watch) -> Session:
     """Everything that the remaining `left` rounds need: records, device and plan, the base with its LoRA, encoded pictures."""
-    settings, method = run.settings, run.settings.build_method()
     pictures = _survey(run, watch)
-    where, plan = _plan(run, len(pictures.train), len(pictures.heldout), watch)
+    settings, method = _count_in(run, pictures), run.settings.build_method()
+    where, plan = _plan(run, settings, len(pictures.train), len(pictures.heldout), watch)
     watch = watch_spill(watch, where.device)
     base = load_family(settings.model, where)
     make_scheduler(base, settings.play, "cpu")  # refuses wrong settings now, not after hours of encoding
@@ -150,12 +151,22 @@ def _survey(run: Run, watch: Watch) -> Survey:
         return survey(settings.data, given, run.cache, progress, grid)
 
 
-def _plan(run: Run, train: int, heldout: int, watch: Watch) -> tuple[Device, Plan | None]:
+def _count_in(run: Run, pictures: Survey) -> Settings:
+    """The run's settings, with those that depend on how many pictures there are: as they were when the run began."""
+    if not run.state:
+        return with_pictures(run.settings, count_pictures(pictures.train), len(pictures.heldout[:JUDGED]))
+    began = run.events("begin")[0]["settings"]
+    learn = run.settings.learn.model_copy(update={"updates": began["learn"]["updates"]})
+    judge = run.settings.judge.model_copy(update={"draws": began["judge"]["draws"]})
+    return run.settings.model_copy(update={"learn": learn, "judge": judge})
+
+
+def _plan(run: Run, settings: Settings, train: int, heldout: int, watch: Watch) -> tuple[Device, Plan | None]:
     """The device with the memory settings of its plan, before anything is loaded. Raises SpinliteError if nothing fits.
 
     Without a card and without memory.vram there is no size to fit into, so there is no plan.
     """
-    settings = run.settings.model_copy(update={"memory": run.memory})
+    settings = settings.model_copy(update={"memory": run.memory})
     where = device.choose_device(settings.memory)
     if where.device.type != "cuda" and not settings.memory.vram:
         return where, None

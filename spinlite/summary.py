@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from spinlite.config.rounds import describe_round
 from spinlite.config.settings import Settings
 from spinlite.data.records import Survey, count_pictures, list_names
 from spinlite.data.sources import describe_sources, sources_of
@@ -68,7 +69,6 @@ def explain_plan(plan: Plan) -> str:
 
 def run_facts(settings: Settings, base: Family, survey: Survey, method: Method, where: str) -> dict[str, str]:
     """What the run will do: heading -> fact. `where` names the device."""
-    learning = settings.learn
     against = {"base": "the base", "previous": "the previous snapshot", "random": "a random earlier snapshot",
                "each": "a random earlier snapshot for each picture"}  # fmt: skip
     opponent = f" against {against[method.opponent]}" if method.opponent else " (no opponent)"
@@ -84,7 +84,7 @@ def run_facts(settings: Settings, base: Family, survey: Survey, method: Method, 
         "data": f"{train} pictures to learn from, {heldout} for validation{shapes} ({describe_sources(settings.data)})",
         "captions": ", ".join(f"{count} from {origin}" for origin, count in survey.origins.most_common()) + long,
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
-        "rounds": f"{settings.run.rounds} of {learning.updates} steps (updates), batch {learning.batch}",
+        "rounds": f"{settings.run.rounds} of {describe_round(settings.learn, train)}",
         "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",
         "device": where,
         "attention": base.attention,

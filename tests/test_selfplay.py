@@ -23,7 +23,7 @@ from spinlite.selfplay import Outcome, train
 from spinlite.training import learn as learn_module
 from spinlite.training import probe as probe_module
 from spinlite.training.session import Session
-from tests.toy import Quiet, changed, made, paired
+from tests.toy import TOY, Quiet, changed, made, paired
 
 
 def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
@@ -93,6 +93,24 @@ def test_a_run_cut_off_between_two_saves_replays_the_same_updates(toy: Settings,
     assert made(tmp_path / "a" / "r") == made(tmp_path / "b" / "r")
 
 
+def test_the_length_of_a_round_follows_from_the_pictures_and_stays_as_the_run_began(
+    swatches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = load_settings(TOY, ["learn.epochs=8", "learn.batch=4", "run.rounds=1"], data__folder=str(swatches))
+    watch, place = Quiet(lambda title, done: "learn" in title and done == 5), tmp_path / "r"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, place, watch)
+    began = Run.open_existing(place).events("begin")[0]["settings"]
+    length = began["learn"]["updates"]
+    assert length == 2 * began["train"], "8 times each, 4 in a step"
+    assert f"rounds: 1 of {length} steps (updates), batch 4: each picture is seen 8 times a round" in watch.said
+    assert load_settings(str(place / "settings.toml")) == settings and settings.learn.updates is None
+    monkeypatch.setattr("spinlite.config.rounds.FEWEST", 200)  # as if another version counted differently
+    monkeypatch.setattr("spinlite.config.rounds.MEASURED", 1000)
+    outcome = train(settings, place, Quiet())
+    assert outcome.run.events("update")[-1]["update"] == length
+
+
 def test_a_complete_run_says_so_and_goes_further_on_request(toy: Settings, tmp_path: Path):
     train(toy, tmp_path / "r", Quiet())
     watch = Quiet()
@@ -140,9 +158,7 @@ def test_other_pictures_are_refused(toy: Settings, swatches: Path, tmp_path: Pat
         train(toy, tmp_path / "r", Quiet())
 
 
-def test_the_probe_stops_a_policy_that_is_not_its_opponent(
-    toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_probe_stops_a_policy_that_is_not_its_opponent(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = probe_module.measure
 
     def broken(family, slots, name, batch):

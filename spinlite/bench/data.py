@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from spinlite.config.load import load_settings
+from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Data, Memory
 from spinlite.data.buckets import Grid
 from spinlite.data.encoded import Encoded
@@ -27,7 +28,7 @@ from spinlite.data.survey import survey
 from spinlite.families.toy import Toy
 from spinlite.memory import device
 from spinlite.plan.make import card_for, make_plan
-from spinlite.plan.plan import cache_folder
+from spinlite.plan.plan import HELDOUT, TRAIN, cache_folder
 from spinlite.runs.store import Store
 
 LATENT, PROMPT = (4, 64, 64), (77, 768)  # shapes of SD 1.5
@@ -105,9 +106,9 @@ def reading(place: Path) -> float:
 
 def consumed(preset: str) -> float:
     """Latents per second that learning needs, by the plan of a preset for its card."""
-    settings = load_settings(preset)
-    plan = make_plan(preset, settings, card_for(settings, None), 90, 10, cache_folder())
-    return 2 * settings.learn.updates * settings.learn.batch / plan.seconds["learn"]
+    settings = with_pictures(load_settings(preset), TRAIN, HELDOUT)
+    plan = make_plan(preset, settings, card_for(settings, None), TRAIN, HELDOUT, cache_folder())
+    return 2 * settings.learn.length * settings.learn.batch / plan.seconds["learn"]
 
 
 def figures(count: int, preset: str) -> Iterator[tuple[str, float]]:

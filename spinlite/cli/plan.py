@@ -1,6 +1,7 @@
 """The commands about presets and plans. Nothing here imports torch before a command needs it."""
 
 import os
+from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -25,34 +26,45 @@ def plan(
     from spinlite.cli.console import Console
 
     console = Console()
-    train, heldout, pictures = _pictures(preset, data, set_)
-    made = find_plan(preset, vram, data, set_, train, heldout, console if not json else None)
+    count = _count(preset, data, set_)
+    made = find_plan(preset, vram, data, set_, count, console if not json else None)
     if json:
         typer.echo(plan_screen.as_json(made))
     else:
-        plan_screen.show(console.screen, made, pictures)
+        plan_screen.show(console.screen, made, count.words)
 
 
-def find_plan(
-    preset: str, vram: float | None, data: str | None, set_: list[str], train: int, heldout: int, console: Any
-) -> Plan:
+@dataclass(frozen=True)
+class Count:
+    """How many pictures a run would take; `words` says so."""
+
+    train: int  # pictures with a caption each, to learn from
+    heldout: int
+    pictures: int  # to learn from; one may have several captions
+    words: str
+
+
+def find_plan(preset: str, vram: float | None, data: str | None, set_: list[str], count: Count, console: Any) -> Plan:
     """The plan for the card that is named, or for the free memory of this computer; from the cache if it was made before."""
     shelf = cache_folder()
     texts = preset_texts(preset)
     sized = vram or any("vram" in text for text in [*texts, *set_])  # then free memory does not matter
-    name = cache_name("plan", preset, texts, set_, vram, train, heldout, [] if sized else _free_memory())
+    name = cache_name("plan", preset, texts, set_, vram, astuple(count)[:3], [] if sized else _free_memory())
     if known := load_plan(shelf, name):
         return known
     from spinlite.config.load import load_settings
+    from spinlite.config.rounds import describe_round, with_pictures
 
-    settings = load_settings(preset, set_, data__folder=data)
+    settings = with_pictures(load_settings(preset, set_, data__folder=data), count.pictures, count.heldout)
     from spinlite.plan.make import card_for, make_plan
 
+    train, heldout = count.train, count.heldout
     if console:
         with console.screen.status("Working out what fits your card (once per model and settings, 1–2 minutes)"):
             made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
     else:
         made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
+    made = replace(made, round=describe_round(settings.learn, count.pictures))
     save_plan(shelf, name, made)
     return made
 
@@ -67,10 +79,10 @@ def _free_memory() -> list[Any]:
     return [cards, os.environ.get("CUDA_VISIBLE_DEVICES"), psutil.virtual_memory().available // 2**31]
 
 
-def _pictures(preset: str, data: str | None, set_: list[str]) -> tuple[int, int, str]:
-    """(pictures to learn from, held-out pictures, both in words) as a run would count them; 100 where no folder is named."""
+def _count(preset: str, data: str | None, set_: list[str]) -> Count:
+    """The pictures as a run would count them; 100 where no folder is named."""
     if data is None:
-        return TRAIN, HELDOUT, "100 pictures (add --data FOLDER to count yours)"
+        return Count(TRAIN, HELDOUT, TRAIN, "100 pictures (add --data FOLDER to count yours)")
     from spinlite.config.load import load_settings
     from spinlite.data.records import count_pictures
     from spinlite.data.split import explain_few
@@ -84,7 +96,7 @@ def _pictures(preset: str, data: str | None, set_: list[str]) -> tuple[int, int,
     words = f"{train} captioned pictures to learn from and {heldout} for validation"
     if few := explain_few(survey.heldout):
         words += f" ({few})"
-    return len(survey.train), len(survey.heldout), words
+    return Count(len(survey.train), len(survey.heldout), train, words)
 
 
 @listing.callback()

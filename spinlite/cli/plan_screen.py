@@ -29,6 +29,7 @@ def show(screen: Screen, plan: Plan, pictures: str) -> None:
     files = ", ".join(f"{name} {describe_size(value)}" for name, value in plan.disk.items())
     _show_facts(screen, {
         "peak": f"{plan.peak / GIB:.1f} GB ({highest}); play makes {plan.levers['play_batch']} pictures per batch",
+        "rounds": f"{plan.rounds} of {plan.round}",
         "time": f"about {total} for {plan.rounds} rounds with {pictures}; one round: {phases}",
         "disk": f"{describe_size(sum(plan.disk.values()))} ({files})",
         "RAM": f"{plan.ram / GIB:.1f} GB",

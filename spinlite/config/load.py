@@ -18,6 +18,8 @@ from spinlite.config.settings import METHOD, Section, Settings
 from spinlite.errors import SpinliteError
 from spinlite.methods.registry import METHODS
 
+ROUND_LENGTH = {"updates", "epochs"}  # either says how long a round is
+
 
 def load_settings(preset: str, overrides: Iterable[str] = (), **direct: Any) -> Settings:
     """Settings from a shipped preset's name or a TOML file's path, with `section.key=value` overrides.
@@ -53,6 +55,9 @@ def validate_settings(tree: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         raise _explain(error) from None
     learn = settings.learn
+    if learn.updates and learn.epochs:
+        problem = f"learn.updates = {learn.updates} and learn.epochs = {learn.epochs:g} both say how long a round is"
+        raise SpinliteError(problem, fix="remove one of them")
     prodigy = learn.optimizer == "prodigy"
     if learn.lr and (learn.lr < 0.1 if prodigy else learn.lr == 1):
         reason = "finds the rate itself: its lr is a factor on that, 1 unless it diverges" if prodigy else "needs far less"
@@ -96,7 +101,10 @@ def _read(preset: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(tree: dict[str, Any], section: str, values: Any, source: str) -> None:
-    """Put a section's values over those in the tree. Another method drops the settings of the first."""
+    """Put a section's values over those in the tree.
+
+    Another method drops the settings of the first. A new learn.epochs drops the learn.updates of before, and the other way.
+    """
     sections = [name for name in Settings.model_fields if name != "about"]
     if section not in sections:
         raise SpinliteError(f"unknown section [{section}] in {source}", fix=_nearest(section, sections))
@@ -105,6 +113,8 @@ def _merge(tree: dict[str, Any], section: str, values: Any, source: str) -> None
     under = tree.get(section, {})
     if section == "method" and values.get("name", under.get("name", METHOD)) != under.get("name", METHOD):
         under = {}
+    if section == "learn" and values.keys() & ROUND_LENGTH:
+        under = {key: value for key, value in under.items() if key not in ROUND_LENGTH}
     tree[section] = under | values
 
 

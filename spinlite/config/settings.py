@@ -90,13 +90,21 @@ class Draw(Section):
 
 
 class Learn(Section):
-    updates: int = Field(default=100, ge=1)  # optimizer steps per round
+    updates: int | None = Field(default=None, ge=1)  # optimizer steps per round; none: as many as learn.epochs makes
     batch: int = Field(default=16, ge=1)  # batch size: samples (or pairs) per step
     lr: float | None = Field(default=None, gt=0, le=1)  # learning rate; none: 3e-4, or 1 for prodigy (a factor)
     optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"
     aim: float = Field(default=0.0, ge=0, lt=0.5)  # weight of a typical pair, for which beta is found; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
     snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
+    epochs: float | None = Field(default=None, gt=0)  # how often a round shows each picture; none: 32, or as learn.updates says
+
+    @property
+    def length(self) -> int:
+        """The optimizer steps of a round. They are known once the pictures are counted (`config/rounds.py:with_pictures`)."""
+        if self.updates is None:
+            raise ValueError("the pictures are not counted yet")
+        return self.updates
 
     @property
     def rate(self) -> float:

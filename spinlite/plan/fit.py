@@ -146,7 +146,7 @@ class Fit:
         settings, card = self._settings, self._card
         guided = 2 if settings.play.guidance > 1 else 1
         fake = settings.play.steps * guided * self._sample_seconds(costs, levers.play_batch * guided)
-        samples = settings.learn.updates * settings.learn.batch
+        samples = settings.learn.length * settings.learn.batch
         micro = levers.micro_batch or settings.learn.batch
         policy = sum(name.startswith("policy") for name in self._names)
         graph = costs.graph(levers.checkpointing).seconds(micro, card.operations, card.bytes, card.start) / micro

@@ -4,6 +4,7 @@ import functools
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
 from spinlite.families.blank import with_random_weights
 from spinlite.memory.device import Device, Levers, choose_device
@@ -35,7 +36,7 @@ def make_plan(
     preset: str, settings: Settings, card: Card, train: int, heldout: int, cache: Path | None, kept: Levers | None = None
 ) -> Plan:
     """The plan for so many pictures. Simulations are kept in the folder `cache`. Raises SpinliteError if nothing fits."""
-    method = settings.build_method()
+    settings, method = with_pictures(settings, train, heldout), settings.build_method()
 
     @functools.cache
     def costs_of(precision: str, quantize: str) -> PhaseCosts:

@@ -48,7 +48,7 @@ def expected_seconds(
     passes = settings.play.steps * (2 if settings.play.guidance > 1 else 1)
     play = train * passes if method.fakes == "played" else 0
     judge = heldout * (passes + 5 * settings.judge.draws)
-    return (play + judge) * one_forward + settings.learn.updates * one_step
+    return (play + judge) * one_forward + settings.learn.length * one_step
 
 
 def _timed(call: Callable[[], None], device: torch.device) -> float:

@@ -91,7 +91,7 @@ class Batches:
     @property
     def draws(self) -> int:
         """How many draws the round has."""
-        return self._settings.updates * self._settings.batch
+        return self._settings.length * self._settings.batch
 
     def for_update(self, update: int) -> list[Batch]:
         """The samples of an update, counted from 0: one batch for each shape."""

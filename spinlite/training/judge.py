@@ -48,7 +48,7 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         session.load_opponent(k - 1)
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
     if not measured["policy_real"].isfinite().all():
-        raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.updates)
+        raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
     moved, astray = _samples(session, k, title)
     found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
     why = (

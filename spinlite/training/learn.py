@@ -77,7 +77,7 @@ def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:
         _learn(session, k, state, fakes, paths)
     except Diverged as error:
         return _go_back(session, k, error)
-    updates = session.settings.learn.updates
+    updates = session.settings.learn.length
     if state.update < updates:
         session.run.log("won", round=k, update=state.update)
         session.watch.say(
@@ -129,16 +129,16 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
     batches.known = known_errors(session, k, batches)
     good_every = updates_for(LONG, settings.batch) if guarded else 0
     saved = time.monotonic()
-    with session.watch.phase(session.title(k, "learn"), settings.updates) as progress:
+    with session.watch.phase(session.title(k, "learn"), settings.length) as progress:
 
         def after_update(measured: dict[str, float]) -> None:
             nonlocal saved
             session.run.log("update", round=k, **measured)
-            progress(state.update, settings.updates, **measured)
+            progress(state.update, settings.length, **measured)
             snapshot_due, good_due = (
                 bool(every) and state.update % every == 0 for every in (settings.snapshot_every, good_every)
             )
-            if (snapshot_due or good_due) and state.update < settings.updates:
+            if (snapshot_due or good_due) and state.update < settings.length:
                 with averaged_weights(optimizer):
                     if snapshot_due:
                         session.save_snapshot(f"{k}-{state.update}")
@@ -162,8 +162,8 @@ def learning_rate(settings: Learn, update: int) -> float:
     A round ends in a snapshot, and a snapshot that is taken at the full rate is a noisy one. Schedule-free averages its
     weights instead, so its rate does not fall.
     """
-    warmup = min(1.0, (update + 1) / max(1, settings.updates // 20))
-    decay = 1.0 if settings.optimizer == "schedulefree" else 0.5 + 0.5 * math.cos(math.pi * update / settings.updates)
+    warmup = min(1.0, (update + 1) / max(1, settings.length // 20))
+    decay = 1.0 if settings.optimizer == "schedulefree" else 0.5 + 0.5 * math.cos(math.pi * update / settings.length)
     return settings.rate * warmup * decay
 
 
@@ -187,7 +187,7 @@ def learn(
         family.set_checkpointing(levers.checkpointing)
         return _add_gradient(family, slots, method, batches.for_update(state.update), levers, settings, state)
 
-    while state.update < settings.updates and not (guarded and won(state.recent, settings.batch)):
+    while state.update < settings.length and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, state.update)
         loss, errors, more = fallback.run("learn", settings.batch, try_update)
