@@ -85,11 +85,6 @@ def other_pictures(records: Sequence[Record]) -> dict[str, Record]:
     return {r.key: replace(pictures[i - 1], bucket=r.bucket) for i, r in enumerate(pictures) if counts[r.bucket] == 1}
 
 
-def count_pictures(records: Sequence[Record]) -> int:
-    """How many different pictures the records hold; one picture may have several captions."""
-    return len({(r.key, r.lose_key) for r in records})
-
-
 def whole_numbers(weights: Sequence[Fraction]) -> list[int]:
     """The smallest whole numbers with the same ratios as these weights."""
     denominator = math.lcm(*(w.denominator for w in weights))
