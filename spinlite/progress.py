@@ -1,6 +1,7 @@
 """How a run reports its progress, and how durations and sizes are written for people."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,33 @@ class Watch(Protocol):
     def show_facts(self, facts: dict[str, str]) -> None: ...
     def phase(self, title: str, total: int) -> contextlib.AbstractContextManager[Callable[..., None]]: ...
     def show_round(self, round_: int, rounds: int, figures: dict[str, Any], /) -> None: ...
+
+
+class Pace:
+    """How fast something goes on, from what was reported of it, and how long it will still take."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._reports: list[tuple[int, float]] = []  # (done, when): the first and the last
+        self._of = 0
+
+    def report(self, done: int, of: int) -> None:
+        """So much of it is done now."""
+        self._of = of
+        self._reports = [*self._reports[:1], (done, time.monotonic())]
+
+    def left(self) -> float | None:
+        """The seconds that are left now; None as long as nobody can tell.
+
+        Counted from the first report on, once there is another: a run that goes on starts with much done.
+        """
+        if not self._reports:
+            return None
+        done, now = self._reports[-1]
+        first, start = self._reports[0] if len(self._reports) > 1 else (0, self._start)
+        if done <= first:
+            return None
+        return max(0.0, (now - start) / (done - first) * (self._of - done) - (time.monotonic() - now))
 
 
 def describe_duration(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """The commands, and how the program ends. Nothing here imports torch before a command needs it."""
 
-import errno
 import logging
 import os
 import shlex
@@ -15,7 +14,10 @@ from spinlite.cli import data as cli_data
 from spinlite.cli import lora as cli_lora
 from spinlite.cli import plan as cli_plan
 from spinlite.cli import report as cli_report
-from spinlite.cli.options import DataFolder, Overrides, Preset, Runs
+from spinlite.cli.ending import explained, quiet_streams, usage
+from spinlite.cli.options import DataFolder, Overrides, Preset, Runs, takes
+from spinlite.config.presets import USUAL
+from spinlite.config.spelling import to_type
 from spinlite.errors import SpinliteError
 
 # Set before torch is imported: its threads spin while they wait. Endless spinning made a step 20 times slower on a busy
@@ -29,35 +31,43 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+@app.callback(invoke_without_command=True)
+def start(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Train LoRAs for diffusion models by self-play, from your own captioned pictures."""
+    if version:
+        typer.echo(f"spinlite {__version__}")
+
+
 @app.command()
+@takes("base", "resolution", "init_lora", "rank", "lr", "batch", "epochs", "rounds")
 def train(
     preset: Preset,
     data: DataFolder = None,
     name: Annotated[str | None, typer.Option(help="name of the run; default: the preset's name")] = None,
-    init_lora: Annotated[str | None, typer.Option(help="a LoRA file to start from")] = None,
-    rounds: Annotated[int | None, typer.Option(help="rounds of self-play in total, including finished ones")] = None,
     runs: Runs = Path("runs"),
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Train a LoRA by self-play. The same command resumes an interrupted run."""
     name = name or Path(preset).stem
     if name != Path(name).name or name.lower() in ("cache", "..", "."):
-        raise SpinliteError(f"{name!r} can't be a run's name", fix="give a plain --name, such as my-style")
+        raise SpinliteError(f"{name!r} can't be a run's name", fix="type a plain name, such as --name my-style")
     from spinlite.cli.console import Console
 
     console = Console()
     console.say(f"spinlite {__version__} · {name}")
     from spinlite.config.load import load_settings
 
-    settings = load_settings(preset, set_, data__folder=data, run__rounds=rounds, model__init_lora=init_lora)
+    settings = load_settings(preset, set_, data__folder=data)
     from spinlite.selfplay import train as go
 
     if settings.about:
         console.say(settings.about)
-    _show_outcome(console, go(settings, runs / name, console), preset)
+    with explained(runs / name):
+        outcome = go(settings, runs / name, console)
+    _show_outcome(console, outcome)
 
 
-def _show_outcome(console: Any, outcome: Any, preset: str) -> None:
+def _show_outcome(console: Any, outcome: Any) -> None:
     """Say how the run ended, and what to do next."""
     run, last = outcome.run, len(outcome.rounds)
     if outcome.already:
@@ -66,27 +76,36 @@ def _show_outcome(console: Any, outcome: Any, preset: str) -> None:
         source = f"round {outcome.best}" if outcome.best else "the start, because no round was better"
         console.say(f"a guard stopped the run: {outcome.stopped}. The exported LoRA is from {source}.")
         if run.state.get("undone"):
-            command = shlex.join(["spinlite", *sys.argv[1:], "--set", f"learn.lr={run.settings.learn.rate / 3:.2g}"])
-            console.say(f"to go on from there with a lower learning rate: {command}   (or raise method.beta)")
+            console.say("to go on from there with a lower learning rate:")
+            console.say(f"{shlex.join(['spinlite', *sys.argv[1:]])} {to_type('learn.lr', run.settings.learn.rate / 3)}")
     console.show_rounds(outcome.rounds, outcome.best)
-    more = {} if outcome.stopped else {"train on": f"{_command_without_rounds()} --rounds {last + 2}"}
     console.show_facts({
         "LoRA": f"{run.export_path if run.export_path.exists() else run.snapshot_path(outcome.best)} (round {outcome.best})",
-        "samples": f"{run.sheet_path(last) if last else 'none: no round was finished'}",
+        "sheet": f"{run.sheet_path(last) if last else 'none: no round was finished'}",
         "journal": f"{run.folder / 'journal.jsonl'}",
-        **more,
-        "your own": f"spinlite train {preset} --name mine --data FOLDER   (name.png + name.txt)",
     })  # fmt: skip
+    console.show_facts(_next_commands(outcome, last))
 
 
-def _command_without_rounds() -> str:
+def _next_commands(outcome: Any, last: int) -> dict[str, str]:
+    """What to type next, by what it is for."""
+    run = outcome.run
+    commands = {"try it": ["spinlite", "sample", str(run.folder), "--prompt", "WHAT TO DRAW"]}
+    if not outcome.stopped:
+        commands["further"] = [*_command_without_rounds(), "--rounds", str(last + 2)]
+    if run.settings.data.folder == "demo":
+        options = ["--data", "MY-PICTURES", "--base", "MODEL.safetensors", "--name", "mine"]
+        commands["yours"] = ["spinlite", "train", USUAL, *options]
+    return {name: shlex.join(words) for name, words in commands.items()}
+
+
+def _command_without_rounds() -> list[str]:
     """The command as it was typed, without --rounds."""
     typed = sys.argv[1:]
-    kept = [
+    return ["spinlite", *(
         word for i, word in enumerate(typed)
         if not word.startswith("--rounds") and not (i and typed[i - 1] == "--rounds")
-    ]  # fmt: skip
-    return shlex.join(["spinlite", *kept])
+    )]  # fmt: skip
 
 
 @app.command()
@@ -114,6 +133,7 @@ def doctor(
 
 
 @app.command()
+@takes("resolution", "rank", "batch")
 def bench(
     preset: Preset,
     steps: Annotated[int, typer.Option(min=1, help="how many times each figure is measured")] = 3,
@@ -148,32 +168,36 @@ cli_report.register(app)
 
 
 def main() -> None:
-    """The entry point. An error that the user can fix is shown in two lines, without a traceback."""
-    from spinlite.cli.console import Console
-
+    """The entry point. Every error is shown in two lines, without a traceback: what is wrong, and what to type or do."""
+    quiet_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    from spinlite.cli.console import Console
+
     try:
-        if undecodable := [word for word in sys.argv[1:] if word.encode(errors="replace").decode() != word]:
-            raise SpinliteError(f"{undecodable[0]!r} is not UTF-8", fix="rename that file or folder")
-        code = app(sys.argv[1:] or ["--help"], prog_name="spinlite", standalone_mode=False)
-        if code == 130:  # typer's exit code for Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code or 0)
+        with explained():
+            code = _run(sys.argv[1:] or ["--help"])
+            sys.stdout.flush()
     except SpinliteError as error:
-        problem, fix = error.problem, error.fix
-    except typer.TyperException as error:
-        problem, fix = error.format_message(), "type `spinlite --help` or `spinlite train --help`"
+        Console().error(" ".join(error.problem.split()), " ".join(error.fix.split()))
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
         Console().say("\nstopped. Nothing is lost: type the same command again to go on from here.")
-        sys.exit(130)
-    except ImportError as error:
-        problem = f"a package is missing or broken: {error}"
-        fix = "install spinlite again: pip install -c constraints.txt -e ."
-    except OSError as error:
-        problem = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
-        fix = "check that the path can be read and written"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem, fix = "the disk is full", "free some space, then type the same command again: the run goes on from here"
-    Console().error(" ".join(problem.split()), fix)
-    sys.exit(1)
+        code = 130
+    except BrokenPipeError:  # `| head` has read enough
+        code = 1
+    quiet_streams()
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """Run the command; returns its exit code. Raises SpinliteError for words that make no command."""
+    if undecodable := [word for word in words if word.encode(errors="replace").decode() != word]:
+        raise SpinliteError(f"{undecodable[0]!r} is not UTF-8", fix="rename that file or folder")
+    try:
+        code = app(words, prog_name="spinlite", standalone_mode=False)
+    except typer.TyperException as error:
+        raise usage(error, words) from None
+    if code == 130:  # typer's exit code for Ctrl-C
+        raise KeyboardInterrupt
+    return code or 0

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]  # the folder spinlite/
+USUAL = "sdxl-12gb"  # the preset that messages suggest for one's own pictures
 
 
 def shipped_presets() -> dict[str, Path]:

@@ -1,8 +1,10 @@
 """The settings of a run: frozen and validated. Each default is written once: here, or in its method."""
 
-from typing import Any, Literal
+import os
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from spinlite.maths.weights import Weight
 from spinlite.methods.registry import METHODS, Method
@@ -15,35 +17,58 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("should have fewer digits")
+        return value
+
+
+def expand(text: str) -> str:
+    """A path with ~ and environment variables filled in. Raises ValueError for one that can't be meant."""
+    if not text.strip():
+        raise ValueError("should not be empty")
+    if re.search(r"[\x00-\x1f\x7f]", text):  # "D:\\training" in TOML's double quotes holds a tab
+        raise ValueError("should not hold a tab, a new line or the like")
+    return os.path.expanduser(os.path.expandvars(text))
+
+
+PathText = Annotated[str, AfterValidator(expand)]
+
 
 class Model(Section):
-    base: str = "demo"  # a diffusers folder, a hub id, a single .safetensors file, or "demo"
+    base: PathText = "demo"  # a diffusers folder, a hub id, a single .safetensors file, or "demo"
     family: Literal["auto", "sd", "sdxl", "toy"] = "auto"  # "auto": recognised from the base
     prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base model says
     zero_snr: bool | None = None  # zero terminal SNR: the noise schedule ends in pure noise; none: as the base model says
-    vae: str | None = None  # a VAE to use instead of the base's: a diffusers folder, a hub id, or a single .safetensors file
-    init_lora: str | None = None  # a LoRA file to start from: the first opponent is the base with this LoRA
+    vae: PathText | None = None  # a VAE to use instead of the base's: a diffusers folder, a hub id or a .safetensors file
+    init_lora: PathText | None = None  # a LoRA file to start from: the first opponent is the base with this LoRA
     targets: Literal["linear", "all"] = "linear"  # "linear": attention and feed-forward layers; "all": convolutions too
-    rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float | None = Field(default=None, gt=0)  # the LoRA's scale is alpha / rank; none: alpha = rank
+    rank: int = Field(default=16, ge=1, le=1024)  # size of the LoRA (dim): more can be learned, and the file grows
+    alpha: float | None = Field(default=None, gt=0, examples=[16])  # the LoRA's scale is alpha / rank; none: alpha = rank
     rslora: bool = False  # scale = alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones
     dora: bool = False  # also learn the magnitude of each output (DoRA); exported as a plain LoRA
+<<<<<<< HEAD
     resolution: int | None = Field(default=None, ge=16, le=4096)  # px a side, e.g. 768; none: the base's own size
     clip_skip: int | None = Field(default=None, ge=1, le=12)  # 1: the last layer of CLIP is read, 2: the one before it, …
     max_tokens: Literal[75, 150, 225] = 225  # longer captions are cut; above 75 they are encoded in chunks, as WebUIs do
+=======
+    resolution: int | None = Field(default=None, ge=64, le=4096, examples=[768])  # px of a square picture; none: the base's own
+>>>>>>> 5fe6db8 (Settings can be typed as people mean them: short options, paths with ~, other trainers' words; errors say what to type)
 
 
 class Source(Section):
     """Where pictures and captions come from, and how captions are used."""
 
-    folder: str | None = None  # pictures with .txt captions beside them; "demo" is the built-in set
+    folder: PathText | None = None  # pictures with .txt captions beside them; "demo" is the built-in set
     recursive: bool = False  # also use its subfolders
-    dataset: str | None = None  # instead of a folder: a data set's hub id, or a local folder or file of one
+    dataset: PathText | None = None  # instead of a folder: a data set's hub id, or a local folder or file of one
     subset: str | None = None  # if the data set has several
     split: str = "train"  # which split of a data set
     image_column: str | None = None  # none: the only column with pictures; in Pick-a-Pic the preferred picture
     caption_column: str | None = None  # none: caption, captions, text, prompt or tags, or the only column with text
-    limit: int | None = Field(default=None, ge=1)  # how many rows of a data set to read at most; none: all
+    limit: int | None = Field(default=None, ge=1, examples=[1000])  # how many rows of a data set to read at most; none: all
     weight: float = Field(default=1.0, gt=0, le=1000)  # repeats: how often each picture is shown, relative to other sources
     trigger: str = ""  # trigger words, put in front of every caption
     lines: Literal["join", "each"] = "join"  # lines of a .txt: joined into one caption, or a caption each
@@ -65,7 +90,7 @@ class Data(Source):
 
 class Play(Section):
     sampler: str = "dpm++"  # or ddim, euler, euler-a, heun, unipc, ddpm, lcm, tcd, or a scheduler class of diffusers
-    steps: int = Field(default=20, ge=1, le=1000)
+    steps: int = Field(default=20, ge=1, le=1000)  # sampling steps for each fake
     spacing: Literal["trailing", "linspace", "karras"] = "trailing"  # where the steps lie; all begin at the last time
     eta: float = Field(default=0.0, ge=0, le=1)  # for ddim and tcd: 0 is deterministic, 1 adds the noise of the forward process
     guidance: float = Field(default=3.0, ge=1, le=50)  # CFG scale; 1 is off. Use the one that you will sample with
@@ -82,21 +107,23 @@ class Draw(Section):
     high: float = Field(default=1.0, gt=0, le=1)  # .. to here (1 noise)
     noise: Literal["shared", "separate"] = "shared"  # real and fake get the same noise, or each its own
 
-    @model_validator(mode="after")
-    def _in_order(self) -> "Draw":
-        if self.low >= self.high:
-            raise ValueError("should have low below high")
-        return self
+    @field_validator("high")
+    @classmethod
+    def _in_order(cls, high: float, others: ValidationInfo) -> float:
+        if high <= (low := others.data.get("low", 0.0)):
+            raise ValueError(f"should be above low, which is {low:g}")
+        return high
 
 
 class Learn(Section):
     updates: int | None = Field(default=None, ge=1)  # optimizer steps per round; none: as many as learn.epochs makes
     batch: int = Field(default=16, ge=1)  # batch size: samples (or pairs) per step
-    lr: float | None = Field(default=None, gt=0, le=1)  # learning rate; none: 3e-4, or 1 for prodigy (a factor)
-    optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"
+    lr: float | None = Field(default=None, gt=0, le=1, examples=[1e-4])  # learning rate; none: 3e-4; 1 for prodigy
+    optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"  # prodigy finds the learning rate itself
     aim: float = Field(default=0.0, ge=0, lt=0.5)  # weight of a typical pair, for which beta is found; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
     snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
+<<<<<<< HEAD
     epochs: float | None = Field(default=None, gt=0)  # how often a round shows each picture; none: 32, or as learn.updates says
 
     @property
@@ -105,6 +132,9 @@ class Learn(Section):
         if self.updates is None:
             raise ValueError("the pictures are not counted yet")
         return self.updates
+=======
+    epochs: float | None = Field(default=None, gt=0, examples=[10])  # times that a round shows each picture; none: updates
+>>>>>>> 5fe6db8 (Settings can be typed as people mean them: short options, paths with ~, other trainers' words; errors say what to type)
 
     @property
     def rate(self) -> float:
@@ -115,16 +145,16 @@ class Learn(Section):
 class Memory(Section):
     """How a run fits into memory. The plan chooses every setting that is none: the fastest way that fits."""
 
-    vram: float | None = Field(default=None, gt=0)  # GB (2^30 bytes) of VRAM that the run may use; none: what the card has free
+    vram: float | None = Field(default=None, gt=0, examples=[12])  # GB (2^30 bytes) that the run may use; none: what is free
     precision: Literal["bf16", "fp16", "fp32"] | None = None  # precision of the frozen base; LoRA and losses are always fp32
     quantize: Literal["none", "int8", "nf4"] | None = None  # linear layers of the frozen base in 8 or 4 bits
-    attention: Literal["sdpa", "xformers"] | None = None
+    attention: Literal["sdpa", "xformers"] | None = None  # how attention is computed: sdpa is PyTorch's own
     checkpointing: bool | None = None  # gradient checkpointing: less VRAM, since activations are computed again
     one_graph: bool | None = None  # one activation graph at a time: the activations of plain LoRA training, for 16 % more work
     cache_opponent: bool | None = None  # measure the opponent's errors once, before learning
-    micro_batch: int | None = Field(default=None, ge=1)  # samples per forward pass while learning; steps stay learn.batch
-    play_batch: int | None = Field(default=None, ge=1)  # pictures per batch for play, encoding and judging
-    channels_last: bool | None = None
+    micro_batch: int | None = Field(default=None, ge=1, examples=[1])  # samples at once; steps stay learn.batch
+    play_batch: int | None = Field(default=None, ge=1, examples=[4])  # pictures per batch for play, encoding and judging
+    channels_last: bool | None = None  # another order of numbers in memory, which is faster on some cards
     compile: bool | None = None  # torch.compile of repeated blocks: takes minutes at the start, then runs faster
     merge: bool | None = None  # merge the opponent's LoRA into the base while it plays
 
@@ -136,14 +166,14 @@ class Judge(Section):
 
 
 class Run(Section):
-    rounds: int = Field(default=3, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    rounds: int = Field(default=3, ge=1)  # rounds of self-play in all, finished ones included
+    seed: int = Field(default=0, ge=0, lt=2**63)  # another seed draws other noise, and holds out other pictures
 
 
 class Settings(Section):
     """Everything that a run depends on."""
 
-    about: str = ""
+    about: str = ""  # what the preset is for, in a line
     model: Model = Model()
     data: Data = Data()
     method: dict[str, Any] = {"name": METHOD}

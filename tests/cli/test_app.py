@@ -53,16 +53,21 @@ def test_without_a_command_there_is_help(command: Command):
 
 
 WRONG = {
-    "command": (["trian", "demo"], "No such command 'trian'", "spinlite --help"),
-    "no-preset": (["train"], "Missing argument", "spinlite train --help"),
+    "command": (["trian", "demo"], "No such command 'trian'", "type `spinlite train`"),
+    "no-preset": (["train"], "Missing argument", "type e.g. spinlite train sdxl-12gb"),
     "option": (["train", "demo", "--bogus"], "No such option: --bogus", "spinlite train --help"),
-    "option-value": (["train", "demo", "--rounds", "many"], "Invalid value for '--rounds'", "spinlite train --help"),
-    "rounds": (["train", "demo", "--rounds", "0"], "rounds = 0 in [run] should be greater than or equal to 1", "run.rounds"),
+    "rounds-text": (["train", "demo", "--rounds", "many"], "rounds = 'many' in [run] should be a whole", "type --rounds 3"),
+    "rounds": (
+        ["train", "demo", "--rounds", "0"],
+        "rounds = 0 in [run] should be a whole number, at least 1",
+        "type --rounds 1",
+    ),
+    "option-value": (["bench", "demo", "--steps", "many"], "Invalid value for '--steps'", "spinlite bench --help"),
     "preset": (["train", "dmo"], "no preset 'dmo'", "did you mean 'demo'?"),
     "section": (["train", "demo", "--set", "lern.updates=3"], "unknown section [lern]", "did you mean 'learn'?"),
     "key": (["train", "demo", "--set", "learn.updatse=3"], "unknown key 'updatse' in [learn]", "did you mean 'updates'?"),
     "type": (["train", "demo", "--set", "learn.updates=many"], "updates = 'many' in [learn] should be", "learn.updates"),
-    "range": (["train", "demo", "--set", "learn.lr=5"], "lr = 5 in [learn] should be less than or equal to 1", "learn.lr"),
+    "range": (["train", "demo", "--lr", "5"], "lr = 5 in [learn] should be a number, above 0 and at most 1", "type --lr 1"),
     "method": (["train", "demo", "--set", "method.name=sppin"], "unknown method 'sppin'", "did you mean 'spin'?"),
     "syntax": (["train", "demo", "--set", "learn"], "'learn' is not section.key=value", "e.g. --set"),
     "no-data": (["train", TOY], "no pictures to train on were given", "--data FOLDER"),

@@ -156,35 +156,41 @@ SET = [
     ("learn.qqq=3", "unknown key 'qqq' in [learn]", "use one of: updates, batch"),
     ("method.bta=3", "unknown key 'bta' in [method]", "did you mean 'beta'?"),
     ("method.name=sppin", "unknown method 'sppin'", "did you mean 'spin'?"),
-    ("method.name=3", "unknown method 3", "use one of: sft, dpo, spin, seppo"),
-    ('method.name=["spin"]', "unknown method ['spin']", "spin"),
+    ("method.name=3", "unknown method '3'", "use one of: sft, dpo, spin, seppo"),
+    ('method.name=["spin"]', "unknown method '[\"spin\"]'", "spin"),
     ("method.gate=sign", "spin has no setting 'gate'", "remove it, or set method.name to seppo"),
     ("learn.updates", "'learn.updates' is not section.key=value", "--set learn.updates=200"),
-    ("updates=3", "'updates=3' is not section.key=value", "--set"),
+    ("updates=3", "updates is learn.updates", "type --set learn.updates=3"),
+    ("weight=3", "weight is data.weight or draw.weight", "type --set data.weight=3 or type --set draw.weight=constant"),
+    ("foo=3", "'foo=3' is not section.key=value", "--set"),
     ("=3", "'=3' is not section.key=value", "--set"),
     ("a.b.c=3", "'a.b.c=3' is not section.key=value", "--set"),
     ("", "'' is not section.key=value", "--set"),
-    ("learn.updates=many", "updates = 'many' in [learn] should be a valid integer", "learn.updates"),
-    ("learn.updates=", "updates = '' in [learn] should be a valid integer", "learn.updates"),
-    ("learn.updates=1.5", "updates = 1.5 in [learn] should be a valid integer", "learn.updates"),
-    ("learn.updates=true", "updates = True in [learn] should be a valid integer", "learn.updates"),
-    ("learn.lr=false", "lr = False in [learn] should be a valid number", "learn.lr"),
-    ("memory.one_graph=1", "one_graph = 1 in [memory] should be a valid boolean", "memory.one_graph"),
-    ("learn.lr=[1]", "lr = [1] in [learn] should be a valid number", "learn.lr"),
-    ("data.folder=3", "folder = 3 in [data] should be a valid string", "data.folder"),
-    ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be 'skip', 'name', 'fixed' or", "data.uncaptioned"),
-    ("method.beta=big", "beta = 'big' in [method] should be a valid number", "method.beta"),
-    ("learn.updates=0", "updates = 0 in [learn] should be greater than or equal to 1", "learn.updates"),
-    ("learn.lr=0", "lr = 0 in [learn] should be greater than 0", "learn.lr"),
-    ("learn.lr=2", "lr = 2 in [learn] should be less than or equal to 1", "learn.lr"),
-    ("data.heldout=0.9", "heldout = 0.9 in [data] should be less than 0.9", "data.heldout"),
-    ("play.guidance=0.5", "guidance = 0.5 in [play] should be greater than or equal to 1", "play.guidance"),
-    ("model.rank=2000", "rank = 2000 in [model] should be less than or equal to 1024", "model.rank"),
-    ("run.seed=-1", "seed = -1 in [run]", "run.seed"),
-    ("run.seed=99999999999999999999", "seed = 99999999999999999999 in [run]", "run.seed"),
-    ("method.beta=-1", "beta = -1 in [method] should be greater than 0", "method.beta"),
-    ("method.beta=0", "beta = 0 in [method] should be greater than 0", "method.beta"),
-    ("method.anchor=-0.1", "anchor = -0.1 in [method] should be greater than or equal to 0", "method.anchor"),
+    ("learn.updates=many", "updates = 'many' in [learn] should be a whole number, at least 1", "--set learn.updates=100"),
+    ("learn.updates=", "updates = '' in [learn] should be a whole number", "--set learn.updates=100"),
+    ("learn.updates=1.5", "updates = 1.5 in [learn] should be a whole number", "--set learn.updates=2"),
+    ("learn.updates=true", "updates = 'true' in [learn] should be a whole number", "--set learn.updates=100"),
+    ("learn.lr=false", "lr = 'false' in [learn] should be a number, above 0 and at most 1", "--lr 0.0001"),
+    ("learn.lr=0,002", "lr = '0,002' in [learn] should be a number", "--lr 0.002"),
+    ("memory.one_graph=1", "one_graph = '1' in [memory] should be true or false", "--set memory.one_graph=true"),
+    ("learn.lr=[1]", "lr = '[1]' in [learn] should be a number", "--lr 0.0001"),
+    ("data.folder=", "folder = '' in [data] should not be empty", "--data none"),
+    ("data.folder=a\tb", "folder = 'a\\tb' in [data] should not hold a tab", "--data a/tb"),
+    ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be skip, name, fixed or error", "data.uncaptioned=skip"),
+    ("data.crop=center", "crop = 'center' in [data] should be centre or random", "--set data.crop=centre"),
+    ("method.beta=big", "beta = 'big' in [method] should be a number, above 0", "--set method.beta=5000"),
+    ("learn.updates=0", "updates = 0 in [learn] should be a whole number, at least 1", "--set learn.updates=1"),
+    ("learn.lr=0", "lr = 0 in [learn] should be a number, above 0 and at most 1", "--lr 0.0001"),
+    ("learn.lr=2", "lr = 2 in [learn] should be a number, above 0 and at most 1", "--lr 1"),
+    ("data.heldout=0.9", "heldout = 0.9 in [data] should be a number, above 0 and below 0.9", "data.heldout=0.1"),
+    ("play.guidance=0.5", "guidance = 0.5 in [play] should be a number, 1 to 50", "--set play.guidance=1"),
+    ("model.rank=2000", "rank = 2000 in [model] should be a whole number, 1 to 1024", "--rank 1024"),
+    ("run.seed=-1", "seed = -1 in [run] should be a whole number, at least 0", "run.seed=0"),
+    ("run.seed=99999999999999999999", "seed = 99999999999999999999 in [run]", "run.seed=0"),
+    ("draw.high=0", "high = 0 in [draw] should be a number, above 0 and at most 1", "--set draw.high=1"),
+    ("method.beta=-1", "beta = -1 in [method] should be a number, above 0", "--set method.beta=5000"),
+    ("method.beta=0", "beta = 0 in [method] should be a number, above 0", "method.beta"),
+    ("method.anchor=-0.1", "anchor = -0.1 in [method] should be a number, at least 0", "--set method.anchor=0"),
 ]
 
 
@@ -192,6 +198,7 @@ SET = [
 def test_a_setting_that_makes_no_sense_is_refused_with_its_place(preset: Write, override: str, problem: str, fix: str):
     error = refused(preset(""), override)
     assert problem in error.problem and fix in error.fix
+    assert "--" not in fix or f"{fix} " in f"{error.fix} "  # what is to be typed is there to its end
 
 
 def numbers() -> list[str]:
@@ -214,31 +221,50 @@ def test_no_number_is_endless_but_the_bound(preset: Write, place: str, value: st
     if (place, value) == ("method.bound", "inf"):
         assert load_settings(preset(""), ["method.bound=inf"]).method["bound"] == float("inf")
     else:
-        assert place in refused(preset(""), f"{place}={value}").fix
+        key = place.partition(".")[2]
+        error = refused(preset(""), f"{place}={value}")
+        assert error.problem.startswith(f"{key} = {value} in ") and re.search(rf"type --(set \w+\.)?{key}[ =]\d", error.fix)
 
 
+# fmt: off
 FILES: dict[str, tuple[str | bytes, str, str]] = {
-    "no-toml": ("[learn\nupdates = 3", "is not valid TOML: Expected ']'", "fix that line"),
-    "twice": ("[learn]\nupdates = 3\nupdates = 4", "is not valid TOML: Cannot overwrite a value", "fix that line"),
-    "yaml": ("learn:\n  updates: 3\n", "is not valid TOML", "fix that line"),
-    "latin-1": ('about = "café"'.encode("latin-1"), "is not valid TOML: 'utf-8' codec", "fix that line"),
-    "utf-16": ('about = "x"'.encode("utf-16"), "is not valid TOML: 'utf-8' codec", "fix that line"),
-    "picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not valid TOML", "fix that line"),
+    "no-toml": ("[learn\nupdates = 3", "is not valid TOML: Expected ']'", "fix line 1 of the preset: [learn"),
+    "twice": ("[learn]\nupdates = 3\nupdates = 4", "is not valid TOML: Cannot overwrite a value", "remove one of the two"),
+    "yaml": ("learn:\n  updates: 3\n", "is not valid TOML", "fix line 1 of the preset: learn:"),
+    "open": ('[data]\nfolder = """x', "is not valid TOML", "a quote or a bracket is not closed"),
+    "latin-1": ('about = "café"'.encode("latin-1"), "is not text in UTF-8", "save it as UTF-8"),
+    "utf-16": ('about = "x"'.encode("utf-16"), "is not text in UTF-8", "save it as UTF-8"),
+    "picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text in UTF-8", "name another file"),
+    "yes": ("[data]\nflip = True  # mirrored", "is not valid TOML: Invalid value", "write flip = true in line 2"),
+    "point": ("[model]\nalpha = .5", "is not valid TOML: Invalid value", "write alpha = 0.5 in line 2"),
+    "bare": ("[model]\nbase = my-model", "is not valid TOML: Invalid value", "write base = 'my-model' in line 2"),
+    "backslash": ('[data]\nfolder = "C:\\Users\\me"', "is not valid TOML: Invalid hex",
+                  "write folder = 'C:\\Users\\me' in line 2; backslashes need single quotes, or / instead"),
+    "tab": ('[data]\nfolder = "D:\\training\\new"', "folder = 'D:\\training\\new' in [data] should not hold a tab, a new line",
+            'write folder = "D:/training/new" under [data]'),
+    "tab-in-a-source": ('[[data.sources]]\nfolder = "D:\\training"', "should not hold a tab",
+                        'write folder = "D:/training" under [[data.sources]]'),
+    "text-for-a-number": ('[learn]\nlr = "1e-4"', "lr = '1e-4' in [learn] should be a number", "write lr = 0.0001 under"),
+    "number-for-text": ("[data]\ntrigger = 2024", "trigger = 2024 in [data] should be text", 'write trigger = "2024" under'),
+    "wrong-section": ("[learn]\nrank = 8", "there is no rank in [learn], but model.rank", "write rank = 8 under [model]"),
+    "order": ("[draw]\nlow = 0.5\nhigh = 0.3", "high = 0.3 in [draw] should be above low, which is 0.5",
+              "write high = 1 under [draw]"),
     "section": ("[lern]\nupdates = 3", "unknown section [lern] in", "did you mean 'learn'?"),
-    "loose-key": ("updates = 3", "unknown section [updates] in", "use one of"),
+    "loose-key": ("updates = 3", "updates is learn.updates", "write updates = 3 under [learn]"),
     "key": ("[learn]\nupdatse = 3", "unknown key 'updatse' in [learn]", "did you mean 'updates'?"),
     "method": ('[method]\nname = "sppin"', "unknown method 'sppin'", "did you mean 'spin'?"),
     "other-methods-key": ('[method]\nname = "sft"\nbeta = 3', "sft has no setting 'beta'", "to dpo or spin or seppo"),
     "method-as-text": ('method = "spin"', "method = 'spin' in", "write [method]"),
     "section-as-number": ("learn = 3", "learn = 3 in", "write [learn]"),
     "section-as-list": ("[[learn]]\nupdates = 3", "is not a section", "write [learn]"),
-    "about-as-number": ("about = 3", "about = 3 in the preset should be a valid string", "change about"),
-    "about-as-section": ("[about]\nx = 3", "about = {'x': 3} in the preset should be a valid string", "change about"),
+    "about-as-number": ("about = 3", "about = 3 in the preset should be text", 'write about = "3"'),
+    "about-as-section": ("[about]\nx = 3", "about = {'x': 3} in the preset should be text", "write about ="),
     "extends-nothing": ('extends = "demoo"', "mine.toml extends it)", "did you mean 'demo'?"),
     "extends-number": ("extends = 3", "extends = 3 in", 'extends = "demo"'),
     "extends-list": ('extends = ["demo"]', "extends = ['demo'] in", 'extends = "demo"'),
     "extends-itself": ('extends = "mine.toml"', "mine.toml extends itself", "remove one `extends`"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize(("content", "problem", "fix"), FILES.values(), ids=FILES)
