@@ -14,6 +14,7 @@ from spinlite.cli import data as cli_data
 from spinlite.cli import lora as cli_lora
 from spinlite.cli import plan as cli_plan
 from spinlite.cli import report as cli_report
+from spinlite.cli import settings as cli_settings
 from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import DataFolder, Overrides, Preset, Runs, takes
 from spinlite.config.presets import USUAL
@@ -165,6 +166,7 @@ cli_data.register(app)
 cli_lora.register(app)
 cli_plan.register(app)
 cli_report.register(app)
+cli_settings.register(app)
 
 
 def main() -> None:

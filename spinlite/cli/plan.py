@@ -123,13 +123,11 @@ def list_presets(context: typer.Context) -> None:
 
 @listing.command("show")
 def show_preset(name: Preset) -> None:
-    """Print every setting of a preset, defaults included."""
-    import tomli_w
+    """Print a preset with its comments and every setting. What it leaves as it is stands in comments."""
+    from spinlite.cli.preset_page import preset_page
+    from spinlite.cli.terminal import visible
 
-    from spinlite.config.load import load_settings
-
-    settings = load_settings(name)
-    typer.echo(tomli_w.dumps(settings.model_dump(exclude_none=True)).rstrip())
+    typer.echo(visible(preset_page(name)))
 
 
 def register(app: typer.Typer) -> None:

@@ -23,7 +23,8 @@ class Kind:
         self.optional = type(None) in parts
         inner = next(part for part in parts if part is not type(None))
         self.is_path = inner is PathText or any(getattr(rule, "func", None) is expand for rule in field.metadata)
-        self.choices = tuple(map(str, get_args(inner))) if get_origin(inner) is Literal else ()
+        choices = map(str, get_args(inner)) if get_origin(inner) is Literal else ()
+        self.choices = sorted(choices, key=lambda word: (word != self.default, word))  # Python's order is not always ours
         self.type: Any = str if self.choices or self.is_path else inner
         self.bounds = {name: getattr(rule, name) for rule in field.metadata for name in ("gt", "ge", "lt", "le")
                        if hasattr(rule, name)}  # fmt: skip
@@ -34,7 +35,11 @@ class Kind:
             noun = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]])
         else:
             noun = "a path" if self.is_path else NOUNS.get(self.type, "tables")
-        return noun + (f", {self._range()}" if self.bounds else "") + (" (or none)" if self.optional else "")
+        return (
+            noun
+            + (f", {self._range()}" if self.bounds else "")
+            + (" (or none)" if self.optional and "none" not in self.choices else "")
+        )
 
     def parse(self, text: str) -> Any:
         """What a user means by text on the command line. Text that makes no sense is returned as it is."""

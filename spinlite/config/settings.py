@@ -49,13 +49,9 @@ class Model(Section):
     alpha: float | None = Field(default=None, gt=0, examples=[16])  # the LoRA's scale is alpha / rank; none: alpha = rank
     rslora: bool = False  # scale = alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones
     dora: bool = False  # also learn the magnitude of each output (DoRA); exported as a plain LoRA
-<<<<<<< HEAD
-    resolution: int | None = Field(default=None, ge=16, le=4096)  # px a side, e.g. 768; none: the base's own size
+    resolution: int | None = Field(default=None, ge=16, le=4096, examples=[768])  # px a side; none: the base's own size
     clip_skip: int | None = Field(default=None, ge=1, le=12)  # 1: the last layer of CLIP is read, 2: the one before it, …
     max_tokens: Literal[75, 150, 225] = 225  # longer captions are cut; above 75 they are encoded in chunks, as WebUIs do
-=======
-    resolution: int | None = Field(default=None, ge=64, le=4096, examples=[768])  # px of a square picture; none: the base's own
->>>>>>> 5fe6db8 (Settings can be typed as people mean them: short options, paths with ~, other trainers' words; errors say what to type)
 
 
 class Source(Section):
@@ -72,7 +68,7 @@ class Source(Section):
     weight: float = Field(default=1.0, gt=0, le=1000)  # repeats: how often each picture is shown, relative to other sources
     trigger: str = ""  # trigger words, put in front of every caption
     lines: Literal["join", "each"] = "join"  # lines of a .txt: joined into one caption, or a caption each
-    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: leave out, file name, `caption`, stop
+    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: left out; by file name; `caption`; stop
     caption: str = ""  # the caption for pictures without one, with uncaptioned = "fixed"
 
 
@@ -94,17 +90,17 @@ class Play(Section):
     spacing: Literal["trailing", "linspace", "karras"] = "trailing"  # where the steps lie; all begin at the last time
     eta: float = Field(default=0.0, ge=0, le=1)  # for ddim and tcd: 0 is deterministic, 1 adds the noise of the forward process
     guidance: float = Field(default=3.0, ge=1, le=50)  # CFG scale; 1 is off. Use the one that you will sample with
-    guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts from this time (0 clean, 1 noise) ..
-    guidance_high: float = Field(default=1.0, ge=0, le=1)  # .. to this time
+    guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts from this time on (0 clean, 1 noise)
+    guidance_high: float = Field(default=1.0, ge=0, le=1)  # guidance acts up to this time
     points: int = Field(default=0, ge=0, le=1000)  # points kept per sampling path (exact objective); 0: noise fakes again
 
 
 class Draw(Section):
     """Timestep and noise sampling, and the weight of a timestep. The same for every method."""
 
-    weight: Weight = "constant"  # of an error, by its timestep; or "min-snr", or "transition" (the density of a sampling step)
-    low: float = Field(default=0.0, ge=0, lt=1)  # draw times from here (0 clean) ..
-    high: float = Field(default=1.0, gt=0, le=1)  # .. to here (1 noise)
+    weight: Weight = "constant"  # of an error, by its timestep; transition: the density of a sampling step
+    low: float = Field(default=0.0, ge=0, lt=1)  # times are drawn from here (0 clean, 1 noise)
+    high: float = Field(default=1.0, gt=0, le=1)  # times are drawn up to here
     noise: Literal["shared", "separate"] = "shared"  # real and fake get the same noise, or each its own
 
     @field_validator("high")
@@ -123,8 +119,7 @@ class Learn(Section):
     aim: float = Field(default=0.0, ge=0, lt=0.5)  # weight of a typical pair, for which beta is found; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
     snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
-<<<<<<< HEAD
-    epochs: float | None = Field(default=None, gt=0)  # how often a round shows each picture; none: 32, or as learn.updates says
+    epochs: float | None = Field(default=None, gt=0, examples=[10])  # times a round shows each picture; none: 32, or as learn.updates says
 
     @property
     def length(self) -> int:
@@ -132,9 +127,6 @@ class Learn(Section):
         if self.updates is None:
             raise ValueError("the pictures are not counted yet")
         return self.updates
-=======
-    epochs: float | None = Field(default=None, gt=0, examples=[10])  # times that a round shows each picture; none: updates
->>>>>>> 5fe6db8 (Settings can be typed as people mean them: short options, paths with ~, other trainers' words; errors say what to type)
 
     @property
     def rate(self) -> float:

@@ -176,7 +176,7 @@ SET = [
     ("learn.lr=[1]", "lr = '[1]' in [learn] should be a number", "--lr 0.0001"),
     ("data.folder=", "folder = '' in [data] should not be empty", "--data none"),
     ("data.folder=a\tb", "folder = 'a\\tb' in [data] should not hold a tab", "--data a/tb"),
-    ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be skip, name, fixed or error", "data.uncaptioned=skip"),
+    ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be skip, error, fixed or name", "data.uncaptioned=skip"),
     ("data.crop=center", "crop = 'center' in [data] should be centre or random", "--set data.crop=centre"),
     ("method.beta=big", "beta = 'big' in [method] should be a number, above 0", "--set method.beta=5000"),
     ("learn.updates=0", "updates = 0 in [learn] should be a whole number, at least 1", "--set learn.updates=1"),
