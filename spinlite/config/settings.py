@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from spinlite.errors import SpinliteError
 from spinlite.maths.weights import Weight
 from spinlite.methods.registry import METHODS, Method
 
@@ -70,6 +71,9 @@ class Source(Section):
     lines: Literal["join", "each"] = "join"  # lines of a .txt: joined into one caption, or a caption each
     uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: left out; by file name; `caption`; stop
     caption: str = ""  # the caption for pictures without one, with uncaptioned = "fixed"
+    shuffle: bool = False  # shuffle captions: the tags between commas come in another order each time a picture is learned
+    keep_tokens: int = Field(default=0, ge=0)  # how many tags at the start stay as they are; the trigger always does
+    tag_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of the other tags that is left out each time
 
 
 class Data(Source):
@@ -175,6 +179,13 @@ class Settings(Section):
     judge: Judge = Judge()
     memory: Memory = Memory()
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _points_need_captions_as_written(self) -> "Settings":
+        if self.play.points and any(source.shuffle or source.tag_dropout for source in (self.data, *self.data.sources)):
+            problem = "with play.points the model's own predictions are kept for captions as written, so tags can't change"
+            raise SpinliteError(problem, fix="set data.shuffle = false and data.tag_dropout = 0, or play.points = 0")
+        return self
 
     def build_method(self) -> Method:
         """The method that [method] names, with its settings."""

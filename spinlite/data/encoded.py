@@ -74,7 +74,7 @@ class Encoded:
         self.changed: list[str] = []
         items = {(item.key, item.shape): item for r in (*records, *others) for item in self._items(r)}
         missing = [item for each in items.values() if (item := self._missing(each)).flips]
-        captions = ["", *(r.caption for r in records)]
+        captions = ["", *(text for r in records for text in (r.caption, *r.wordings))]
         self.chunks = family.count_chunks(list(dict.fromkeys(captions)))
         texts = {self._prompt_key(text): text for text in captions}
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
@@ -105,9 +105,9 @@ class Encoded:
         return self._get([r.lose_key for r in records], records)["x0"]
 
     def cond(self, records: Sequence[Record], dropped: Sequence[bool] | None = None) -> Cond:
-        """Conditioning of the records; where `dropped` is true, with the empty caption in place of their own."""
+        """Conditioning of the records, as they are worded; where `dropped` is true, of the empty caption instead."""
         flags = dropped or [False] * len(records)
-        texts = ["" if flag else r.caption for r, flag in zip(records, flags, strict=True)]
+        texts = ["" if flag else r.wording or r.caption for r, flag in zip(records, flags, strict=True)]
         picture = self._get([r.key for r in records], records)
         del picture["x0"]
         return self._prompts.get([self._prompt_key(text) for text in texts]) | picture

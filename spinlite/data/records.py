@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+from spinlite.config.settings import Source
 from spinlite.data.buckets import Size
 from spinlite.data.looks import Look
 from spinlite.errors import SpinliteError
@@ -23,6 +25,7 @@ class Entry:
     weight: Fraction
     lose: Path | None = None  # the rejected picture of a pair
     fault: str = ""  # why its caption can't be read
+    source: Source = field(default_factory=Source)  # the settings that it was listed with
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class Record:
     """One picture with one caption; `lose` is the rejected picture of a pair.
 
     A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch. `bucket` is the shape that it is
-    trained in, (width, height) in px; None: the model's own size. `flip`: shown mirrored.
+    trained in, (width, height) in px; None: the model's own size. `flip`: shown mirrored. `wordings` are texts that learning
+    shows in place of the caption, if there are any; `wording` is the one that is shown now ("": the caption itself).
     """
 
     path: Path
@@ -41,6 +45,13 @@ class Record:
     repeats: int = 1
     bucket: Size | None = None
     flip: bool = False
+    wordings: tuple[str, ...] = ()
+    wording: str = ""
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that learning from it depends on, for hashes."""
+        return [self.key, self.lose_key, self.caption, *[self.wordings] * bool(self.wordings)]
 
 
 @dataclass(frozen=True, slots=True)

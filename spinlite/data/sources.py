@@ -87,7 +87,7 @@ def _complete(entry: Entry, source: Source, found: Survey) -> Entry:
     trigger = " ".join(source.trigger.split())
     captions = tuple(c if c.startswith(trigger) else f"{trigger} {c}" for c in captions)
     weight = entry.weight * Fraction(source.weight).limit_denominator(100)
-    return replace(entry, captions=captions, origin=origin, weight=weight, fault=fault)
+    return replace(entry, captions=captions, origin=origin, weight=weight, fault=fault, source=source)
 
 
 def _name_as_caption(path: Path) -> str:

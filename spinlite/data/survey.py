@@ -1,6 +1,7 @@
 """Sources -> checked records, and a list of the files that will not be used, with reasons."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import ImageColor
@@ -12,6 +13,7 @@ from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
 from spinlite.data.records import Entry, Record, Survey, count_pictures, list_names, whole_numbers
 from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
 from spinlite.data.split import split
+from spinlite.data.wordings import reword
 from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint
 
@@ -61,11 +63,12 @@ def examine(
         found.looks = decode_all(paths, settings.background, memo, progress)
     weights = whole_numbers([entry.weight for entry in every])
     read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
-    records = _remove_duplicates(read, found)
+    records = reword(_remove_duplicates(read, found), {entry.path: entry.source for entry in every})
     _note_alike(every, found)
     found.stop = _reason_to_stop(settings, len(every), records, found)
     if count_pictures(records) > 1:
-        found.train, found.heldout = split(records, settings.heldout)
+        found.train, heldout = split(records, settings.heldout)
+        found.heldout = [replace(r, wordings=()) for r in heldout]  # every round measures them with the same texts
     return found
 
 

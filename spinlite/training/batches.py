@@ -11,7 +11,7 @@ from spinlite.config.settings import Draw, Learn
 from spinlite.data.encoded import Encoded, group_by_shape
 from spinlite.data.records import Record, epoch_slots
 from spinlite.families.family import Cond, Family
-from spinlite.maths.draws import draw, gaussian, generator, permutation
+from spinlite.maths.draws import draw, gaussian, generator, permutation, seed_of
 from spinlite.maths.weights import weigh
 
 Errors = dict[str, Tensor]  # by name: {policy, opponent, base}_{real, fake} -> (B,)
@@ -71,7 +71,8 @@ class Batches:
     """The draws of a round, numbered from 0: the *places* of the round. Update u takes `batch` places, from u * batch on.
 
     A draw depends on (seed, round, place) alone, so a resumed round sees the same ones. Each epoch shows the pictures in a new
-    order. A picture is shown as often in an epoch as it has repeats, each time with another of its captions.
+    order. A picture is shown as often in an epoch as it has repeats, each time with another of its captions, in one of the
+    caption's wordings.
 
     Pictures of different shapes can't share a tensor. An update therefore has one `Batch` for each shape among its pictures;
     no picture is left out or postponed.
@@ -104,13 +105,20 @@ class Batches:
         return [[places[i] for i in group] for group in group_by_shape(shapes, len(places))]
 
     def rows(self, places: Iterable[int]) -> list[tuple[Record, int]]:
-        """For each place: (the picture with its caption, how often that picture was shown before)."""
+        """For each place: (the picture with its caption as it is worded then, how often that picture was shown before)."""
         numbers = [divmod(place, len(self._slots)) for place in places]
         epochs = {epoch for epoch, _ in numbers}
         kept = {epoch: order for epoch, order in self._orders.items() if epoch in epochs}
         new = {epoch: permutation(len(self._slots), "learn", *self._names, epoch) for epoch in epochs - kept.keys()}
         self._orders = kept | new
-        return [self._slots[self._orders[epoch][i]].at(epoch) for epoch, i in numbers]
+        return [self._worded(*self._slots[self._orders[epoch][i]].at(epoch)) for epoch, i in numbers]
+
+    def _worded(self, record: Record, turn: int) -> tuple[Record, int]:
+        """The record with one of its wordings, at random each time that its picture is shown."""
+        if not record.wordings:
+            return record, turn
+        chosen = seed_of("wording", *self._names, record.key, turn) % len(record.wordings)
+        return replace(record, wording=record.wordings[chosen]), turn
 
     def at_places(self, places: Sequence[int]) -> Batch:
         """The draws at these places of the round as one batch. Their pictures must have one shape."""

@@ -203,7 +203,7 @@ def begin(session: Session) -> None:
     made_of = {
         "base": session.family.base_hash,
         "start": fingerprint_files([Path(file)]) if file else None,
-        "data": fingerprint([[r.key, r.lose_key, r.caption] for r in session.train + session.heldout]),
+        "data": fingerprint([r.identity for r in session.train + session.heldout]),
     }
     if not session.run.state:
         settings = {**session.settings.model_dump(), "train": len(session.train), "heldout": len(session.heldout)}
