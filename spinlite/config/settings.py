@@ -74,6 +74,8 @@ class Source(Section):
     shuffle: bool = False  # shuffle captions: the tags between commas come in another order each time a picture is learned
     keep_tokens: int = Field(default=0, ge=0)  # how many tags at the start stay as they are; the trigger always does
     tag_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of the other tags that is left out each time
+    mask_folder: str | None = None  # masks with the pictures' names: white is learned; none: NAME-masklabel.png beside NAME.png
+    alpha_mask: bool = False  # a picture's transparency is its mask: what is transparent is not learned
 
 
 class Data(Source):
@@ -86,6 +88,7 @@ class Data(Source):
     latents: Literal["mean", "sample"] = "mean"  # the VAE's latent of a picture: the mean of its distribution, or one sample
     heldout: float = Field(default=0.1, gt=0, lt=0.9)  # validation: share of captions that is measured, never trained on
     max_unusable: float = Field(default=0.1, ge=0, le=1)  # the run stops if a larger share of pictures is unreadable
+    unmasked_weight: float = Field(default=0.0, ge=0, le=1)  # what counts where a mask is black: 0 nothing, 1 as much as white
 
 
 class Play(Section):

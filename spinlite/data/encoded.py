@@ -11,6 +11,7 @@ from torch import Tensor
 from spinlite.config.settings import Data
 from spinlite.data.buckets import Size, crop_centre
 from spinlite.data.looks import in_order
+from spinlite.data.masks import fit_mask, load_mask
 from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, silence_pillow
 from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
@@ -49,8 +50,8 @@ class Encoded:
     """Latents and conditioning of records, kept in stores on disk; what is missing there is encoded.
 
     A picture is kept under the hash of its file's bytes, its shape and whether it is mirrored, in a store named by the VAE and
-    the settings for pixels. A caption is kept under its own hash and its number of chunks, in a store named by the text
-    encoders.
+    the settings for pixels; beside it its mask, under the hash of the mask's file too. A caption is kept under its own hash and
+    its number of chunks, in a store named by the text encoders.
 
     faults:  why pictures could not be encoded, by their keys; `usable` leaves their records out
     changed: names of files that changed since their records were made; the folder has to be read again
@@ -78,14 +79,17 @@ class Encoded:
         self.chunks = family.count_chunks(list(dict.fromkeys(captions)))
         texts = {self._prompt_key(text): text for text in captions}
         prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
-        done, total = 0, len(missing) + len(prompts)
+        masked = [r for r in {self._mask_names(r): r for r in records}.values() if not self._has(self._mask_names(r))]
+        done, total = 0, len(missing) + len(masked) + len(prompts)
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
             progress(done, total)
 
-        self._encode(family, missing, len({item.key for item in items.values()}), batch, advance)
+        pictures = len({item.key for item in items.values()})
+        self._encode(family, missing, pictures, batch, advance)
+        self._encode_masks(masked, pictures, advance)
         with self._prompts:
             for chunk in chunks(prompts, batch):
                 self._prompts.add([key for key, _ in chunk], family.encode_captions([text for _, text in chunk], self.chunks))
@@ -94,7 +98,8 @@ class Encoded:
 
     def usable(self, records: Sequence[Record]) -> list[Record]:
         """The records with encoded pictures."""
-        return [r for r in records if not any(self._missing(item).flips for item in self._items(r))]
+        whole = [r for r in records if not any(self._missing(item).flips for item in self._items(r))]
+        return [r for r in whole if self._has(self._mask_names(r))]
 
     def real(self, records: Sequence[Record], like: Sequence[Record] | None = None) -> Tensor:
         """Latents of the records' pictures, (B, ...), in their own shape, or in the shapes of the records `like`."""
@@ -103,6 +108,15 @@ class Encoded:
     def rejected(self, records: Sequence[Record]) -> Tensor:
         """Latents of the rejected pictures of pairs, (B, ...)."""
         return self._get([r.lose_key for r in records], records)["x0"]
+
+    def masks(self, records: Sequence[Record]) -> Tensor | None:
+        """Masks of the records' pictures at the resolution of their latents, (B, 1, ...) in [0, 1]; None if none has one."""
+        names = [self._mask_names(r)[r.flip] for r in records if r.mask]
+        if not names:
+            return None
+        found = self._pictures.get(names)["mask"].clamp_min(self._settings.unmasked_weight)
+        rows = iter(found)
+        return torch.stack([next(rows) if r.mask else torch.ones_like(found[0]) for r in records])
 
     def cond(self, records: Sequence[Record], dropped: Sequence[bool] | None = None) -> Cond:
         """Conditioning of the records, as they are worded; where `dropped` is true, of the empty caption instead."""
@@ -124,6 +138,14 @@ class Encoded:
             if path:
                 yield Item(path, key, record.bucket or self._own, (False, True)[: 1 + self.flip])
 
+    def _mask_names(self, record: Record) -> tuple[str, ...]:
+        """The names that the masks of a picture are kept under, one for each flip; () without a mask."""
+        kind = "-alpha" if record.mask == record.path else f"-mask-{record.mask_key}"
+        return tuple(name + kind for name in next(self._items(record)).names()) if record.mask else ()
+
+    def _has(self, names: Sequence[str]) -> bool:
+        return all(name in self._pictures for name in names)
+
     def _missing(self, item: Item) -> Item:
         """The item with only those flips that are not encoded yet."""
         return replace(item, flips=tuple(f for f, n in zip(item.flips, item.names(), strict=True) if n not in self._pictures))
@@ -144,6 +166,27 @@ class Encoded:
                 while len(waiting) >= batch or (last and waiting):
                     self._add(family, waiting[:batch], total)
                     waiting = waiting[batch:]
+                advance(1)
+
+    def _encode_masks(self, masked: Sequence[Record], total: int, advance: Callable[[int], None]) -> None:
+        """Keep the masks of encoded pictures, at the resolution of their latents."""
+        latents: dict[Size, Tensor] = {}  # one of each shape
+        with silence_pillow(), self._pictures:
+            for record, (mask, fault) in zip(masked, in_order(load_mask, masked), strict=True):
+                item, names = next(self._items(record)), self._mask_names(record)
+                if fault:
+                    self._fault(item, fault, total)
+                elif mask is None:
+                    self.changed.append(record.mask.name if record.mask else "")
+                elif self._has(item.names()):
+                    if item.shape not in latents:
+                        latents[item.shape] = self._pictures.get(item.names()[:1])["x0"][0]
+                    centre = crop_centre(item.key, self._settings.crop)
+                    rows = [fit_mask(mask, latents[item.shape], centre, flip) for flip in item.flips]
+                    if rows[0].any():
+                        self._pictures.add(names, {"mask": torch.stack(rows)})
+                    else:
+                        self._fault(item, "its mask is black, so nothing of it would be learned", total)
                 advance(1)
 
     def _load(self, item: Item) -> Loaded:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spinlite.config.settings import Source
 from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption_table
+from spinlite.data.masks import is_label, masks_among
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
@@ -85,7 +86,8 @@ class _Folder:
             for path in (path for path in files if path.suffix.lower() == ending):
                 texts.setdefault(path.stem, []).append(path)
         taken: set[str] = set()
-        entries = []
+        entries, masks = [], masks_among(files)
+        labels = {mask.stem.lower() for mask in masks.values()}
         for path in files:
             if is_picture(path):
                 taken |= {path.stem, path.name}
@@ -93,7 +95,10 @@ class _Folder:
                 captions, origin, fault = self._captions(path, beside)
                 if caption and not captions and not fault:
                     captions, origin = (caption,), "folder name"
-                entries.append(Entry(path, self._name(path), captions, origin, weight, None, fault))
+                entries.append(Entry(path, self._name(path), captions, origin, weight, None, fault, mask=masks.get(path.stem)))
+            elif is_label(path):
+                if path.stem.lower() not in labels:
+                    self.found.leave_out("labels (-masklabel, -condlabel) that no picture here uses", self._name(path))
             elif path.suffix.lower() not in BESIDE and path.name.lower() not in TABLES:
                 self.found.leave_out("with an ending that is not a picture's, not used", self._name(path))
         self.found.orphans += sorted(self._name(p) for stem in texts.keys() - taken for p in texts[stem])
@@ -140,8 +145,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the file has the ending of a picture."""
-    return path.suffix.lower() in ENDINGS
+    """Whether the file has the ending of a picture, and is not another picture's mask."""
+    return path.suffix.lower() in ENDINGS and not is_label(path)
 
 
 def _within(path: Path, folder: Path) -> str:

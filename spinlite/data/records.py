@@ -26,6 +26,7 @@ class Entry:
     lose: Path | None = None  # the rejected picture of a pair
     fault: str = ""  # why its caption can't be read
     source: Source = field(default_factory=Source)  # the settings that it was listed with
+    mask: Path | None = None  # says where it is learned from; the picture itself: by its transparency
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Record:
 
     A key is a hash of the picture's bytes. `repeats` is how often it is shown in an epoch. `bucket` is the shape that it is
     trained in, (width, height) in px; None: the model's own size. `flip`: shown mirrored. `wordings` are texts that learning
-    shows in place of the caption, if there are any; `wording` is the one that is shown now ("": the caption itself).
+    shows in place of the caption, if there are any; `wording` is the one that is shown now ("": the caption itself). `mask`
+    says where it is learned from (`path` itself: by its transparency), `mask_key` is a hash of its bytes.
     """
 
     path: Path
@@ -47,11 +49,13 @@ class Record:
     flip: bool = False
     wordings: tuple[str, ...] = ()
     wording: str = ""
+    mask: Path | None = None
+    mask_key: str = ""
 
     @property
     def identity(self) -> list[Any]:
         """All that learning from it depends on, for hashes."""
-        return [self.key, self.lose_key, self.caption, *[self.wordings] * bool(self.wordings)]
+        return [self.key, self.lose_key, self.caption, *filter(None, (self.wordings, self.mask_key))]
 
 
 @dataclass(frozen=True, slots=True)

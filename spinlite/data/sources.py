@@ -9,6 +9,7 @@ from spinlite.config.settings import Data, Source
 from spinlite.data.dataset import list_dataset
 from spinlite.data.folder import list_folder, list_pairs
 from spinlite.data.looks import Progress
+from spinlite.data.masks import add_masks
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
 
@@ -33,7 +34,7 @@ def list_entries(
             listed = list_dataset(source, found, pairs, cache, progress, under)
         else:
             listed = (list_pairs if pairs else list_folder)(_folder(source), source, found, under)
-        every += [_complete(entry, source, found) for entry in listed]
+        every += [_complete(entry, source, found) for entry in add_masks(listed, source, found)]
     return every
 
 
@@ -59,6 +60,8 @@ def _check(source: Source) -> None:
     if source.folder is not None and source.dataset is not None:
         problem = f"one source is both the folder {source.folder} and the data set {source.dataset}"
         raise SpinliteError(problem, fix="remove one, or make it a [[data.sources]] of its own")
+    if source.mask_folder is not None and source.folder is None:
+        raise SpinliteError("data.mask_folder is for the pictures of a folder", fix="remove it, or name data.folder")
     if source.uncaptioned == "fixed" and not source.caption.strip():
         raise SpinliteError('data.uncaptioned = "fixed" needs a caption', fix='set data.caption, e.g. to "a photo"')
     if source.uncaptioned == "name" and source.dataset is not None:

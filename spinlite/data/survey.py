@@ -8,7 +8,7 @@ from PIL import ImageColor
 
 from spinlite.config.settings import Data
 from spinlite.data.alike import find_alike
-from spinlite.data.buckets import Grid
+from spinlite.data.buckets import Grid, kept_share
 from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
 from spinlite.data.records import Entry, Record, Survey, count_pictures, list_names, whole_numbers
 from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
@@ -18,6 +18,7 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint
 
 CACHE = Path("runs") / "cache"  # if no other is given
+SAME_SHAPE = 0.98  # share of a mask that a crop to its picture's shape would keep
 
 
 def survey(
@@ -54,7 +55,7 @@ def examine(
     found = Survey()
     every = list_entries(settings, pairs, found, cache or CACHE, progress)
     found.listed, found.names = len(every), {entry.path: entry.name for entry in every}
-    paths = [path for entry in every for path in (entry.path, entry.lose) if path]
+    paths = list(dict.fromkeys(path for entry in every for path in (entry.path, entry.lose, entry.mask) if path))
     if headers:
         found.looks = read_headers(paths, progress)
     else:
@@ -106,8 +107,9 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> li
         if look.fault:
             found.unusable.append(f"{name}: {look.fault}")
             return []
-    if entry.fault:
-        found.unusable.append(entry.fault)
+    mask = found.looks[entry.mask] if entry.mask else None
+    if entry.fault or (mask and mask.fault):
+        found.unusable.append(entry.fault or f"{entry.name}: its mask {entry.mask and entry.mask.name}: {mask and mask.fault}")
         return []
     bucket = grid.bucket(*(look.size for _, look in looks)) if grid else None
     if grid and bucket is None:
@@ -118,10 +120,17 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> li
     if entry.captions:
         found.origins[entry.origin] += 1
     win, lose = found.looks[entry.path], found.looks[entry.lose] if entry.lose else None
+    if mask:
+        found.note("with a mask, which says where they are learned from", entry.name)
+        if kept_share(mask.size, win.size) < SAME_SHAPE:
+            found.note("with a mask of another shape, which is stretched over the picture", entry.name)
     return [
-        Record(entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats, bucket)
+        Record(
+            entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats, bucket,
+            mask=entry.mask, mask_key=mask.key if mask else "",
+        )
         for caption in entry.captions
-    ]
+    ]  # fmt: skip
 
 
 def _note_alike(every: Sequence[Entry], found: Survey) -> None:

@@ -16,9 +16,17 @@ Gate = Literal["sign", "indicator", "sft", "none"]
 TIE = 1e-5  # share of the opponent's error; a smaller gain is only rounding
 
 
-def error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, in fp32: (B, ...) -> (B,)."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+def error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, in fp32: (B, ...) -> (B,).
+
+    With a mask, (B, 1, ...) in [0, 1], it is the weighted mean sum(mask x squared error) / sum(mask) over the sample. So an
+    error where the mask is 1 counts alike in large and small masks, and masked errors compare with whole ones.
+    """
+    squared = (prediction.float() - target.float()).square()
+    if mask is None:
+        return squared.flatten(1).mean(1)
+    weight = mask.float().expand_as(squared).flatten(1)
+    return (weight * squared.flatten(1)).sum(1) / weight.sum(1)
 
 
 def preference(gain_real: Tensor, gain_fake: Tensor, beta: float) -> Tensor:

@@ -37,6 +37,7 @@ class Batch:
     eps_fake     noise for the fakes alone; None: they get the same noise as the real ones
     weight       factor on each sample's errors, (B,); None: 1
     path_points  where each fake is measured on its own sampling path; None: fakes are noised like real pictures
+    mask         weight of each place of a sample in its errors, on real and fake, (B, 1, ...); None: all places count alike
     """
 
     real: Tensor
@@ -48,6 +49,7 @@ class Batch:
     eps_fake: Tensor | None = None
     weight: Tensor | None = None
     path_points: PathPoints | None = None
+    mask: Tensor | None = None
 
     def parts(self, size: int) -> "Iterator[Batch]":
         """The batch in parts of `size` samples; the last part holds the rest."""
@@ -148,6 +150,7 @@ def make_batch(
     device = next(family.net.parameters()).device
     records = [r for r, _ in rows]
     real = encoded.real(records)
+    mask = encoded.masks(records)
     draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
     cond = {name: value.to(device) for name, value in encoded.cond(records, dropped).items()}
     t = family.path.times(drawn.low + (drawn.high - drawn.low) * torch.tensor([u for u, _ in draws])).to(device)
@@ -170,6 +173,7 @@ def make_batch(
         eps_fake=None if eps_fake is None else eps_fake.to(device),
         weight=weight,
         path_points=points,
+        mask=None if mask is None else mask.to(device),
     )
 
 

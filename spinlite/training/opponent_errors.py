@@ -112,6 +112,7 @@ def _errors_file(session: Session, k: int, snapshot: SnapshotName, names: Sequen
     snapshot_hash = fingerprint_files([session.run.snapshot_path(snapshot)])
     who = [session.family.base_hash, snapshot_hash, levers.precision, levers.quantize]
     data = [r.identity for r in session.train]
+    data += [[settings.data.unmasked_weight]] * any(r.mask for r in session.train)
     draws = [settings.learn.length, settings.learn.batch, settings.learn.caption_dropout, settings.run.seed, k]
     how = [session.method.opponent, session.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
     return session.run.opponent_errors_path(fingerprint(who, names, data, draws, how))

@@ -21,7 +21,7 @@ from spinlite.training.batches import Batch, Errors
 def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
     """One denoising error for each sample: (B,), fp32. `name` says whose and on which picture, e.g. "opponent_fake".
 
-    Policy, opponent and base are measured with the same timesteps and the same noise, which the batch holds.
+    Policy, opponent and base are measured with the same timesteps, the same noise and the same mask, which the batch holds.
 
     Where the batch holds points of the fakes' own sampling paths, a fake's error is the squared distance to the prediction
     that the opponent made there. The opponent's own error is then 0 by definition.
@@ -35,7 +35,7 @@ def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
         eps = batch.eps if side == "real" or batch.eps_fake is None else batch.eps_fake
         x_t, t, target = family.path.noise(x0, eps, batch.t), batch.t, family.path.target(x0, eps, batch.t)
     with slots.use(who):  # pyright: ignore[reportArgumentType]
-        return error(family.denoise(x_t, t, batch.cond), target)
+        return error(family.denoise(x_t, t, batch.cond), target, batch.mask)
 
 
 def required_errors(method: Method) -> list[str]:
