@@ -28,9 +28,12 @@ from spinlite.plan.make import plan_device
 from spinlite.plan.plan import Plan, cache_folder
 from spinlite.plan.timing import expected_seconds
 from spinlite.progress import Watch, describe_duration
+from spinlite.runs.checksum import checksum
+from spinlite.runs.lock import hold
 from spinlite.runs.run import Run
 from spinlite.summary import describe_levers, explain_plan, run_facts, warnings
 from spinlite.training.guards import Diverged
+from spinlite.training.inputs import as_begun
 from spinlite.training.judge import judge
 from spinlite.training.learn import learn_round, undo
 from spinlite.training.play import make_scheduler
@@ -55,14 +58,22 @@ class Outcome:
 def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     """Train the run in `folder` to its end, or resume it where it stopped. Its caches lie in the folder `cache` beside it.
 
-    Raises SpinliteError for everything that the user can fix.
+    Raises SpinliteError for everything that the user can fix, also if another command is at work there.
     """
-    run = Run(folder, settings)
-    done = run.state.get("round", 1) - 1
-    stopped = run.state.get("stopped") if settings.judge.stop else None
-    if run.state.get("exported") and (stopped or done >= settings.run.rounds):
+    with hold(folder):
+        return _train(Run(folder, settings), watch)
+
+
+def _train(run: Run, watch: Watch) -> Outcome:
+    done, rounds = run.state.get("round", 1) - 1, run.settings.run.rounds
+    stopped = run.state.get("stopped") if run.settings.judge.stop else None
+    complete = bool(stopped) or done >= rounds
+    if complete and run.is_exported:
         return _outcome(run, stopped, already=True)
-    stopped = _play_rounds(run, done, stopped, watch)
+    if not complete or run.snapshots.fault(0):
+        stopped = _play_rounds(run, done, stopped, watch)
+    else:
+        run.open()
     outcome = _outcome(run, stopped, already=False)
     _export(outcome, watch)
     return outcome
@@ -73,9 +84,12 @@ def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str 
     session, k = _prepare(run, run.settings.run.rounds - done, watch), done + 1
     begin(session)
     while k <= run.settings.run.rounds and not stopped:
-        stopped, k, undone = _round(session, k)
-        run.save({}, round=k, update=0, stopped=stopped, undone=undone)
+        stopped, following, undone = _round(session, k)
+        run.save({}, round=following, update=0, stopped=stopped, undone=undone)
         run.forget_round()
+        if following > k:
+            session.forget_fakes(k)
+        k = following
     return stopped
 
 
@@ -93,7 +107,7 @@ def _round(session: Session, k: int) -> tuple[str | None, int, bool]:
 
 def _export(outcome: Outcome, watch: Watch) -> None:
     """Write the best round, and the last if it is another, as files for other programs. Loads the base model afresh."""
-    run, last = outcome.run, len(outcome.rounds)
+    run, last = outcome.run, max((event["round"] for event in outcome.rounds), default=0)
     base = load_family(run.settings.model, device.choose_device(run.memory))
     files = {outcome.best: run.export_path}
     if last == outcome.best:
@@ -104,7 +118,7 @@ def _export(outcome: Outcome, watch: Watch) -> None:
         verified = export(run, base, k, path, ExportOptions())
         run.log("export", round=k, file=path.name, verified=verified)
         watch.say(f"exported round {k} as {path.name}: {verified}")
-    run.save({}, **{key: value for key, value in run.state.items() if key != "journal"}, exported=True)
+    run.save({}, **(run.state | {"exported": {path.name: checksum(path) for path in files.values()}}))
 
 
 def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
@@ -140,7 +154,7 @@ def _prepare(run: Run, left: int, watch: Watch) -> Session:
     for warning in warnings(pictures, settings):
         watch.say(warning)
     encoded, train, heldout = _encode(run, base, pictures, fallback, watch)
-    return Session(run, settings, base, slots, method, encoded, train, heldout[:JUDGED], where, fallback, watch)
+    return Session(run, settings, base, slots, method, encoded, *as_begun(run, train, heldout, JUDGED), where, fallback, watch)
 
 
 def _survey(run: Run, watch: Watch) -> Survey:
@@ -187,6 +201,8 @@ def _encode(
 ) -> tuple[Encoded, list[Record], list[Record]]:
     """(encoded pictures and captions, training records, held-out records). Reads pictures again if they changed meanwhile."""
     encoded = _encode_once(run, base, pictures, fallback, watch)
+    if encoded.damaged:
+        watch.say(f"damaged files of {run.cache}, encoded again: {', '.join(encoded.damaged)}")
     if encoded.changed:
         names = list_names(encoded.changed)
         watch.say(f"{len(encoded.changed)} pictures changed meanwhile and are read again: {names}")

@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "maths": (0, {"torch"}),
     "methods": (1, {"torch"}),
     "config": (2, {"pydantic"}),
-    "runs": (3, {"torch", "safetensors", "tomli_w"}),
+    "runs": (3, {"torch", "safetensors", "tomli_w", "filelock"}),
     "memory": (3, {"torch", "bitsandbytes", "xformers", "accelerate", "schedulefree", "prodigyopt"}),
     "lora": (4, {"torch", "peft", "safetensors", "PIL"}),
     "families": (5, {"torch", "accelerate", "diffusers", "transformers", "safetensors", "PIL"}),

@@ -1,7 +1,6 @@
 """Small runs on the toy family: its preset, a watch that remembers, and what tests compare of a run's folder."""
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from PIL import Image
 
 from spinlite.config.load import validate_settings
 from spinlite.config.settings import Settings
+from spinlite.runs.journal import Journal
 from spinlite.runs.store import read_tensors
 
 TOY = str(Path(__file__).with_name("toy.toml"))
@@ -55,7 +55,10 @@ def changed(settings: Settings, **values: Any) -> Settings:
 
 def made(folder: Path) -> dict[str, Any]:
     """All that a run leaves, without times."""
-    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    journal = Journal(folder / "journal.jsonl")
+    journal.read()
+    assert journal.size == journal.path.stat().st_size
+    events = list(journal.every())
     for event in events:
         event.pop("time")
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*folder.glob("snapshots/*"), *folder.glob("samples/*")]}

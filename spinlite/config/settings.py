@@ -4,7 +4,7 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from spinlite.errors import SpinliteError
 from spinlite.maths.weights import Weight
@@ -126,7 +126,7 @@ class Learn(Section):
     aim: float = Field(default=0.0, ge=0, lt=0.5)  # weight of a typical pair, for which beta is found; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
     snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
-    epochs: float | None = Field(default=None, gt=0, examples=[10])  # times a round shows each picture; none: 32, or as learn.updates says
+    epochs: float | None = Field(default=None, gt=0, examples=[10])  # how often a round shows each picture; none: 32
 
     @property
     def length(self) -> int:

@@ -96,6 +96,16 @@ class Encoded:
                 advance(len(chunk))
         family.free()
 
+    @property
+    def damaged(self) -> list[str]:
+        """Files of the cache that were damaged; what they held was encoded again."""
+        return self._pictures.damaged + self._prompts.damaged
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where latents and conditioning are kept."""
+        return [self._pictures.folder, self._prompts.folder]
+
     def usable(self, records: Sequence[Record]) -> list[Record]:
         """The records with encoded pictures."""
         whole = [r for r in records if not any(self._missing(item).flips for item in self._items(r))]

@@ -1,6 +1,5 @@
 """A run's snapshot -> a LoRA file for other programs, read back and compared with what was trained."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from spinlite.lora.read import text_encoder_part
 from spinlite.lora.tensors import NOTHING, Pair, changes_nothing, lora_of_snapshot
 from spinlite.memory.device import DTYPES
 from spinlite.runs.run import Run
-from spinlite.runs.store import read_tensors
 from spinlite.training.sheet import read_current
 
 PLACES = {"folder", "dataset", "base", "vae", "init_lora"}  # settings with paths: only their last part is exported
@@ -70,14 +68,13 @@ def read_plain_snapshot(run: Run, k: int) -> dict[str, Pair]:
 
 
 def _read(run: Run, k: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = run.snapshot_path(k)
-    if not path.exists():
-        last = len(run.events("judge"))
-        last += run.snapshot_path(last + 1).exists()  # interrupted before it was judged
+    rounds = [event["round"] for event in run.events("judge")]
+    last = max(rounds, default=0)
+    last += run.snapshot_path(last + 1).exists()  # interrupted before it was judged
+    if k > last or not (run.snapshot_path(k).exists() or rounds):
         fix = f"give one of 0 to {last}" if run.snapshot_path(0).exists() else "run `spinlite train` first"
         raise SpinliteError(f"{run.folder} has no round {k}", fix=fix)
-    state, metadata = read_tensors(path)
-    return state, json.loads(metadata["spinlite"])
+    return run.snapshots.read(k)
 
 
 def header_info(run: Run, base: Family, k: int, title: str, options: ExportOptions) -> HeaderInfo:
@@ -85,7 +82,8 @@ def header_info(run: Run, base: Family, k: int, title: str, options: ExportOptio
     settings, began, rounds = run.settings, run.events("begin")[0], run.events("judge")
     figures = next((event for event in rounds if event["round"] == k), {})  # empty for round 0, and before the round is judged
     method = settings.method["name"]
-    words = f"spinlite, {method}, round {k} of {max(k, len(rounds))}"
+    of = max([k, *(event["round"] for event in rounds)])
+    words = f"spinlite, {method}, round {k} of {of}"
     if options.strength < 0:
         words += f"; EXPERIMENTAL: pushes away from what was learned, by {-options.strength:g}"
     picture = read_current(run.sheet_path(k)) if k and run.sheet_path(k).exists() else None
@@ -95,7 +93,7 @@ def header_info(run: Run, base: Family, k: int, title: str, options: ExportOptio
         description=words, tags=began.get("tags", {}), pictures=began["settings"]["train"], started=began["time"],
         finished=last["time"], thumbnail=picture,
         ours={
-            "method": settings.method, "round": k, "rounds": max(k, len(rounds)), "base": base.base_hash,
+            "method": settings.method, "round": k, "rounds": of, "base": base.base_hash,
             "settings": _without_folders(settings.model_dump()),
             "figures": {key: value for key, value in figures.items() if isinstance(value, float) and key != "time"},
         },
@@ -120,7 +118,7 @@ def choose_round(run: Run, word: str) -> int:
         case "best":
             return run.best
         case "last":
-            return len(rounds)
-    if not word.isdigit():
+            return rounds[-1]["round"]
+    if not word.isdecimal():
         raise SpinliteError(f"--round {word!r} is not a round", fix="give best, last, or a number")
     return int(word)

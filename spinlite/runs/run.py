@@ -1,8 +1,11 @@
 """The run folder: settings, journal, state. Running the same command again continues from the state.
 
 settings.toml            every setting, defaults written out; itself a preset
+pictures.json            the pictures and captions that it began with, in order
+caches.txt               the folders of the cache that it uses
 journal.jsonl            one event a line
 state.safetensors        policy and optimizer of the round under way, and where it stands
+state-before.safetensors the save before that, in case the newest is damaged
 snapshots/k.safetensors  the policy after round k; k-u.safetensors: after update u of round k, if learn.snapshot_every is set
 opponent_errors/         the opponent's errors in the round under way, if they are measured in advance
 good/u.safetensors       the policy after update u of the round under way; the last two, for a guard to go back to
@@ -10,63 +13,93 @@ samples/round-k.png      fixed captions drawn by base | previous | current
 export/NAME.safetensors  the LoRA of the best round, for other programs; NAME-last.safetensors: of the last, if that is another
 """
 
-import json
 import math
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from torch import Tensor
 
 from spinlite.config.settings import Memory, Settings
 from spinlite.errors import SpinliteError
-from spinlite.runs.changes import AFTER_GUARD, changed_keys, load_kept_settings, refuse_changes
-from spinlite.runs.store import read_tensors, write_bytes, write_tensors
-from spinlite.runs.trees import flatten, unflatten
+from spinlite.runs.changes import AFTER_GUARD, changes, kept_settings, refuse_changes
+from spinlite.runs.checksum import checksum
+from spinlite.runs.disk import remove_drafts, write_bytes
+from spinlite.runs.journal import Journal
+from spinlite.runs.saved import Saved, lost
+from spinlite.runs.snapshots import GoodPolicies, SnapshotName, Snapshots, update_of
 
-SnapshotName = int | str  # a snapshot: the round that it ends, or "ROUND-UPDATE" for one within a round
+CACHES = "caches.txt"  # the folders of the cache that a run uses, a line each
 
 
 class Run:
-    """A run folder, new or to be continued."""
+    """A run folder, new or to be continued. Only its holder (`runs/lock.py:hold`) may change it."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        """Raises SpinliteError if the folder was made with other settings."""
-        self.folder = folder
-        self._journal = folder / "journal.jsonl"
-        self.settings = settings
-        self.state = self._read_state()
+    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
+        """An existing run keeps its own settings if none are given.
+
+        Raises SpinliteError if the folder was made with other settings, if nothing in it says where the run stands, or if it
+        is no run and no settings are given. Changes nothing on disk. `notes` says what was found damaged.
+        """
+        self.folder, self.notes = folder, list[str]()
+        self.journal, self._saved = Journal(folder / "journal.jsonl"), Saved(folder)
+        self.snapshots, self.good = Snapshots(folder), GoodPolicies(folder / "good")
+        self.state = self._find_state()
         self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # memory settings lowered when memory ran out
-        self._memory_changed = False
-        if self._settings_path.exists():
-            kept = load_kept_settings(self._settings_path)
-            refuse_changes(folder, kept, settings, bool(self.state.get("undone")))
-            self._memory_changed = kept.memory != settings.memory
-            if self._memory_changed:
-                self.lowered = []
-            if self.state.get("undone") and changed_keys(kept, settings) & AFTER_GUARD:
-                self.state |= {"stopped": None, "exported": False}
+        self._memory_changed, self._changes = False, dict[str, Any]()
+        self._caches: set[str] | None = None
+        kept = kept_settings(self.journal, self._settings_path)
+        if settings is None and kept is None:
+            raise SpinliteError(f"{folder} is not a run", fix="name a folder that `spinlite train` made, such as runs/demo")
+        self.settings = settings or kept or Settings()
+        if settings and kept:
+            self._continue(kept, settings)
 
     @staticmethod
     def open_existing(folder: Path) -> "Run":
         """An existing run with its own settings. Changes nothing. Raises SpinliteError if `folder` is not a run."""
-        kept = folder / "settings.toml"
-        if not kept.is_file():
-            raise SpinliteError(f"{folder} is not a run", fix="name a folder that `spinlite train` made, such as runs/demo")
-        return Run(folder, load_kept_settings(kept))
+        return Run(folder)
+
+    def _find_state(self) -> dict[str, Any]:
+        state = self._saved.find(self.journal, self.notes)
+        if not state:
+            self.journal.read()
+            if self.journal.events("judge") or self.snapshot_path(1).exists():
+                raise lost(self.folder, self.journal, "there is no state.safetensors")
+        if state and not self.journal.events("begin"):
+            raise lost(self.folder, self.journal, "its journal is damaged")
+        return state
+
+    def _continue(self, kept: Settings, settings: Settings) -> None:
+        refuse_changes(self.folder, kept, settings, bool(self.state.get("undone")))
+        self._changes = changes(kept, settings)
+        self._memory_changed = kept.memory != settings.memory
+        if self._memory_changed:
+            self.lowered = []
+        if self.state.get("undone") and self._changes.keys() & AFTER_GUARD:
+            self.state |= {"stopped": None, "exported": False}
 
     def open(self) -> None:
         """Make the folder and write the settings. From then on other settings are refused.
 
-        Events that were journalled after the last `save` are removed, since that work is done again.
+        What was journalled after the last save is removed, since that work is done again; so are half-written files.
         """
-        self._truncate(int(self.state.get("journal", 0)))
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(self.folder)
+        self.snapshots.require(self.state.get("within", []))
+        if not self.state:
+            self.journal.read(0)
+        if self.journal.torn():
+            self.notes.append("the journal's last line was torn off (a power cut?): the work since the last save is done again")
+        self.journal.cut()
+        if not self.state.get("update"):
+            shutil.rmtree(self.folder / "good", ignore_errors=True)  # of another try of this round
+        if self.state and self._changes:
+            self.log("settings", changes=self._changes)
+            self._changes = {}
         if self.state.get("undone"):
-            self.save({}, **self.state)  # before the settings: if this is cut off here, the new learn.lr still counts as new
+            self.save({}, **self.state)
         write_bytes(self._settings_path, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
         self._journal_lowered()
 
@@ -78,6 +111,16 @@ class Run:
     def cache(self) -> Path:
         """The cache that this run shares with the runs beside it: encoded pictures and captions, fakes, checked files."""
         return self.folder.parent / "cache"
+
+    def remember_cache(self, folder: Path) -> None:
+        """Note that the run uses a folder of the cache, for `spinlite runs clean`."""
+        name = folder.relative_to(self.cache).as_posix()
+        if self._caches is None:
+            self._caches = read_lines(self.folder / CACHES)
+        if name not in self._caches:
+            self._caches.add(name)
+            with (self.folder / CACHES).open("a", encoding="utf-8", newline="\n") as file:
+                file.write(f"{name}\n")
 
     @property
     def memory(self) -> Memory:
@@ -96,12 +139,11 @@ class Run:
         return [event["levers"] for name in ("begin", "levers") for event in self.events(name)] if self.state else []
 
     def snapshot_path(self, name: SnapshotName) -> Path:
-        return self.folder / "snapshots" / f"{name}.safetensors"
+        return self.snapshots.path(name)
 
     def snapshots_within(self, round_: int) -> list[SnapshotName]:
         """The snapshots that were taken within a round, in order."""
-        files = (self.folder / "snapshots").glob(f"{round_}-*.safetensors")
-        return [f"{round_}-{update}" for update in sorted(update_of(file.stem) for file in files)]
+        return self.snapshots.within().get(round_, [])
 
     def sheet_path(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"
@@ -110,15 +152,12 @@ class Run:
         """The file of the opponent's errors, named by the hash of all that they depend on."""
         return self.folder / "opponent_errors" / f"{made_of}.safetensors"
 
-    def good_policies(self) -> dict[int, Path]:
-        """The policies of the round under way that a guard may go back to: {update: file}."""
-        return {int(path.stem): path for path in (self.folder / "good").glob("*.safetensors")}
-
-    def keep_good_policy(self, update: int, state: Mapping[str, Tensor]) -> None:
-        """Save a policy that a guard may go back to, and delete all but the last two."""
-        write_tensors(self.folder / "good" / f"{update}.safetensors", state)
-        for old in sorted(self.good_policies())[:-2]:
-            self.good_policies()[old].unlink()
+    def begin_again(self, k: int) -> None:
+        """Go back to the start of round k, which is under way."""
+        self.journal.read(self.journal.start_of(k))
+        self.journal.cut()
+        shutil.rmtree(self.folder / "good", ignore_errors=True)
+        self.save({}, round=k, update=0, stopped=None)
 
     def forget_round(self) -> None:
         """Delete the files that are only needed while a round is under way."""
@@ -142,70 +181,56 @@ class Run:
         A round that the judge stopped the run after is left out.
         """
         rounds = self.events("judge")
-        good = (math.inf if event.get("stopped") else event["policy_real"] for event in rounds)
-        errors = [*(event["previous_real"] for event in rounds[:1]), *good]
-        return errors.index(min(errors)) if errors else 0
+        errors = {event["round"]: math.inf if event.get("stopped") else event["policy_real"] for event in rounds}
+        start = {0: rounds[0]["previous_real"]} if rounds else {0: 0.0}
+        return min(start | errors, key=(start | errors).__getitem__)
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether the LoRA files of the best and the last round are there as they were written."""
+        written = self.state.get("exported")
+        if not isinstance(written, dict):  # {file: checksum}; an older version wrote True
+            return bool(written) and self.export_path.is_file()
+        files = {self.export_path.with_name(name): crc for name, crc in written.items()}
+        return bool(files) and all(path.is_file() and checksum(path) == crc for path, crc in files.items())
 
     def log(self, event: str, **fields: Any) -> None:
         """Append an event to the journal, with the time."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
-        with self._journal.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        self.journal.log(event, **fields)
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The journal's events of one kind, in order."""
-        if not self._journal.exists():
-            return []
-        lines = map(json.loads, self._journal.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line["event"] == event]
+        return self.journal.events(event)
 
     def save(self, tensors: Mapping[str, Any], **where: Any) -> None:
-        """Save where the run stands, in one atomic write. `tensors` may be nested dicts.
+        """Save where the run stands, in one atomic write, after the journal. `tensors` may be nested dicts.
 
-        If the run is cut off, events that were journalled after the last `save` are removed by `open`.
+        If the run is cut off, what was journalled after the last `save` is removed by `open`.
         """
-        flat, plain = flatten(tensors)
-        size = self._journal.stat().st_size if self._journal.exists() else 0
-        self.state = where | {"lowered": self.lowered, "journal": size}
-        write_tensors(self._state_path, flat, {"state": json.dumps(self.state), "plain": json.dumps(plain)})
+        self.journal.sync()
+        self.state = where | {"lowered": self.lowered, "journal": self.journal.size, "journal_crc": self.journal.crc}
+        self.state |= {"good": sorted(self.good.paths()), "within": self.snapshots.names_within()}
+        self._saved.write(tensors, self.state)
 
     def undo(self, round_: int, update: int) -> None:
-        """Discard what a round did after `update` (0: the whole round).
-
-        Its snapshots are deleted. Its events stay in the journal, renamed to "discarded ...", so nothing reads them.
-        """
+        """Delete the snapshots that a round made after `update` (0: the whole round); the guard's event undoes its figures."""
         for snapshot in [*(snapshot for snapshot in self.snapshots_within(round_) if update_of(snapshot) > update), round_]:
             self.snapshot_path(snapshot).unlink(missing_ok=True)
-        lines = [json.loads(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
-        for line in lines:
-            of_round = line.get("round") == round_ and line["event"] in ("probe", "fakes", "coarse", "update", "won")
-            if of_round and line.get("update", 1) > update:
-                line["event"] = "discarded " + line["event"]
-        write_bytes(self._journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
     def save_lowered(self) -> None:
         """Save `lowered` now, so that a run that is cut off continues with the lowered memory settings."""
         if self.state:
             self._journal_lowered()
             self.state["lowered"] = self.lowered
-            flat, metadata = read_tensors(self._state_path)
-            write_tensors(self._state_path, flat, metadata | {"state": json.dumps(self.state)})
+            self._saved.rewrite(self.state)
 
     def tensors(self) -> dict[str, Any]:
         """The tensors of the last `save`, nested as they were."""
-        flat, metadata = read_tensors(self._state_path)
-        return unflatten(flat, json.loads(metadata["plain"]))
+        return self._saved.tensors()
 
     @property
     def _settings_path(self) -> Path:
         return self.folder / "settings.toml"
-
-    @property
-    def _state_path(self) -> Path:
-        return self.folder / "state.safetensors"
-
-    def _read_state(self) -> dict[str, Any]:
-        return json.loads(read_tensors(self._state_path)[1]["state"]) if self._state_path.exists() else {}
 
     def _journal_lowered(self) -> None:
         """Log the entries of `lowered` that are not in the journal yet. Their times tell them apart."""
@@ -214,12 +239,7 @@ class Run:
             if entry["time"] not in logged:
                 self.log("lowered", **entry)
 
-    def _truncate(self, size: int) -> None:
-        if self._journal.exists():
-            with self._journal.open("r+b") as file:
-                file.truncate(size)
 
-
-def update_of(name: SnapshotName) -> int:
-    """The update in the name of a snapshot within a round: "2-50" -> 50."""
-    return int(str(name).partition("-")[2])
+def read_lines(path: Path) -> set[str]:
+    """The lines of a text file; none if there is no such file."""
+    return set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else set()

@@ -53,8 +53,6 @@ def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
     """Load what `optimizer_tree` returned into an optimizer."""
-    groups = [
-        group | tree.get("groups", {}).get(str(i), {}) for i, group in enumerate(optimizer.state_dict()["param_groups"])
-    ]
+    groups = [group | tree.get("groups", {}).get(str(i), {}) for i, group in enumerate(optimizer.state_dict()["param_groups"])]
     state = {int(i): values for i, values in tree.get("state", {}).items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -19,7 +19,7 @@ from spinlite.maths.auto_beta import automatic_beta, running_mean
 from spinlite.memory.device import Levers, averaged_weights, training_weights
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
-from spinlite.runs.run import update_of
+from spinlite.runs.snapshots import update_of
 from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
 from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
@@ -89,7 +89,7 @@ def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:
 
 def _go_back(session: Session, k: int, error: Diverged) -> str:
     """Load the latest policy of round k that was kept before the alarm's pairs; raises the alarm again if there is none."""
-    kept = session.run.good_policies()
+    kept = session.run.good.paths()
     kept |= {update_of(snapshot): session.run.snapshot_path(snapshot) for snapshot in session.run.snapshots_within(k)}
     alarm_began = error.update - updates_for(PAIRS, session.settings.learn.batch)
     back = max((update for update in kept if update <= alarm_began), default=0)
@@ -111,6 +111,10 @@ def undo(session: Session, k: int, error: Diverged, update: int = 0) -> str:
 
 def _resume(session: Session, k: int) -> LearnState:
     """Load the policy: as it was saved within round k, or as the round before left it."""
+    at = session.run.state
+    if at.get("round") == k and at["update"] > 0 and not session.run.good.are_whole(k, at.get("good", [])):
+        session.watch.say(f"a policy in {session.run.folder / 'good'} is missing or damaged: round {k} begins anew")
+        session.run.begin_again(k)
     if session.run.state.get("round") == k and session.run.state["update"] > 0:
         session.slots.load("policy", session.run.tensors()["policy"])
         return LearnState(**{f.name: session.run.state[f.name] for f in fields(LearnState)})
@@ -143,7 +147,7 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                     if snapshot_due:
                         session.save_snapshot(f"{k}-{state.update}")
                     if good_due:
-                        session.run.keep_good_policy(state.update, session.slots.state("policy"))
+                        session.run.good.keep(k, state.update, session.slots.state("policy"))
             if time.monotonic() - saved >= SAVE_SECONDS:
                 tensors = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
                 session.run.save(tensors, round=k, stopped=None, **asdict(state))

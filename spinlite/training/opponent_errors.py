@@ -15,8 +15,8 @@ import torch
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.progress import Progress
-from spinlite.runs.run import SnapshotName
-from spinlite.runs.store import fingerprint, fingerprint_files, read_tensors, write_tensors
+from spinlite.runs.snapshots import SnapshotName
+from spinlite.runs.store import find_fault, fingerprint, fingerprint_files, read_tensors, write_tensors
 from spinlite.training.batches import Batches, Errors
 from spinlite.training.play import fake_key
 from spinlite.training.session import Session
@@ -53,11 +53,11 @@ def measure_opponent(
             done = len(errors[names[0]])
             progress(done, len(places))
             if time.monotonic() - saved >= SAVE_SECONDS:
-                write_tensors(path, errors)
+                write_tensors(path, errors, {"name": path.stem})
                 saved, saved_count = time.monotonic(), done
     finally:
         if done > saved_count:
-            write_tensors(path, errors)
+            write_tensors(path, errors, {"name": path.stem})
     row_of = {place: row for row, place in enumerate(order)}
     return {name: value[[row_of[place] for place in places]] for name, value in errors.items()}
 
@@ -101,6 +101,9 @@ def _measure_at(
 ) -> Errors:  # fmt: skip
     """The errors of the loaded opponent, which is this snapshot, at its places."""
     path = _errors_file(session, k, snapshot, names)
+    if path.exists() and (fault := find_fault(path, path.stem)):
+        session.watch.say(f"{fault}; it is measured again")
+        path.unlink()
     return session.fallback.run("opponent", len(places), lambda levers: measure_opponent(
         session.family, session.slots, names, batches, places, path, levers.play_batch, progress
     ))  # fmt: skip

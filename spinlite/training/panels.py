@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from spinlite.training.sheet import CURRENT, INK, PALE, PAPER
+from spinlite.training.sheet import CURRENT, INK, PALE, PAPER, write_png
 
 Pictures = Sequence[Image.Image]
 COLUMNS = 3  # of a panel
@@ -69,8 +69,6 @@ def write_panels(
 
 
 def _write(image: Image.Image, path: Path, current: tuple[int, int, int, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     info = PngImagePlugin.PngInfo()
     info.add_text(CURRENT, json.dumps(current))
-    image.save(path.with_suffix(".part"), "PNG", pnginfo=info)
-    path.with_suffix(".part").replace(path)
+    write_png(path, image, info)

@@ -10,7 +10,7 @@ import torch
 
 from spinlite.data.encoded import group_by_shape
 from spinlite.errors import SpinliteError
-from spinlite.runs.run import SnapshotName
+from spinlite.runs.snapshots import SnapshotName
 from spinlite.training.batches import Batch, Errors, FakePaths, Fakes, make_batch
 from spinlite.training.session import Session
 from spinlite.training.step import measure, required_errors

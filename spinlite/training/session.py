@@ -3,7 +3,7 @@
 A snapshot is the policy's LoRA as it was saved at the end of a round (or within one). Snapshot 0 is the start of the run.
 """
 
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor
 from spinlite.config.settings import Play, Settings
 from spinlite.data.encoded import Encoded, group_by_shape
 from spinlite.data.records import Record, other_pictures
-from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.lora.metadata import tag_counts
@@ -24,9 +23,11 @@ from spinlite.memory.device import Device
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
 from spinlite.progress import Watch
-from spinlite.runs.run import Run, SnapshotName
-from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors, write_tensors
+from spinlite.runs.run import Run
+from spinlite.runs.snapshots import SnapshotName
+from spinlite.runs.store import Store, fingerprint, fingerprint_files
 from spinlite.training.batches import FakePaths, Fakes
+from spinlite.training.inputs import fingerprint_records, keep_records, refuse_other_input
 from spinlite.training.play import fake_key, play
 
 T = TypeVar("T")
@@ -58,18 +59,17 @@ class Session:
 
     def load_snapshot(self, snapshot: SnapshotName) -> dict[str, Tensor]:
         """The LoRA weights of a snapshot, as `Slots.load` takes them."""
-        return read_tensors(self.run.snapshot_path(snapshot))[0]
+        return self.run.snapshots.read(snapshot)[0]
 
     def save_snapshot(self, snapshot: SnapshotName) -> None:
         """Save the policy, as it is now, as a snapshot."""
-        about = {"round": snapshot, "scale": self.slots.scale, "base": self.family.base_hash}
-        write_tensors(
-            self.run.snapshot_path(snapshot), self.slots.state("policy"), {"spinlite": json.dumps(about, sort_keys=True)}
-        )
+        about = {"scale": self.slots.scale, "base": self.family.base_hash}
+        self.run.snapshots.write(snapshot, self.slots.state("policy"), about)
 
     def ladder(self, k: int) -> list[SnapshotName]:
         """The snapshots that there were when round k began, in order: the start and those of all earlier rounds."""
-        return [0, *(snapshot for j in range(1, k) for snapshot in (*self.run.snapshots_within(j), j))]
+        within = self.run.snapshots.within()
+        return [0, *(snapshot for j in range(1, k) for snapshot in (*within.get(j, []), j))]
 
     def opponent(self, k: int) -> SnapshotName:
         """The snapshot that is round k's opponent.
@@ -125,6 +125,8 @@ class Session:
         settings = self._play_settings(names)
         store = self._store(snapshot if who != "base" else None, settings, names)
         if any(fake_key(r) not in store for r in records):
+            if store.damaged:
+                self.watch.say(f"damaged fakes in {store.folder}, made again: {', '.join(store.damaged)}")
             if who == "opponent":
                 self.load_opponent(snapshot)
             active = self.slots.merged if self.device.levers.merge else self.slots.use
@@ -169,7 +171,17 @@ class Session:
         made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
         wide = [self.encoded.chunks] * (self.encoded.chunks > 1)
         made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names, *wide)
-        return Store(self.run.cache / "fake" / made_of)
+        folder = self.run.cache / "fake" / made_of
+        self.run.remember_cache(folder)
+        return Store(folder)
+
+    def forget_fakes(self, k: int) -> None:
+        """Delete what round k, which is over, has learned from. The fakes of round 1 stay: other runs may begin with them."""
+        if self.method.fakes != "played":
+            return
+        for snapshot in self.opponents(k) if k > 1 else ():
+            if self.run.snapshot_path(snapshot).exists():
+                shutil.rmtree(self._store(snapshot, self.settings.play, self._names(k)).folder, ignore_errors=True)
 
     def _shuffled(self, k: int) -> Fakes:
         """For each picture another real picture, of the same shape if there is one. Every round pairs them anew."""
@@ -197,30 +209,32 @@ def begin(session: Session) -> None:
 
     Raises SpinliteError if the base model's files, the LoRA to start from, the pictures or the captions have changed.
     """
-    session.run.open()
+    run = session.run
+    run.open()
+    for note in run.notes:
+        session.watch.say(note)
     levers = asdict(session.device.levers)
     file = session.settings.model.init_lora
+    records = session.train + session.heldout
     made_of = {
         "base": session.family.base_hash,
         "start": fingerprint_files([Path(file)]) if file else None,
-        "data": fingerprint([r.identity for r in session.train + session.heldout]),
+        "data": fingerprint_records(records),
     }
-    if not session.run.state:
+    if not run.state:
+        keep_records(run, records)
         settings = {**session.settings.model_dump(), "train": len(session.train), "heldout": len(session.heldout)}
         tags = tag_counts(r.caption for r in session.train)
-        session.run.log("begin", **made_of, device=str(session.device), levers=levers, settings=settings, tags=tags)
+        run.log("begin", **made_of, device=str(session.device), levers=levers, settings=settings, tags=tags)
         session.save_snapshot(0)
-        session.run.save({}, round=1, update=0, stopped=None)
-        return
-    began = session.run.events("begin")[0]
-    inputs = {
-        "base": "the base model's files have", "start": "the LoRA to start from has", "data": "the pictures or captions have",
-    }  # fmt: skip
-    for name, words in inputs.items():
-        if began.get(name) != made_of[name]:
-            raise SpinliteError(
-                f"{words} changed since {session.run.folder} began",
-                fix="put them back as they were, or start a new run with another --name",
-            )
-    if session.run.levers != levers:
-        session.run.log("levers", levers=levers)
+        run.save({}, round=1, update=0, stopped=None)
+    else:
+        refuse_other_input(run, made_of, records)
+        if fault := run.snapshots.fault(0):
+            session.watch.say(f"{fault}: made again")
+            session.save_snapshot(0)
+        session.forget_fakes(run.state["round"] - 1)
+        if run.levers != levers:
+            run.log("levers", levers=levers)
+    for folder in session.encoded.folders:
+        run.remember_cache(folder)

@@ -1,11 +1,14 @@
 """The sample sheet of a round: one PNG, a column for each caption, a row for each model that drew it."""
 
+import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from spinlite.runs.disk import write_bytes
 
 CURRENT = "spinlite current"  # key in the PNG: the box (left, top, right, bottom) of the first picture of this round
 INK, PALE, PAPER = "#1f2328", "#6e7781", "#ffffff"
@@ -31,14 +34,22 @@ def write_sheet(path: Path, title: str, captions: Sequence[str], rows: Mapping[s
         for i, picture in enumerate(pictures):
             small = ImageOps.pad(picture, (cell, cell), Image.Resampling.LANCZOS, PAPER)  # whole, whatever its shape
             image.paste(small, (left + i * (cell + gap), y))
+    write_png(path, image)
+
+
+def write_png(path: Path, image: Image.Image, info: PngImagePlugin.PngInfo | None = None) -> None:
+    """Write a picture, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    image.save(draft, "PNG")
-    draft.replace(path)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_current(path: Path) -> Image.Image | None:
-    """The first picture that the round itself drew ; None if the PNG does not hold its box."""
-    with Image.open(path) as image:
-        place = image.info.get(CURRENT)
-        return image.crop(json.loads(place)) if place else None
+    """The first picture that the round itself drew; None if the PNG does not hold its box, or can't be read."""
+    try:
+        with Image.open(path) as image:
+            place = image.info.get(CURRENT)
+            return image.crop(json.loads(place)) if place else None
+    except Exception:  # whatever Pillow raises on a damaged file: a preview never stops a LoRA from being written
+        return None

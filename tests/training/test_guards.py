@@ -1,7 +1,6 @@
 """Failures injected into whole runs: each is seen by the guard that is there for it, undone, and said in words."""
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -330,8 +329,7 @@ def test_samples_stray_when_they_leave_the_real_ones_and_not_when_they_come_near
 
 def test_the_journal_tells_what_was_undone(sane: Settings, tmp_path: Path):
     outcome = train(changed(sane, learn__lr=0.3), tmp_path / "r", Quiet())
-    events = [json.loads(line) for line in (outcome.run.folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
-    names = [event["event"] for event in events if event.get("round") == 1]
+    names = [event["event"] for event in outcome.run.journal.every() if event.get("round") == 1]
     before = ["discarded probe", "discarded fakes", "discarded coarse"]
     assert names[:3] == before and set(names[3:-1]) == {"discarded update"} and names[-1] == "guard"
 

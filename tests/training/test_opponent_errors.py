@@ -1,6 +1,5 @@
 """What surrounds the step: the opponent measured ahead, learning that diverges, settings of another version."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +72,14 @@ def test_measuring_that_was_cut_off_goes_on_with_the_same_bits(
     seconds: float, round_: tuple[Session, Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(opponent_errors, "SAVE_SECONDS", seconds)
-    whole = errors(round_, tmp_path / "a.safetensors", 7)
+    whole = errors(round_, tmp_path / "a" / "x.safetensors", 7)
     for stop in (21, 49):
         with pytest.raises(KeyboardInterrupt):
-            errors(round_, tmp_path / "b.safetensors", 7, stop)
-        assert len(read_tensors(tmp_path / "b.safetensors")[0]["opponent_real"]) == stop
-    again = errors(round_, tmp_path / "b.safetensors", 7)
+            errors(round_, tmp_path / "b" / "x.safetensors", 7, stop)
+        assert len(read_tensors(tmp_path / "b" / "x.safetensors")[0]["opponent_real"]) == stop
+    again = errors(round_, tmp_path / "b" / "x.safetensors", 7)
     assert all(torch.equal(again[name], whole[name]) for name in NAMES)
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert (tmp_path / "a" / "x.safetensors").read_bytes() == (tmp_path / "b" / "x.safetensors").read_bytes()
 
 
 def overflowing(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
@@ -104,8 +103,7 @@ def test_a_run_that_diverges_keeps_its_ladder_and_goes_on_with_a_lower_rate(
     assert first.stopped and "is not a number, after update" in first.stopped
     assert first.stopped.endswith("of round 2; rolled back to the end of round 1") and first.run.export_path.exists()
     ladder = {k: (tmp_path / "r" / "snapshots" / f"{k}.safetensors").read_bytes() for k in (0, 1)}
-    events = [json.loads(line) for line in (tmp_path / "r" / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
-    kinds = [event["event"] for event in events if event.get("round") == 2]
+    kinds = [event["event"] for event in first.run.journal.every() if event.get("round") == 2]
     assert kinds[:2] == ["discarded probe", "discarded fakes"] and kinds[-1] == "guard"
     assert set(kinds[2:-1]) == {"discarded update"}
 
@@ -133,20 +131,3 @@ def test_a_run_that_diverged_begins_its_round_anew_with_the_same_settings_too(
     for end in (whole, again):  # what is exported is compared as a file
         end["events"] = [e for e in end["events"] if e["event"] not in ("guard", "export") and "discarded" not in e["event"]]
     assert again == whole
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [("[learn]\nwarmup = 3", "unknown key 'warmup' in [learn]"), ("[extras]\na = 1", "unknown section [extras]")],
-)
-def test_settings_of_another_version_are_named_by_their_file(line: str, said: str, small: Settings, tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt):
-        train(small, tmp_path / "r", Quiet(lambda title, done: title.endswith("learn") and done == 1))
-    kept = tmp_path / "r" / "settings.toml"
-    section, _, _ = line.partition("\n")
-    text = kept.read_text(encoding="utf-8")
-    kept.write_text(text.replace(section, line) if section in text else f"{text}\n{line}\n", encoding="utf-8")
-    with pytest.raises(SpinliteError) as caught:
-        train(small, tmp_path / "r", Quiet())
-    assert str(kept) in caught.value.problem and said in caught.value.problem
-    assert "can be removed" in caught.value.fix and "--name" in caught.value.fix
