@@ -38,8 +38,8 @@ TOTAL = int(os.environ.get("SPINLITE_FUZZ", "2000"))
 SECONDS = 30  # for one input: beyond it, it hangs
 TOKENS = [
     b"", b"\x00", b"\x1b[31m", b"\xff\xfe", b"\xe2\x80\xae", b"[" * 900, b"{" * 900, b"9" * 5000, b"-1", b"1e999", b"nan",
-    b"inf", b"null", b"true", b'"', b"'", b"\\", b"\n", b"\r\n", b"\r", b"#", b"=", b",", b"../", b"C:\\new", b"~", b"%s", b"{0}",
-    b"\xc2\xb2", b"<b>", b"a" * 5000, b"\xed\xa0\x80",
+    b"inf", b"null", b"true", b'"', b"'", b"\\", b"\n", b"\r\n", b"\r", b"#", b"=", b",", b"../", b"C:\\new", b"~", b"%s",
+    b"{0}", b"\xc2\xb2", b"<b>", b"a" * 5000, b"\xed\xa0\x80",
 ]  # fmt: skip
 
 ODD = [None, [], {}, "x", -1, 0, 2**63, 1e300, [1, 2, 3], [0], [[1]], [2**40, 2**40], True, "F4", "F8_E4M3", "I64", "BOOL"]
