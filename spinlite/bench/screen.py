@@ -21,15 +21,15 @@ APART = 0.08  # the plan may be off by this share of a measured peak
 TARGETS = ((ONE_GRAPH, 2.6, 1.05), (FAST, 2.1, None))  # most time and peak of a pair, relative to an SFT image
 
 
-def show(screen: Screen, preset: str, figures: Figures) -> None:
-    """Everything, for people."""
+def show(screen: Screen, preset: str, figures: Figures, promises: bool = False) -> None:
+    """Everything, for people. `promises`: also what spinlite promises of the figures."""
     levers = ", ".join(f"{name} {value}" for name, value in figures.levers.items() if value not in (None, False, "none"))
     for name, fact in {
         "model": f"{figures.title}, random pictures of {_px(figures.size)}, {figures.samples} per step",
         "device": figures.device + (f", limited to {figures.limit:g} GB" if figures.limit else ""),
         "memory": levers,
     }.items():
-        screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), " ", fact))
+        screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), "  ", fact))
     screen.print()
     screen.print(_phases(figures))
     screen.print()
@@ -38,11 +38,12 @@ def show(screen: Screen, preset: str, figures: Figures) -> None:
     for name, text in DESCRIPTIONS.items():
         screen.print(Text(f"  {name:<24} {text}", style="dim"))
     screen.print()
-    for line in verdicts(figures):
-        screen.print(Text(f"  {line}"))
     for line in figures.left_out:
-        screen.print(Text.assemble("  ", ("differs ", "yellow"), f" {line}"))
-    screen.print(Text.assemble("  ", ("paste   ", "dim"), " ", paste(preset, figures)))
+        screen.print(Text.assemble("  ", ("differs ", "yellow"), f"  {line}"))
+    screen.print(Text.assemble("  ", ("paste   ", "dim"), "  ", paste(preset, figures)))
+    screen.print()
+    for line in verdicts(figures, promises):
+        screen.print(Text(f"  {line}"))
 
 
 def as_json(preset: str, figures: Figures) -> str:
@@ -60,27 +61,29 @@ def as_json(preset: str, figures: Figures) -> str:
     return json.dumps(tree, ensure_ascii=False, indent=2)
 
 
-def verdicts(figures: Figures) -> list[str]:
-    """The measured ratios and what spinlite promises of them, in words."""
+def verdicts(figures: Figures, promises: bool = False) -> list[str]:
+    """The measured ratios in words; with `promises`: also what spinlite promises of them, and whether that is kept."""
     lines = []
     for name, most_time, most_peak in TARGETS:
         if against := ratio(_row(figures, name), _row(figures, SFT_WAY)):
             time, peak, work = against
             kept = time <= most_time and (most_peak is None or peak <= most_peak)
             most = f"{most_time:g}x the time" + (f", {most_peak:g}x the memory" if most_peak else "")
-            lines.append(
-                f"{name}: {time:.2f}x the time of an SFT image (work {work:.2f}x), {peak:.3f}x its memory; "
-                f"promise: at most {most}: {'kept' if kept else 'not kept'}"
-            )
+            line = f"{name}: {time:.2f}x the time of an SFT image (work {work:.2f}x), {peak:.3f}x its memory"
+            lines.append(line + _promise(f"at most {most}", kept) * promises)
     if off := [(row.planned / row.peak - 1, row.name) for row in [*figures.phases, *figures.ways] if row.peak and row.planned]:
         most, name = max(off, key=lambda each: abs(each[0]))
-        kept = "kept" if abs(most) <= APART else "not kept"
-        lines.append(f"planned peaks: off by {most:+.1%} at most ({name}); promise: within {APART:.0%}: {kept}")
+        line = f"planned peaks: off by {most:+.1%} at most ({name})"
+        lines.append(line + _promise(f"within {APART:.0%}", abs(most) <= APART) * promises)
     for name in (ONE_GRAPH, FAST):
         if against := _against_two_networks(figures, name):
             time, peak, _ = against
             lines.append(f"{name} ({OPPONENT_FIRST}): {time:.2f}x the time and {peak:.2f}x the memory of {TWO_NETWORKS}")
     return lines
+
+
+def _promise(most: str, kept: bool) -> str:
+    return f"; promise: {most}: {'kept' if kept else 'not kept'}"
 
 
 def paste(preset: str, figures: Figures) -> str:

@@ -140,6 +140,7 @@ def bench(
     steps: Annotated[int, typer.Option(min=1, help="how many times each figure is measured")] = 3,
     seconds: Annotated[float, typer.Option(min=1, help="on a CPU: time to spend; batch and pictures shrink to fit")] = 100,
     set_: Overrides = [],  # noqa: B006
+    promises: Annotated[bool, typer.Option("--promises", help="also say what spinlite promises of the figures")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
     """Measure time and memory of a preset on this computer. Compares self-play with plain LoRA training; downloads nothing."""
@@ -159,7 +160,7 @@ def bench(
         return
     with console.phase("measure", 1) as progress:
         figures = measure(settings, steps, seconds, progress)
-    screen.show(console.screen, preset, figures)
+    screen.show(console.screen, preset, figures, promises)
 
 
 cli_data.register(app)

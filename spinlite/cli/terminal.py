@@ -10,8 +10,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-HEADING = re.compile(r" *(?:[^ ]+ {2,}){0,2}")  # what following lines are indented by: blanks, and short words before columns
-DEEPEST = 24  # columns
+HEADING = re.compile(r".{0,26}  (?=\S)|\s*")  # what following lines are indented by: blanks, or columns of words before them
 
 
 class Screen(Console):
@@ -44,10 +43,7 @@ def visible(text: str) -> str:
 def _wrap(line: Text, width: int) -> Text:
     """A line broken between words. A command stays whole, so that it can be copied; so does a word that no line holds."""
     plain = line.plain
-    heading = HEADING.match(plain)
-    indent = heading.end() if heading else 0
-    if indent > DEEPEST:
-        indent = len(plain) - len(plain.lstrip())
+    indent = len(HEADING.match(plain)[0])  # pyright: ignore[reportOptionalSubscript]  (it matches anything)
     if cell_len(plain) <= width or plain.startswith("spinlite ", indent):
         return line
     breaks, column = [], indent

@@ -207,8 +207,10 @@ def test_the_figures_are_there_for_programs_and_to_paste(figures: Figures):
     assert tree["to_plain"][ONE_GRAPH]["peak"] < 1
     line = paste("demo", figures)
     assert "\n" not in line and "torch " in line and "64x64 px" in line and line.count("MiB (planned ") == 6
-    said = verdicts(figures)
-    assert len(said) == 5 and all("promise: " in words for words in said[:3])
+    plain, said = verdicts(figures), verdicts(figures, promises=True)
+    assert len(plain) == len(said) == 5 and not any("promise" in words for words in plain)
+    assert all(words.startswith(figure) for words, figure in zip(said, plain, strict=True))
+    assert all("promise: " in words for words in said[:3])
     assert said[2].startswith("planned peaks: ") and said[2].endswith("promise: within 8%: kept")
     assert all(row["planned"] for row in tree["phases"]) and not tree["ways"][-1]["planned"]
 

@@ -24,11 +24,8 @@ def test_a_setting_says_what_it_does_and_takes(entry):
 def test_every_setting_is_listed():
     places = {entry.place for entry in entries()}
     assert {place for place, _ in every_setting()} <= places
-    assert {(e.method, e.place) for e in entries() if e.method} == {
-        (name, f"method.{key}")
-        for name, method in METHODS.items()
-        for key in (field.name for field in dataclasses.fields(method))
-    }
+    of_methods = {(name, f"method.{f.name}") for name, method in METHODS.items() for f in dataclasses.fields(method)}
+    assert {(entry.method, entry.place) for entry in entries() if entry.method} == of_methods
 
 
 def test_the_page_is_what_the_command_writes():
