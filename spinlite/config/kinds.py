@@ -14,7 +14,7 @@ NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 class Kind:
-    """What a field takes. `choices` are the words of a Literal, `bounds` the limits by their names in pydantic."""
+    """What a field takes. `choices`: the values of a Literal by their words; `bounds`: the limits by pydantic's names."""
 
     def __init__(self, field: FieldInfo) -> None:
         self.default = field.default
@@ -23,8 +23,9 @@ class Kind:
         self.optional = type(None) in parts
         inner = next(part for part in parts if part is not type(None))
         self.is_path = inner is PathText or any(getattr(rule, "func", None) is expand for rule in field.metadata)
-        choices = map(str, get_args(inner)) if get_origin(inner) is Literal else ()
-        self.choices = sorted(choices, key=lambda word: (word != self.default, word))  # Python's order is not always ours
+        values = get_args(inner) if get_origin(inner) is Literal else ()
+        values = sorted(values, key=lambda value: (value != self.default, value))  # Python's order is not always ours
+        self.choices = {str(value): value for value in values}
         self.type: Any = str if self.choices or self.is_path else inner
         self.bounds = {name: getattr(rule, name) for rule in field.metadata for name in ("gt", "ge", "lt", "le")
                        if hasattr(rule, name)}  # fmt: skip
@@ -32,7 +33,8 @@ class Kind:
     def __str__(self) -> str:
         """In words: "a whole number, 1 to 1024"."""
         if self.choices:
-            noun = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]])
+            *others, last = self.choices
+            noun = f"{', '.join(others)} or {last}"
         else:
             noun = "a path" if self.is_path else NOUNS.get(self.type, "tables")
         return (
@@ -46,6 +48,8 @@ class Kind:
         word = text.strip().lower()
         if word == "none" and self.optional and word not in self.choices:
             return None
+        if word in self.choices:
+            return self.choices[word]
         if text[:1] in ("'", '"') or self.type not in (bool, int, float, str):
             return _toml(text)
         if self.type is bool:
@@ -56,7 +60,8 @@ class Kind:
     def suggest(self, value: Any) -> Any:
         """A value that makes sense: near a wrong one, where that shows what was meant."""
         if self.choices:
-            return (difflib.get_close_matches(str(value), self.choices, 1) or [self.default or self.choices[0]])[0]
+            near = difflib.get_close_matches(str(value), self.choices, 1) or [*self.choices]
+            return self.choices[near[0]]
         if self.type in (int, float):
             number = _number(value.replace(",", ".")) if isinstance(value, str) else value
             if isinstance(number, int | float) and number is not True and abs(number) < 1e12:

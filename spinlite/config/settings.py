@@ -74,7 +74,7 @@ class Source(Section):
     shuffle: bool = False  # shuffle captions: the tags between commas come in another order each time a picture is learned
     keep_tokens: int = Field(default=0, ge=0)  # how many tags at the start stay as they are; the trigger always does
     tag_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of the other tags that is left out each time
-    mask_folder: str | None = None  # masks with the pictures' names: white is learned; none: NAME-masklabel.png beside NAME.png
+    mask_folder: PathText | None = None  # masks by the pictures' names: white is learned; none: NAME-masklabel.png beside it
     alpha_mask: bool = False  # a picture's transparency is its mask: what is transparent is not learned
 
 
@@ -119,7 +119,7 @@ class Draw(Section):
 
 
 class Learn(Section):
-    updates: int | None = Field(default=None, ge=1)  # optimizer steps per round; none: as many as learn.epochs makes
+    updates: int | None = Field(default=None, ge=1, examples=[100])  # optimizer steps per round; none: as learn.epochs says
     batch: int = Field(default=16, ge=1)  # batch size: samples (or pairs) per step
     lr: float | None = Field(default=None, gt=0, le=1, examples=[1e-4])  # learning rate; none: 3e-4; 1 for prodigy
     optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"  # prodigy finds the learning rate itself

@@ -31,7 +31,7 @@ MEANT = [
     ("learn.lr=1E-4", 1e-4), ("learn.lr = 1e-4", 1e-4), ("learn.updates=1e3", 1000), ("model.rank=1_0", 10),
     ("memory.quantize=none", "none"), ("memory.vram=none", None), ("memory.compile=true", True),
     ("method.beta=1e3", 1000.0), ("run.seed=9007199254740993", 9007199254740993),
-    ("play.sampler=euler", "euler"), ('data.folder="a b"', "a b"),
+    ("model.max_tokens=150", 150), ("play.sampler=euler", "euler"), ('data.folder="a b"', "a b"),
 ]
 # fmt: on
 
@@ -126,6 +126,8 @@ TYPED = {
     "rank=32": "type --rank 32", "learn.rank=32": "type --rank 32", "guidance=7": "type --set play.guidance=7",
     "pretrained_model_name_or_path=a b.safetensors": 'type --base "a b.safetensors"', "batch_size=4": "type --batch 4",
     "train_data_dir=D:\\pics": "type --data D:/pics", "enable_bucket=True": "type --set data.buckets=true",
+    "shuffle_caption=True": "type --set data.shuffle=true",
+    "max_token_length=225": "type --set model.max_tokens=225", "clip_skip=2": "type --set model.clip_skip=2",
     "lr_scheduler=cosine": "set its height with --lr 1e-4", "xformers=true": "type --set memory.attention=xformers",
 }  # fmt: skip
 

@@ -55,4 +55,4 @@ def test_the_length_that_is_set_last_replaces_that_of_the_preset(
 def test_two_lengths_at_once_are_refused():
     with pytest.raises(SpinliteError, match=r"learn.updates = 7 and learn.epochs = 5 both say") as caught:
         load_settings(TOY, ["learn.epochs=5", "learn.updates=7"])
-    assert caught.value.fix == "remove one of them"
+    assert caught.value.fix == "type --set learn.updates=none, or remove one of them"
