@@ -16,7 +16,7 @@ from spinlite.cli import plan as cli_plan
 from spinlite.cli import report as cli_report
 from spinlite.cli import settings as cli_settings
 from spinlite.cli.ending import explained, quiet_streams, usage
-from spinlite.cli.options import DataFolder, Overrides, Preset, Runs, takes
+from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
 from spinlite.config.presets import USUAL
 from spinlite.config.spelling import to_type
 from spinlite.errors import SpinliteError
@@ -40,7 +40,7 @@ def start(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 @app.command()
-@takes("base", "resolution", "init_lora", "rank", "lr", "batch", "epochs", "rounds")
+@takes(*OF_PRESETS)
 def train(
     preset: Preset,
     data: DataFolder = None,
@@ -134,7 +134,7 @@ def doctor(
 
 
 @app.command()
-@takes("resolution", "rank", "batch")
+@takes(*OF_PRESETS)
 def bench(
     preset: Preset,
     steps: Annotated[int, typer.Option(min=1, help="how many times each figure is measured")] = 3,

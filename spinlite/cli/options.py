@@ -18,6 +18,7 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change a setting (see `spinlite settings`); repeatable"),
 ]
+OF_PRESETS = [name for name in SHORT if name != "data"]  # the short options of the commands that take a preset
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

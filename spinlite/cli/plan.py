@@ -1,19 +1,24 @@
 """The commands about presets and plans. Nothing here imports torch before a command needs it."""
 
 import os
+import re
+import shlex
+import sys
 from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
-from spinlite.cli.options import DataFolder, Overrides, Preset
+from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, takes
 from spinlite.config.presets import preset_texts, shipped_presets
+from spinlite.config.spelling import to_type
 from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan, cache_folder, cache_name, load_plan, save_plan
 from spinlite.progress import describe_size
 
 listing = typer.Typer(invoke_without_command=True, help="List the shipped presets.", rich_markup_mode=None)
 
 
+@takes(*OF_PRESETS)
 def plan(
     preset: Preset,
     vram: Annotated[float | None, typer.Option(metavar="GB", min=1, help="plan for a card with this much VRAM")] = None,
@@ -31,7 +36,21 @@ def plan(
     if json:
         typer.echo(plan_screen.as_json(made))
     else:
-        plan_screen.show(console.screen, made, count.words)
+        plan_screen.show(console.screen, made, count.words, _train_command(preset, data))
+
+
+def _train_command(preset: str, data: str | None) -> str:
+    """The command that trains what was planned: the same words, as `train` takes them."""
+    words, skipped = [], iter(sys.argv[2:])
+    for word in skipped:
+        name, equals, value = word.partition("=")
+        if name == "--vram":
+            words += to_type("memory.vram", value if equals else next(skipped, "")).split()
+        elif word != "--json":
+            words.append(word)
+    if data is None and not any(re.search(r"(?m)^(folder|dataset) *=", text) for text in preset_texts(preset)):
+        words += ["--data", "MY-PICTURES"]
+    return shlex.join(["spinlite", "train", *words])
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,13 @@ def as_json(plan: Plan) -> str:
     return json.dumps(asdict(plan) | {"peak": plan.peak}, ensure_ascii=False, indent=2)
 
 
-def show(screen: Screen, plan: Plan, pictures: str) -> None:
-    """Everything, for people. `pictures` says in words how many pictures the times are for."""
+DOING = {  # what a run does in each phase, in words
+    "encode": "encodes pictures", "play": "plays", "learn": "learns", "judge": "judges a round",
+}  # fmt: skip
+
+
+def show(screen: Screen, plan: Plan, pictures: str, command: str) -> None:
+    """Everything, for people. `pictures` says in words how many pictures the times are for, `command` what to type next."""
     _show_facts(screen, {
         "model": plan.model, "method": plan.method, "card": f"{plan.card}: {plan.limit / GIB:.1f} GB for this run",
     })  # fmt: skip
@@ -28,19 +33,22 @@ def show(screen: Screen, plan: Plan, pictures: str) -> None:
     highest = max(plan.memory, key=lambda phase: plan.memory[phase])
     files = ", ".join(f"{name} {describe_size(value)}" for name, value in plan.disk.items())
     _show_facts(screen, {
-        "peak": f"{plan.peak / GIB:.1f} GB ({highest}); play makes {plan.levers['play_batch']} pictures per batch",
+        "peak": f"{plan.peak / GIB:.1f} GB of VRAM, while it {DOING.get(highest, highest)}; "
+                f"it plays {plan.levers['play_batch']} pictures at once",
         "rounds": f"{plan.rounds} of {plan.round}",
-        "time": f"about {total} for {plan.rounds} rounds with {pictures}; one round: {phases}",
+        "time": f"about {total} for {plan.rounds} rounds with {pictures}",
+        "a round": phases,
         "disk": f"{describe_size(sum(plan.disk.values()))} ({files})",
         "RAM": f"{plan.ram / GIB:.1f} GB",
     })  # fmt: skip
     for line in plan.assumed:
         screen.print(Text(f"  {line}", style="dim"))
+    _show_facts(screen, {"next": command})
 
 
 def _show_facts(screen: Screen, facts: dict[str, str]) -> None:
     for name, fact in facts.items():
-        screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), " ", fact))
+        screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), "  ", fact))
 
 
 def _show_ways(screen: Screen, plan: Plan) -> None:
@@ -49,14 +57,14 @@ def _show_ways(screen: Screen, plan: Plan) -> None:
     rows = [_cells(row, plan.memory, fastest) for row in plan.tried]
     if not screen.is_terminal:
         for row, cells in zip(plan.tried, rows, strict=True):
-            phases = ", ".join(f"{name} {cell}" for name, cell in zip(plan.memory, cells[2:-1], strict=True))
+            phases = ", ".join(f"{name} {cell} GB" for name, cell in zip(plan.memory, cells[2:-1], strict=True))
             mark = "→" if row["chosen"] else " "
-            screen.print(Text(f"  {mark} {cells[0]}, {cells[1]} pictures per step: {phases} GB; time {cells[-1]}"))
+            screen.print(Text(f"  {mark} {cells[0]}, {cells[1]} pictures at once: {phases}; time {cells[-1]}"))
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    table.add_column("memory settings; GB by phase")
-    for heading in ("pictures\nper step", *plan.memory, "time"):
+    table.add_column("ways to learn")
+    for heading in ("pictures\nat once", *(f"{phase}\nGB" for phase in plan.memory), "time"):
         table.add_column(heading, justify="right")
     for row, cells in zip(plan.tried, rows, strict=True):
         style = "bold" if row["chosen"] else "" if row["fits"] else "dim"
@@ -68,7 +76,7 @@ def _cells(row: dict[str, Any], phases: dict[str, int], fastest: float) -> list[
     levers = row["levers"]
     words = [f"base in {levers['quantize']}"] if levers["quantize"] != "none" else []
     words.append("saves memory" if levers["one_graph"] else "fast")
-    words += ["checkpointing"] * levers["checkpointing"] + ["opponent measured first"] * levers["cache_opponent"]
+    words += ["checkpointing"] * levers["checkpointing"] + ["opponent first"] * levers["cache_opponent"]
     memory = [f"{row['memory'][phase] / GIB:.1f}" for phase in phases]
-    time = f"{sum(row['seconds'].values()) / fastest:.2f}x" if row["fits"] else "does not fit"
+    time = f"{sum(row['seconds'].values()) / fastest:.2f}x" if row["fits"] else "too large"
     return [", ".join(words), str(levers["micro_batch"] or "all"), *memory, time]

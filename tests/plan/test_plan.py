@@ -208,7 +208,8 @@ def test_a_plan_is_printed_kept_and_shown_again(
     preset = written(tmp_path, tiny_bases / "sd15", "vram = 8.0")
     code, out, _ = command("plan", preset)
     assert code == 0 and "8 GB card: 7.6 GB for this run" in out
-    assert "→ fast, all pictures per step: encode" in out and "time 1.00x" in out and "100 pictures" in out
+    assert "→ fast, all pictures at once: encode" in out and "time 1.00x" in out and "100 pictures" in out
+    assert out.splitlines()[-1].split(maxsplit=1) == ["next", f"spinlite train {preset} --data MY-PICTURES"]
     monkeypatch.setattr("spinlite.plan.make.make_plan", None)  # a second time nothing is made
     code, out, _ = command("plan", preset, "--json")
     found = json.loads(out)
@@ -236,6 +237,7 @@ def test_a_plan_counts_the_pictures_that_a_run_would_take(command: Command, swat
     rows = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts.items()]
     (swatches / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
     code, out, _ = command("plan", TOY, "--data", str(swatches))
+    assert out.splitlines()[-1].split(maxsplit=1) == ["next", f"spinlite train {TOY} --data {swatches}"]
     counts = re.search(r"(\d+) captioned pictures to learn from and (\d+) for validation", " ".join(out.split()))
     assert code == 0 and counts and int(counts[1]) + int(counts[2]) == 40
     _, out, _ = command("plan", TOY, "--data", str(swatches), "--set", "learn.epochs=12")
