@@ -56,7 +56,8 @@ def validate_settings(tree: Mapping[str, Any], typed: Collection[str] = ()) -> S
         settings = Settings.model_validate(tree)
         name = settings.method.get("name", METHOD)
         if not isinstance(name, str) or name not in METHODS:
-            raise SpinliteError(f"unknown method {show(name)}", fix=nearest(str(name), METHODS))
+            fix = f"{nearest(str(name), METHODS)} (type e.g. {to_type('method.name', METHOD)})"
+            raise SpinliteError(f"unknown method {show(name)}", fix=fix)
         values = method_model(name).model_validate(settings.method | {"name": name})
     except ValidationError as error:
         raise explain(error, typed) from None

@@ -53,7 +53,9 @@ def unknown_key(section: str, key: str, value: Any, method: str, typed: bool) ->
     if elsewhere := owners(key):
         fix = " or ".join(spell(place, value, typed) for place in elsewhere)
         return SpinliteError(f"there is no {key} in {_heading(section)}, but {' and '.join(elsewhere)}", fix=fix)
-    return SpinliteError(f"unknown key {show(key)} in {_heading(section)}", fix=nearest(key, known))
+    near = difflib.get_close_matches(key[:100], known, 1)
+    better = f" {spell(f'{section}.{near[0]}', value, typed)}" if near and section in SECTIONS else ""
+    return SpinliteError(f"unknown key {show(key)} in {_heading(section)}", fix=nearest(key, known) + better)
 
 
 def unknown_section(section: str, values: Any, source: str, typed: bool) -> SpinliteError:

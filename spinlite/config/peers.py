@@ -70,7 +70,7 @@ OPTIONS = {  # an option that is no setting: their words for it
     "--runs my-runs": "output_dir output_model_destination workspace_dir training_folder logging_dir log_dir",
 }
 REASONS = {  # why there is no such setting, and what to do instead: their words
-    "captions are read from .txt files beside the pictures; nothing to set":
+    "captions are read from .txt files beside the pictures; leave it out":
         "caption_extension caption_extention caption_ext caption_strategy",
     "a LoRA on the UNet is the only kind, and has no module to name; leave it out, and set its size with --rank 16":
         "network_module network_type network_args peft_type lora_type algo network_train_unet_only training_method",

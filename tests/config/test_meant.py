@@ -102,7 +102,7 @@ def test_a_short_option_stands_for_a_setting():
 KOHYA = {  # as it is written in a kohya preset: the words of the fix
     "network_dim = 32": "write rank = 32 under [model]", "network_alpha = 16": "write alpha = 16 under [model]",
     'learning_rate = "1e-4"': "write lr = 0.0001 under [learn]", "max_train_epochs = 10": "write epochs = 10 under [learn]",
-    'caption_extension = ".txt"': "nothing to set", "min_snr_gamma = 5": 'write weight = "min-snr" under [draw]',
+    'caption_extension = ".txt"': "leave caption_extension out", "min_snr_gamma = 5": 'write weight = "min-snr" under [draw]',
     "v_parameterization = true": 'write prediction = "v" under [model]',
     'train_data_dir = "D:/pics"': 'write folder = "D:/pics" under [data]', "num_repeats = 10": "write weight = 10 under [data]",
     'output_name = "x"': "--name", "max_bucket_reso = 2048": "--resolution 1024",
