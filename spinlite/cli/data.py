@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spinlite.cli.options import Overrides, Runs
+from spinlite.cli.options import Overrides, Runs, takes
 from spinlite.config.presets import shipped_presets
 from spinlite.errors import SpinliteError
 
@@ -98,7 +98,9 @@ def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
     if preset is None:
         from spinlite.families.clip import build_tokenizer
 
-        size, step, model, reader = NATIVE, STEP, "the size of SDXL (add --preset NAME for another)", build_tokenizer()
+        side = settings.model.resolution
+        model = "as asked" if side else "the size of SDXL (add --preset NAME for another)"
+        size, step, reader = (side, side) if side else NATIVE, STEP, build_tokenizer()
     else:
         from spinlite.families.load import load_tokenizer, size_and_step
 
@@ -108,4 +110,4 @@ def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the program."""
-    app.command()(check)
+    app.command()(takes("resolution")(check))

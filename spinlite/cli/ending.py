@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from spinlite.cli.options import OF_PRESETS
 from spinlite.config.presets import USUAL
 from spinlite.config.spelling import cut
 from spinlite.errors import SpinliteError
@@ -75,7 +76,9 @@ def usage(error: typer.TyperException, words: Sequence[str]) -> SpinliteError:
 
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "spinlite"
-    if option := getattr(error, "option_name", "") if hasattr(error, "possibilities") else "":
+    takes = {parameter.name for parameter in context.command.params} if context else set()
+    option = getattr(error, "option_name", "") if hasattr(error, "possibilities") else ""
+    if option and takes.issuperset(OF_PRESETS):
         after = [word.partition("=")[2] if "=" in word else next(iter(words[i + 1 :]), "")
                  for i, word in enumerate(words) if word.partition("=")[0] == option]  # fmt: skip
         if ours := outside_sections(option, (after or [""])[0], typed=True):

@@ -62,6 +62,18 @@ def test_the_short_options_are_those_of_every_command_with_a_preset(command: Com
     assert "such option" not in command(name, "demo", "--base", "demo", "--batch", "x").err
 
 
+@pytest.mark.parametrize("words", [["check", "pics", "--rank", "4"], ["export", "x", "--network_dim=4"], ["--rank", "4"]])
+def test_a_command_that_takes_no_settings_does_not_ask_for_them(command: Command, words: list[str]):
+    problem, fix = command(*words).error()
+    assert "No such option" in problem and "--help`" in fix
+
+
+def test_check_looks_at_the_shapes_of_a_resolution(command: Command):
+    Path("pics").mkdir()
+    Image.new("RGB", (800, 800)).save("pics/a.png")
+    assert "768 x 768 px, as asked" in command("check", "pics", "--resolution", "768").out
+
+
 def test_a_short_option_goes_over_set(command: Command):
     assert "rank = 0 in" in command("plan", "demo", "--rank", "0", "--set", "model.rank=4").error()[0]
 
