@@ -1,8 +1,8 @@
 """A folder of pictures -> entries: finds the pictures, and the captions of each."""
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,10 +12,13 @@ from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption
 from spinlite.data.masks import is_label, masks_among
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
+from spinlite.data.walk import Tree, pair_names, within
 from spinlite.errors import SpinliteError
 
-REPEATS = re.compile(r"(\d{1,4})_(.+)")  # kohya's folders: "10_my cat" is repeats and a caption
+REPEATS = re.compile(r"(\d{1,4})_(.*)")  # kohya's folders: "10_my cat" is repeats and a caption
 GLANCE = 20_000  # files in subfolders that are looked at, only to say that they are not used
+BESIDE_KOHYA = "beside kohya's folders, not used"
+DEEPER = "in subfolders, not used (data.recursive = true uses them)"
 
 
 def list_pairs(folder: Path, source: Source, found: Survey, under: str = "") -> list[Entry]:
@@ -27,11 +30,19 @@ def list_pairs(folder: Path, source: Source, found: Survey, under: str = "") -> 
     for needed in (win, lose):
         if not needed.is_dir():
             raise SpinliteError(f"there is no folder {needed}", fix="check the path after --data")
-    for _, files in _walk(lose) if source.recursive else [(lose, files_of(lose))]:
-        for path in filter(is_picture, files):
-            if not (win / path.relative_to(lose)).exists():
-                found.leave_out("in lose/ without a picture of the same name in win/, ignored", under + _within(path, lose))
-    return [replace(e, lose=lose / e.path.relative_to(win)) for e in list_folder(win, source, found, under)]
+    entries = list_folder(win, source, found, under)
+    tree = Tree(lose, found, under)
+    files = [path for _, files in tree.walk(lose) for path in files] if source.recursive else tree.files(lose)
+    losers = {within(path, lose): path for path in files if is_picture(path)}
+    winners = {within(entry.path, win): entry for entry in entries}
+    partner = pair_names(winners, losers)
+    for name in losers.keys() - partner.values():
+        found.leave_out("in lose/ without a picture of the same name in win/, ignored", under + name)
+    for path in (path for path in files if not is_picture(path)):
+        found.leave_out("in lose/, but not a picture, not used", tree.name(path))
+    for path in filter(is_picture, Tree(folder, found, under).files(folder)):
+        found.leave_out("beside win/ and lose/, not used", under + path.name)
+    return [replace(e, lose=losers.get(partner.get(name, ""), lose / name)) for name, e in winners.items()]
 
 
 def list_folder(folder: Path, source: Source, found: Survey, under: str = "") -> list[Entry]:
@@ -44,104 +55,143 @@ def list_folder(folder: Path, source: Source, found: Survey, under: str = "") ->
 
 
 class _Folder:
-    """One listing: the folder, and the tables of captions found in it and in its subfolders."""
+    """One listing: the folder, and the captions of its pictures that stand in tables."""
 
     def __init__(self, root: Path, source: Source, found: Survey, under: str) -> None:
-        self.root, self.source, self.found, self.under = root, source, found, under
-        self.tables: dict[Path, tuple[str, dict[str, tuple[str, ...]]]] = {}  # folder -> (table's name, its rows)
+        self.root, self.source, self.found = root, source, found
+        self.tree = Tree(root, found, under)
+        self.in_tables: dict[Path, tuple[str, tuple[str, ...]]] = {}  # picture -> (table's name, captions)
 
     def entries(self) -> list[Entry]:
-        top = files_of(self.root)
-        repeats = {} if any(map(is_picture, top)) else _repeat_folders(self.root)
+        repeats = self._repeats()
+        top = self.tree.files(self.root)
         if self.source.recursive:
-            layers = _walk(self.root)
+            layers = list(self.tree.walk(self.root))
         else:
-            layers = iter([(self.root, top), *((sub, files_of(sub)) for sub in repeats)])
+            layers = [(self.root, top), *((sub, self.tree.files(sub)) for sub in repeats)]
+        if repeats:
+            self._leave_out(BESIDE_KOHYA, filter(is_picture, top))
+            layers[0] = self.root, [path for path in top if not is_picture(path)]
+        self._read_tables(layers)
         every: list[Entry] = []
         for place, files in layers:
-            self._read_tables(place, files)
             count, caption = next((repeats[p] for p in (place, *place.parents) if p in repeats), (1, ""))
-            every += self._list_layer(place, files, Fraction(count), caption)
-        for place, (name, rows) in self.tables.items():
-            self.found.orphans += [f"{file} ({name})" for file in rows if not (place / file).is_file()]
-        if not self.source.recursive and not repeats:
-            self._report_subfolders()
+            if count:
+                every += self._list_layer(files, Fraction(count), caption)
+            else:
+                self._leave_out("in folders with 0 repeats, not used", filter(is_picture, files))
+        if not self.source.recursive:
+            self._report_subfolders(repeats, len(every))
         return every
 
-    def _name(self, path: Path) -> str:
-        return self.under + _within(path, self.root)
+    def _repeats(self) -> dict[Path, tuple[int, str]]:
+        """kohya's layout: folder -> (repeats, caption). Empty if most pictures lie beside such folders."""
+        repeats: dict[Path, tuple[int, str]] = {}
+        inside, beside = 0, self._count(self.root)
+        for sub in self.tree.folders(self.root):
+            if match := REPEATS.fullmatch(sub.name):
+                repeats[sub] = int(match[1]), " ".join(match[2].split())
+                inside += self._count(sub) if repeats[sub][0] else 0
+            elif self.source.recursive:
+                beside += self._count(sub)
+        if self.source.recursive and beside:  # every picture is read, so none is left out for the sake of the layout
+            for sub in repeats:
+                self.found.note("named like kohya's folders, read as plain ones because of pictures beside them", sub.name)
+            return {}
+        return repeats if inside > beside else {}
 
-    def _read_tables(self, place: Path, files: Sequence[Path]) -> None:
-        for path in (path for path in files if path.name.lower() in TABLES):
-            name = self._name(path)
-            if place in self.tables:
-                self.found.note(f"beside {self.tables[place][0]}, not used", name)
-            else:
-                self.tables[place] = (name, read_caption_table(path, self.found.note, name))
+    def _count(self, folder: Path) -> int:
+        return sum(map(is_picture, self.tree.files(folder)))
 
-    def _list_layer(self, place: Path, files: Sequence[Path], weight: Fraction, caption: str) -> list[Entry]:
+    def _leave_out(self, why: str, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.found.leave_out(why, self.tree.name(path))
+
+    def _read_tables(self, layers: Sequence[tuple[Path, Sequence[Path]]]) -> None:
+        """Find the pictures' captions in the tables of their folder and of those above it; the nearest table counts."""
+        tables: dict[Path, tuple[str, dict[str, tuple[str, ...]]]] = {}  # folder -> (table's name, its rows)
+        for place, files in layers:
+            some = [path for path in files if path.name.lower() in TABLES]
+            for path in some[:1]:
+                tables[place] = self.tree.name(path), read_caption_table(path, self.found.note, self.tree.name(path))
+            for path in some[1:]:
+                self.found.note(f"beside {self.tree.name(some[0])}, not used", self.tree.name(path))
+        inside: dict[Path, dict[str, Path]] = {place: {} for place in tables}
+        for path in (path for _, files in layers for path in files if is_picture(path)):
+            for place in (place for place in path.parents if place in tables):
+                inside[place][within(path, place)] = path
+        for place, (name, rows) in tables.items():
+            row_of = pair_names(inside[place], rows)
+            self.in_tables |= {inside[place][own]: (name, rows[row]) for own, row in row_of.items() if rows[row]}
+            self._report_rows(place, name, rows.keys() - row_of.values())
+
+    def _report_rows(self, place: Path, table: str, rows: Iterable[str]) -> None:
+        """Name the rows whose pictures were not found."""
+        for row in sorted(rows):
+            if (place / row).is_file() and not _is_within(row):
+                self.found.leave_out("named by a table, but outside of its folder, not used", f"{row} ({table})")
+            elif not ((place / row).is_file() and is_picture(Path(row))):  # those that are there are in an unread subfolder
+                self.found.orphans.append(f"{row} ({table})")
+
+    def _list_layer(self, files: Sequence[Path], weight: Fraction, caption: str) -> list[Entry]:
         """The entries of one folder. `caption`, unless empty, is for pictures without one of their own."""
         texts: dict[str, list[Path]] = {}  # a picture's name, with or without its ending -> its caption files
         for ending in BESIDE:
             for path in (path for path in files if path.suffix.lower() == ending):
                 texts.setdefault(path.stem, []).append(path)
-        taken: set[str] = set()
-        entries, masks = [], masks_among(files)
+        pictures, masks = list(filter(is_picture, files)), masks_among(files)
         labels = {mask.stem.lower() for mask in masks.values()}
-        for path in files:
-            if is_picture(path):
-                taken |= {path.stem, path.name}
-                beside = texts.get(path.stem, []) + texts.get(path.name, [])
-                captions, origin, fault = self._captions(path, beside)
-                if caption and not captions and not fault:
-                    captions, origin = (caption,), "folder name"
-                entries.append(Entry(path, self._name(path), captions, origin, weight, None, fault, mask=masks.get(path.stem)))
-            elif is_label(path):
-                if path.stem.lower() not in labels:
-                    self.found.leave_out("labels (-masklabel, -condlabel) that no picture here uses", self._name(path))
-            elif path.suffix.lower() not in BESIDE and path.name.lower() not in TABLES:
-                self.found.leave_out("with an ending that is not a picture's, not used", self._name(path))
-        self.found.orphans += sorted(self._name(p) for stem in texts.keys() - taken for p in texts[stem])
+        text_of = pair_names({name for path in pictures for name in (path.stem, path.name)}, texts)
+        entries = []
+        for path in pictures:
+            beside = [text for name in (path.stem, path.name) if name in text_of for text in texts[text_of[name]]]
+            captions, origin, fault = self._captions(path, beside)
+            if caption and not captions and not fault:
+                captions, origin = (caption,), "folder name"
+            entries.append(Entry(path, self.tree.name(path), captions, origin, weight, None, fault, mask=masks.get(path.stem)))
+        unused = (path for path in filter(is_label, files) if path.stem.lower() not in labels)
+        self._leave_out("labels (-masklabel, -condlabel) that no picture here uses", unused)
+        others = (p for p in files if not (is_picture(p) or is_label(p)) and p.suffix.lower() not in BESIDE)
+        odd = (path for path in others if path.name.lower() not in TABLES)
+        self._leave_out("with an ending that is not a picture's, not used", odd)
+        unread = (text for stem in texts.keys() - text_of.values() for text in texts[stem])
+        self.found.orphans += sorted(map(self.tree.name, unread))
         return entries
 
     def _captions(self, path: Path, beside: Sequence[Path]) -> tuple[tuple[str, ...], str, str]:
         """(captions, where they come from, what is wrong); from a table if it has any, else from a file beside the picture."""
-        for place in path.parents:
-            name, rows = self.tables.get(place, ("", {}))
-            if captions := rows.get(_within(path, place), ()):
-                if beside:
-                    both = f"with a caption in {name}, which is used, and another in a file beside it"
-                    self.found.note(both, self._name(path))
-                return captions, Path(name).name, ""
-            if place == self.root:
-                break
+        if path in self.in_tables:
+            name, captions = self.in_tables[path]
+            if beside:
+                both = f"with a caption in {name}, which is used, and another in a file beside it"
+                self.found.note(both, self.tree.name(path))
+            return captions, Path(name).name, ""
         if not beside:
             return (), "", ""
         if len(beside) > 1:
             endings = [text.suffix.lower() for text in beside]
-            self.found.note(f"with captions in {' and '.join(endings)}; {endings[0]} is used", self._name(path))
+            self.found.note(f"with captions in {' and '.join(endings)}; {endings[0]} is used", self.tree.name(path))
         try:
             captions = captions_beside(beside[0], self.source)
             return captions, beside[0].suffix.lower() if captions else "", ""
         except SpinliteError as error:
             return (), "", error.problem
 
-    def _report_subfolders(self) -> None:
-        """Note the pictures in subfolders, which are not used."""
-        count = 0
-        for sub in _subfolders(self.root):
-            for _, files in _walk(sub):
-                count += len(files)
-                for path in filter(is_picture, files):
-                    self.found.leave_out("in subfolders, not used (data.recursive = true uses them)", self._name(path))
-                if count > GLANCE:
-                    return
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files of a folder, sorted by name, without hidden ones (such as the `._name.png` in archives made on a Mac)."""
-    with os.scandir(folder) as inside:
-        return sorted(folder / item.name for item in inside if not item.name.startswith(".") and item.is_file())
+    def _report_subfolders(self, repeats: Collection[Path], used: int) -> None:
+        """Name the pictures in subfolders that are not read, and where they lie if they are more than those that are read."""
+        looked = 0
+        places: Counter[Path] = Counter()
+        branches = self.tree.branches(self.root)
+        for sub, place, files in ((branch, *layer) for branch in branches for layer in self.tree.walk(branch)):
+            if looked > GLANCE:
+                self.found.leave_out(DEEPER, f"and maybe more: only {looked:,} files were looked at")
+                break
+            if place not in repeats:
+                looked += len(files)
+                self._leave_out(BESIDE_KOHYA if repeats and sub not in repeats else DEEPER, filter(is_picture, files))
+                places[place.parent if REPEATS.fullmatch(place.name) else place] += self._count(place)
+        if places.total() > used:
+            self.found.elsewhere += sorted(place for place, count in places.items() if count and place != self.root)
 
 
 def is_picture(path: Path) -> bool:
@@ -149,29 +199,5 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not is_label(path)
 
 
-def _within(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """(folder, its files) for a folder and all subfolders, by name, without hidden ones and links to folders."""
-    yield folder, files_of(folder)
-    for sub in _subfolders(folder):
-        yield from _walk(sub)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as inside:
-        subs = [folder / item.name for item in inside if not item.name.startswith(".") and item.is_dir(follow_symlinks=False)]
-    return sorted(subs)
-
-
-def _repeat_folders(folder: Path) -> dict[Path, tuple[int, str]]:
-    """kohya's layout: folder -> (repeats, caption); empty if a subfolder with pictures is named otherwise."""
-    repeats = {}
-    for sub in _subfolders(folder):
-        if match := REPEATS.fullmatch(sub.name):
-            repeats[sub] = (max(1, int(match[1])), " ".join(match[2].replace("_", " ").split()))
-        elif any(map(is_picture, files_of(sub))):
-            return {}
-    return repeats
+def _is_within(row: str) -> bool:
+    return not (row.startswith("../") or Path(row).is_absolute())

@@ -13,6 +13,8 @@ from spinlite.data.buckets import Size
 from spinlite.data.looks import Look
 from spinlite.errors import SpinliteError
 
+PLACES = 20_000  # an epoch's length at most, if it has fewer pictures than a twentieth of that
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -101,10 +103,18 @@ def other_pictures(records: Sequence[Record]) -> dict[str, Record]:
 
 
 def whole_numbers(weights: Sequence[Fraction]) -> list[int]:
-    """The smallest whole numbers with the same ratios as these weights."""
+    """Whole numbers with the same ratios as these weights, none of them 0: the smallest, or such as are near.
+
+    Exact ones can be huge, such as for 1/97 and 1/79, and their sum is the length of an epoch: at most PLACES or 20 a weight.
+    """
+    most = max(PLACES, 20 * len(weights))
     denominator = math.lcm(*(w.denominator for w in weights))
     counts = [int(w * denominator) for w in weights]
     divisor = math.gcd(*counts)
+    if sum(counts) > most * divisor:
+        scale = most / sum(weights)
+        counts = [max(1, round(w * scale)) for w in weights]
+        divisor = math.gcd(*counts)
     return [count // divisor for count in counts]
 
 
@@ -124,6 +134,7 @@ class Survey:
     unused: dict[str, list[str]] = field(default_factory=dict)  # another reason why files are not used -> their names
     noted: dict[str, list[str]] = field(default_factory=dict)  # what else was seen -> in which files
     names: dict[Path, str] = field(default_factory=dict)  # of every listed picture, for messages
+    elsewhere: list[Path] = field(default_factory=list)  # subfolders with pictures, none of which were read
 
     def note(self, what: str, name: str) -> None:
         """Remember that `what` is true of a file."""

@@ -1,5 +1,6 @@
 """The sources in [data] -> entries."""
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ from spinlite.data.masks import add_masks
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
 
+BUILT_IN = "demo"  # as a folder: the pictures that come with spinlite
+PLACEHOLDER = re.compile(r"\[(?:trigger|name)\]", re.IGNORECASE)  # what ai-toolkit replaces by the trigger
 NO_CAPTION = ("", "file name", "data.caption")  # origins of captions for pictures that had none of their own
 
 
@@ -33,7 +36,7 @@ def list_entries(
         if source.dataset is not None:
             listed = list_dataset(source, found, pairs, cache, progress, under)
         else:
-            listed = (list_pairs if pairs else list_folder)(_folder(source), source, found, under)
+            listed = (list_pairs if pairs else list_folder)(_folder(source, found), source, found, under)
         every += [_complete(entry, source, found) for entry in add_masks(listed, source, found)]
     return every
 
@@ -57,6 +60,8 @@ def _check(source: Source) -> None:
     if source.folder is None and source.dataset is None:
         problem = "a [[data.sources]] has neither folder nor dataset"
         raise SpinliteError(problem, fix='add folder = "FOLDER" or dataset = "ID" to it')
+    if "" in (source.folder, source.dataset):
+        raise SpinliteError("the name of the data folder is empty", fix="type --data FOLDER (a single . for this folder)")
     if source.folder is not None and source.dataset is not None:
         problem = f"one source is both the folder {source.folder} and the data set {source.dataset}"
         raise SpinliteError(problem, fix="remove one, or make it a [[data.sources]] of its own")
@@ -69,8 +74,13 @@ def _check(source: Source) -> None:
         raise SpinliteError(problem, fix='set data.uncaptioned = "fixed" or "skip"')
 
 
-def _folder(source: Source) -> Path:
-    folder = PACKAGE / "demo" / "fluent" if source.folder == "demo" else Path(str(source.folder))
+def _folder(source: Source, found: Survey) -> Path:
+    folder = Path(str(source.folder))
+    if source.folder == BUILT_IN:
+        if folder.is_dir():
+            other = f"folder of yours is called like the built-in set, which is used; for your own type --data ./{BUILT_IN}"
+            found.note(other, BUILT_IN)
+        folder = PACKAGE / "demo" / "fluent"
     if not folder.is_dir():
         fix = f"for a data set: --set data.dataset={folder}" if folder.is_file() else "check the path after --data"
         raise SpinliteError(f"there is no folder {folder}", fix=fix)
@@ -88,9 +98,26 @@ def _complete(entry: Entry, source: Source, found: Survey) -> Entry:
             case "fixed":
                 captions, origin = (" ".join(source.caption.split()),), "data.caption"
     trigger = " ".join(source.trigger.split())
-    captions = tuple(c if c.startswith(trigger) else f"{trigger} {c}" for c in captions)
-    weight = entry.weight * Fraction(source.weight).limit_denominator(100)
+    if not trigger and any(map(PLACEHOLDER.search, captions)):
+        found.note("with [trigger] in the caption, learned as it stands: add --set data.trigger=WORD", entry.name)
+    captions = tuple(_put_trigger(trigger, caption) for caption in captions)
+    weight = entry.weight * _fraction(source.weight)
     return replace(entry, captions=captions, origin=origin, weight=weight, fault=fault, source=source)
+
+
+def _put_trigger(trigger: str, caption: str) -> str:
+    """The caption with the trigger in place of [trigger], or else in front, unless it begins with those very words."""
+    if not trigger:
+        return caption
+    filled = PLACEHOLDER.sub(lambda _: trigger, caption)
+    words = re.escape(trigger) + r"(?!\w)" * bool(re.match(r"\w", trigger[-1]))  # "cat" does not begin "category"
+    return filled if filled != caption or re.match(words, caption) else f"{trigger} {caption}"
+
+
+def _fraction(weight: float) -> Fraction:
+    """A weight as a simple fraction; exactly as it was written, if no simple one is near."""
+    simple = Fraction(weight).limit_denominator(100)
+    return simple if abs(simple - Fraction(weight)) < weight / 100 else Fraction(str(weight))
 
 
 def _name_as_caption(path: Path) -> str:

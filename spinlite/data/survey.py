@@ -1,5 +1,7 @@
 """Sources -> checked records, and a list of the files that will not be used, with reasons."""
 
+import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +64,15 @@ def examine(
         place = fingerprint(describe_sources(settings))
         memo = LookCache(cache / "looks" / f"{place}.json", settings.background) if cache else None
         found.looks = decode_all(paths, settings.background, memo, progress)
+<<<<<<< HEAD
     weights = whole_numbers([entry.weight for entry in every])
     read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
     records = reword(_remove_duplicates(read, found), {entry.path: entry.source for entry in every})
+=======
+    repeats = _repeats(every, found)
+    read = [(entry.name, r) for entry, count in zip(every, repeats, strict=True) for r in _records(entry, count, found, grid)]
+    records = _remove_duplicates(read, found)
+>>>>>>> 3aff3b9 (What lies in a folder is used or named: links, kohya's rules, names in NFC and folded case, tables that are nearly right; weights and triggers)
     _note_alike(every, found)
     found.stop = _reason_to_stop(settings, len(every), records, found)
     if count_pictures(records) > 1:
@@ -79,21 +87,38 @@ def _reason_to_stop(settings: Data, count: int, records: Sequence[Record], found
     if found.uncaptioned and any(source.uncaptioned == "error" for source in sources_of(settings)):
         return SpinliteError(
             f"{len(found.uncaptioned)} pictures in {place} have no caption: {list_names(found.uncaptioned)}",
-            fix='write a .txt beside each, or set data.uncaptioned = "skip" or "name"',
+            fix="write a .txt beside each, or add --set data.uncaptioned=skip (or name)",
         )
     if len(found.unusable) > settings.max_unusable * max(count, 1):
         return SpinliteError(
             f"{len(found.unusable)} of {count} files in {place} can't be used: {list_names(found.unusable)}",
-            fix="fix or remove them, or raise data.max_unusable",
+            fix=f"fix or remove them, or add --set data.max_unusable={math.ceil(10 * len(found.unusable) / count) / 10:g}",
         )
     usable = count_pictures(records)
     if usable < 2:
         seen = "".join(f"; {note}" for note in found.notes[:1])
-        return SpinliteError(
-            f"{place} has {count} pictures, but only {usable} can be used with a caption; at least 2 are needed{seen}",
-            fix='put pictures with captions there (name.png + name.txt), or set data.uncaptioned = "name"',
-        )
+        problem = f"{place} has {count} pictures, but only {usable} can be used with a caption; at least 2 are needed{seen}"
+        return SpinliteError(problem, fix=_way_to_pictures(found))
     return None
+
+
+def _way_to_pictures(found: Survey) -> str:
+    """What to do where too few pictures can be used."""
+    if found.elsewhere:
+        several = "add --set data.recursive=true, or " * (len(found.elsewhere) > 1)
+        return f"{several}type --data {shlex.quote(str(found.elsewhere[0]))}"
+    if found.uncaptioned:
+        return "write a caption beside each (name.png + name.txt), or add --set data.uncaptioned=name"
+    return "put pictures with captions there (name.png + name.txt)"
+
+
+def _repeats(every: Sequence[Entry], found: Survey) -> list[int]:
+    """How often an epoch shows each picture: in the ratios of the weights, but at least once."""
+    repeats, weights = whole_numbers([entry.weight for entry in every]), sum(entry.weight for entry in every)
+    for entry, count in zip(every, repeats, strict=True):
+        if count * weights > 2 * entry.weight * sum(repeats):
+            found.note(f"shown more often than the weight asks for: once in {sum(repeats):,} pictures", entry.name)
+    return repeats
 
 
 def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> list[Record]:

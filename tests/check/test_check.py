@@ -90,7 +90,7 @@ def test_exit_code_1_where_training_would_stop(mixed: Path, check: Any):
     for name in ("square-1.png", "square-2.png"):
         (mixed / name).write_bytes(b"")
     code, said = check(mixed)
-    assert code == 1 and "would stop: 4 of 15 files" in said and "raise data.max_unusable" in said
+    assert code == 1 and "would stop: 4 of 15 files" in said and "--set data.max_unusable=0.3" in said
     code, said = check(mixed, "--json")
     assert code == 1 and json.loads(said)["problem"].startswith("4 of 15 files") and not json.loads(said)["trains"]
 

@@ -244,7 +244,7 @@ def test_kohyas_folders_are_read_with_repeats_and_caption(tmp_path: Path):
         picture(tmp_path / name)
     (tmp_path / "10_sks cat" / "a.txt").write_text("a cat asleep")
     found = look(tmp_path)
-    assert captions(found) == {"a.png": ["a cat asleep"], "b.png": ["sks cat"], "c.png": ["a dog"]}
+    assert captions(found) == {"a.png": ["a cat asleep"], "b.png": ["sks cat"], "c.png": ["a_dog"]}
     assert {r.path.name: r.repeats for r in found.train + found.heldout} == {"a.png": 5, "b.png": 5, "c.png": 2}
     assert found.origins == {".txt": 1, "folder name": 2} and not found.uncaptioned
 
