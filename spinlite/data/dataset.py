@@ -1,41 +1,28 @@
 """A data set, on the hub or on disk -> entries. Its rows are streamed once, and their pictures are saved as files."""
 
 import json
+import shlex
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
-from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import fsspec
-
 from spinlite.config.settings import Source
-from spinlite.data.captions import FIELDS, captions_in_json
+from spinlite.data.captions import BESIDE, TABLES, captions_in_json
+from spinlite.data.cells import PREFERRED, Columns, find_columns, read_cell
 from spinlite.data.looks import Progress
-from spinlite.data.pictures import ending_of
+from spinlite.data.pictures import ENDINGS, ending_of
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
 from spinlite.runs.store import fingerprint, fingerprint_bytes, write_bytes
 
 MODULES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}  # by a file's ending
-TEXTS = (*FIELDS, "txt", "json")  # caption columns by name; the first that exists is used (the last two are WebDataset's)
-PREFERRED = ("jpg_0", "jpg_1", "label_0", "label_1")  # Pick-a-Pic's columns: two pictures, and how far each was preferred
-REACHED = ("hf", "zip", "tar")  # protocols that a row's picture may be fetched by; a plain file may be read too
-GLANCED = 8  # rows that are read to find the columns
 SAVE_SECONDS = 10.0  # of fetching that an interrupted run may lose
 TIED, UNLABELLED = "with both pictures equally preferred, left out", "without a label, left out"
 Row = tuple[str, str, list[str], str]  # (picture file, file it was preferred to, captions, why the row is left out)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The columns with a row's picture and captions. With `pair`, PREFERRED has both pictures, and labels choose `image`."""
-
-    image: str
-    text: str | None
-    pair: bool = False
 
 
 def list_dataset(source: Source, found: Survey, pairs: bool, cache: Path, progress: Progress, under: str = "") -> list[Entry]:
@@ -57,6 +44,8 @@ def list_dataset(source: Source, found: Survey, pairs: bool, cache: Path, progre
         rows, version = None, kept[-1].stem
     index = _Index(folder / f"{version}.jsonl", source, pairs)
     lines = index.fill(rows, progress)
+    if len(lines) != source.limit:
+        _name_unlisted(Path(str(source.dataset)).expanduser(), [image for image, *_ in lines], found, under)
     origin = f"column {index.columns.text}"
     return [e for n, line in enumerate(lines, 1) if (e := _entry(n, line, origin, folder, found, under))]
 
@@ -71,6 +60,45 @@ def _entry(number: int, row: Row, origin: str, folder: Path, found: Survey, unde
     return Entry(folder / image, name, tuple(captions), origin if captions else "", Fraction(1), loser)
 
 
+def _name_unlisted(place: Path, images: Sequence[str], found: Survey, under: str) -> None:
+    """Name the pictures of a local folder or zip that lie among those of the data set's rows, but are in none."""
+    names: list[str] = []
+    if place.is_dir():
+        listed = {path for image in images if (path := Path(image).resolve()).is_relative_to(place.resolve())}
+        beside = {path for folder in {path.parent for path in listed} for path in folder.iterdir()}
+        unlisted = (path for path in beside - listed if not path.name.startswith("."))
+        names = [path.relative_to(place.resolve()).as_posix() for path in unlisted]
+    elif place.suffix.lower() == ".zip" and place.is_file():
+        with zipfile.ZipFile(place) as file:
+            inside = [name for name in _pictures(file.namelist()) if not PurePath(name).name.startswith((".", "__"))]
+            if len(inside) > len(images):
+                keys = {PurePath(image).stem for image in images}
+                names = [name for name in inside if fingerprint_bytes(file.read(name)) not in keys]
+    for name in sorted(_pictures(names)):
+        found.leave_out("in the data set's folder, but in none of its rows, not used", under + name)
+
+
+def _pictures(names: Sequence[str]) -> list[str]:
+    return [name for name in names if PurePath(name).suffix.lower() in ENDINGS]
+
+
+def _refuse_captions_beside(place: Path) -> None:
+    """Raises SpinliteError for a folder or zip with a caption beside each picture, which the library can't read."""
+    if place.is_dir():
+        names = [path.relative_to(place).as_posix() for path in place.rglob("*")]
+        fix = f"type --data {shlex.quote(str(place))} instead of data.dataset"
+    elif place.suffix.lower() == ".zip" and place.is_file():
+        with zipfile.ZipFile(place) as file:
+            names = file.namelist()
+        fix = "unpack it, then name the folder: --data FOLDER"
+    else:
+        return
+    pictures = {str(PurePath(name).with_suffix("")) for name in _pictures(names)}
+    texts = {str(PurePath(name).with_suffix("")) for name in names if name.lower().endswith(BESIDE)}
+    if pictures & texts and not any(PurePath(name).name.lower() in TABLES for name in names):
+        raise SpinliteError(f"{place} has captions beside its pictures, which are read from a plain folder alone", fix=fix)
+
+
 def _open(source: Source) -> tuple[Any, str]:
     """(rows as a stream, a hash of this version of the data set)."""
     import datasets  # takes 2 s to import: only for those who use it
@@ -80,6 +108,7 @@ def _open(source: Source) -> tuple[Any, str]:
     place = Path(str(source.dataset)).expanduser()
     builder: Any
     try:
+        _refuse_captions_beside(place)
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             loaded = datasets.load_from_disk(place)
             if isinstance(loaded, dict):
@@ -96,7 +125,7 @@ def _open(source: Source) -> tuple[Any, str]:
             builder = datasets.load_dataset_builder(str(place) if place.is_dir() else str(source.dataset), source.subset)
         version = _stamp(place) if place.exists() else builder.hash
         return builder.as_streaming_dataset(source.split).decode(False), version
-    except ConnectionError:
+    except (ConnectionError, SpinliteError):
         raise
     except Exception as error:  # the library, its readers and the network raise anything
         problem = f"{source.dataset} can't be read: {' '.join(str(error).split())}"
@@ -119,7 +148,7 @@ class _Index:
     def __init__(self, path: Path, source: Source, pairs: bool) -> None:
         self.path, self.source, self.pairs = path, source, pairs
         self.rows: list[Row] = []
-        self.columns = _Columns("", None)
+        self.columns = Columns("", None)
         self._state: Any = None
         self._ended, self._size, self._saved = False, 0, 0  # bytes up to the last position line, rows in them
         self._read()
@@ -133,7 +162,7 @@ class _Index:
                 break
             size += len(line)
             if isinstance(parsed, dict):
-                self.columns, self._state, self._ended = _Columns(**parsed["columns"]), parsed["state"], parsed["ended"]
+                self.columns, self._state, self._ended = Columns(**parsed["columns"]), parsed["state"], parsed["ended"]
                 self._size, self._saved = size, len(self.rows)
             else:
                 self.rows.append(tuple(parsed))
@@ -145,7 +174,7 @@ class _Index:
         if rows is not None and not self._ended and (limit is None or len(self.rows) < limit):
             try:
                 if self._state is None:
-                    self.columns = _find_columns(rows, self.source, self.pairs)
+                    self.columns = find_columns(rows, self.source, self.pairs)
                 else:
                     rows.load_state_dict(self._state)
                 self._fetch(rows, progress)
@@ -196,14 +225,9 @@ class _Index:
 
     def _save_picture(self, cell: Any) -> str:
         """The path of a cell's picture: its own if it is a local file, else a new file beside the index, named by content."""
-        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
-        if content is None and path:
-            if "://" not in path:
-                return path
-            if all("://" not in part or part.split("://")[0] in REACHED for part in path.split("::")):
-                with fsspec.open(path) as file:
-                    content = file.read()  # pyright: ignore[reportAttributeAccessIssue]
-        content = content or b""
+        content = read_cell(cell, Path(str(self.source.dataset)).expanduser())
+        if isinstance(content, str):
+            return content
         key = fingerprint_bytes(content)
         place = f"{key[:2]}/{key}{ending_of(content)}"
         full = self.path.parent / place
@@ -211,32 +235,3 @@ class _Index:
             full.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(full, content)
         return place
-
-
-def _find_columns(rows: Any, source: Source, pairs: bool) -> _Columns:
-    """The columns to use: as set, or as the first rows show them. Raises SpinliteError if several would do, or none."""
-    first = list(islice(rows, GLANCED))
-    names = list(dict.fromkeys(name for row in first for name in row))
-    values = {name: next((row[name] for row in first if row.get(name) is not None), None) for name in names}
-    pictures = [name for name, value in values.items() if _is_picture(value)]
-    texts = [name for name, value in values.items() if captions_in_json(value) and not name.startswith("__")]
-    named = [name for name in TEXTS if name in texts]
-    text = source.caption_column or (named[0] if named else texts[0] if len(texts) == 1 else None)
-    pair = source.image_column is None and set(PREFERRED) <= set(names)
-    if pairs and not pair:
-        problem = f"{source.dataset} has no pairs: its columns are {', '.join(names)}"
-        raise SpinliteError(problem, fix=f"a data set of pairs has the columns {', '.join(PREFERRED)} and caption")
-    image = source.image_column or (PREFERRED[0] if pair else pictures[0] if len(pictures) == 1 else None)
-    for name, setting, which in ((image, "image_column", pictures), (text, "caption_column", texts)):
-        if name is None and (which or setting == "image_column"):
-            kind = "pictures" if setting == "image_column" else "captions"
-            problem = f"{kind} may be in {' or '.join(which)}" if which else f"no {kind} in its columns {', '.join(names)}"
-            raise SpinliteError(f"{source.dataset}: {problem}", fix=f"set data.{setting} to the right column")
-        if name is not None and name not in names:
-            problem = f"{source.dataset} has no column {name!r}: it has {', '.join(names)}"
-            raise SpinliteError(problem, fix=f"set data.{setting} to one of these")
-    return _Columns(str(image), text, pair)
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, Mapping) and {"bytes", "path"} <= set(value))

@@ -1,5 +1,6 @@
 """Data sets as sources, read by the real library: parquet, image folders, WebDataset, saved ones, and Pick-a-Pic's layout."""
 
+import base64
 import io
 import json
 import tarfile
@@ -94,6 +95,54 @@ def test_a_zipped_image_folder_is_unpacked(tmp_path: Path, cache: Path):
     assert captions(look(tmp_path / "set.zip", cache)) == expected(range(4))
 
 
+def zipped(path: Path, **texts: str) -> Path:
+    """A zip of 4 pictures and of these texts, with what a Mac adds."""
+    with zipfile.ZipFile(path, "w") as file:
+        for i in range(4):
+            file.writestr(f"{i}.png", content(i))
+            file.writestr(f"__MACOSX/._{i}.png", b"no picture")
+        for name, text in texts.items():
+            file.writestr(name, text)
+    return path
+
+
+def rows_of(count: int) -> str:
+    return "\n".join(json.dumps({"file_name": f"{i}.png", "text": f"caption {i}"}) for i in range(count))
+
+
+@pytest.mark.parametrize("ending", ["txt", "caption", "json"])
+def test_captions_beside_the_pictures_of_a_zip_are_not_taken_for_pictures(tmp_path: Path, cache: Path, ending: str):
+    with pytest.raises(SpinliteError, match="has captions beside its pictures") as caught:
+        look(zipped(tmp_path / "set.zip", **{f"{i}.{ending}": "a cat" for i in range(4)}), cache)
+    assert caught.value.fix == "unpack it, then name the folder: --data FOLDER"
+
+
+def test_a_folder_with_captions_beside_pictures_is_no_data_set(tmp_path: Path, cache: Path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(content(i))
+        (tmp_path / f"{i}.txt").write_text("a cat")
+    with pytest.raises(SpinliteError, match="has captions beside its pictures") as caught:
+        look(tmp_path, cache)
+    assert caught.value.fix == f"type --data {tmp_path} instead of data.dataset"
+
+
+UNLISTED = "in the data set's folder, but in none of its rows, not used"
+
+
+def test_pictures_without_a_row_are_named(tmp_path: Path, cache: Path):
+    found = look(zipped(tmp_path / "set.zip", **{"metadata.jsonl": rows_of(3), "readme.txt": "x"}), cache)
+    assert captions(found) == expected(range(3)) and found.unused == {UNLISTED: ["3.png"]}
+    for split in ("train", "test"):
+        place = tmp_path / "set" / split
+        place.mkdir(parents=True)
+        for i in range(5):
+            (place / f"{i}.png").write_bytes(content(i))
+        (place / "metadata.jsonl").write_text(rows_of(3))
+    found = look(tmp_path / "set", cache)
+    assert captions(found) == expected(range(3)) and found.unused == {UNLISTED: ["train/3.png", "train/4.png"]}
+    assert not look(tmp_path / "set", cache, limit=2).unused
+
+
 def tar(path: Path, **more: bytes) -> Path:
     """A WebDataset of 4 pictures with captions, and further files of other endings."""
     with tarfile.open(path, "w") as file:
@@ -141,6 +190,40 @@ def test_columns_that_could_be_several_must_be_named(tmp_path: Path, cache: Path
         look(place, cache, image_column="a", caption_column="z")
     found = look(place, cache, image_column="b", caption_column="y")
     assert captions(found) == {f"y {i}": fingerprint_bytes(content(i + 9)) for i in range(3)}
+
+
+@pytest.mark.parametrize("named", [None, "image"], ids=["found", "named"])
+@pytest.mark.parametrize("kind", ["path", "whole path", "base64", "data URL", "list"])
+def test_a_column_may_hold_paths_base64_or_lists_of_one(tmp_path: Path, cache: Path, kind: str, named: str | None):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(content(i))
+    cell = {
+        "path": lambda i: f"{i}.png", "whole path": lambda i: str(tmp_path / f"{i}.png"), "list": lambda i: [content(i)],
+        "base64": lambda i: base64.b64encode(content(i)).decode(),
+        "data URL": lambda i: "data:image/png;base64," + base64.b64encode(content(i)).decode(),
+    }[kind]  # fmt: skip
+    rows = [{"image": cell(i), "caption": f"caption {i}"} for i in range(3)]
+    assert captions(look(parquet(tmp_path / "some.parquet", rows), cache, image_column=named)) == expected(range(3))
+
+
+def test_beside_pictures_a_column_of_file_names_is_neither_picture_nor_caption(tmp_path: Path, cache: Path):
+    rows = [{"image": content(i), "file_name": f"{i}.png", "about": f"caption {i}"} for i in range(3)]
+    assert captions(look(parquet(tmp_path / "some.parquet", rows), cache)) == expected(range(3))
+
+
+@pytest.mark.parametrize("named", [None, "image"])
+@pytest.mark.parametrize(("cell", "kind", "fix"), [
+    ("https://example.org/0.png", "web addresses", "img2dataset"), ("no picture", "texts", "image_column"),
+    (7, "numbers", "image_column"), ([[0, 0, 0]], "values of the kind list", "image_column"),
+])  # fmt: skip
+def test_a_column_without_pictures_is_said_with_what_it_holds(
+    tmp_path: Path, cache: Path, cell: Any, kind: str, fix: str, named: str | None
+):
+    place = parquet(tmp_path / "some.parquet", [{"image": cell, "caption": f"caption {i}"} for i in range(3)])
+    with pytest.raises(SpinliteError) as caught:
+        look(place, cache, image_column=named)
+    assert fix in caught.value.fix and "Strings" not in caught.value.problem
+    assert f"its column 'image' holds {kind}, not pictures" in caught.value.problem or not named
 
 
 def test_a_data_set_without_captions_follows_the_rule_for_them(tmp_path: Path, cache: Path):
