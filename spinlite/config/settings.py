@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from spinlite.errors import SpinliteError
-from spinlite.maths.weights import Weight
+from spinlite.maths.kinds import Weight
 from spinlite.methods.registry import METHODS, Method
 
 METHOD = "spin"  # if [method] has no name

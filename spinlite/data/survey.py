@@ -64,15 +64,9 @@ def examine(
         place = fingerprint(describe_sources(settings))
         memo = LookCache(cache / "looks" / f"{place}.json", settings.background) if cache else None
         found.looks = decode_all(paths, settings.background, memo, progress)
-<<<<<<< HEAD
-    weights = whole_numbers([entry.weight for entry in every])
-    read = [(entry.name, r) for entry, weight in zip(every, weights, strict=True) for r in _records(entry, weight, found, grid)]
-    records = reword(_remove_duplicates(read, found), {entry.path: entry.source for entry in every})
-=======
     repeats = _repeats(every, found)
     read = [(entry.name, r) for entry, count in zip(every, repeats, strict=True) for r in _records(entry, count, found, grid)]
-    records = _remove_duplicates(read, found)
->>>>>>> 3aff3b9 (What lies in a folder is used or named: links, kohya's rules, names in NFC and folded case, tables that are nearly right; weights and triggers)
+    records = reword(_remove_duplicates(read, found), {entry.path: entry.source for entry in every})
     _note_alike(every, found)
     found.stop = _reason_to_stop(settings, len(every), records, found)
     if count_pictures(records) > 1:

@@ -5,18 +5,17 @@ margin = gain on real - gain on fake.
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from spinlite.maths.kinds import Gate
 
-Gate = Literal["sign", "indicator", "sft", "none"]
+if TYPE_CHECKING:  # methods are read with the settings, before a command needs torch
+    from torch import Tensor
 
 TIE = 1e-5  # share of the opponent's error; a smaller gain is only rounding
 
 
-def error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def error(prediction: "Tensor", target: "Tensor", mask: "Tensor | None" = None) -> "Tensor":
     """Mean squared error of each sample, in fp32: (B, ...) -> (B,).
 
     With a mask, (B, 1, ...) in [0, 1], it is the weighted mean sum(mask x squared error) / sum(mask) over the sample. So an
@@ -29,31 +28,38 @@ def error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Ten
     return (weight * squared.flatten(1)).sum(1) / weight.sum(1)
 
 
-def preference(gain_real: Tensor, gain_fake: Tensor, beta: float) -> Tensor:
+def preference(gain_real: "Tensor", gain_fake: "Tensor", beta: float) -> "Tensor":
     """-log sigmoid(beta * margin), (B,). It is log 2 while the policy equals its opponent.
 
     beta multiplies the difference of *mean* squared errors, without Diffusion-DPO's factor 1/2. So it is half the `beta_dpo` of
     the Diffusion-DPO authors' code (Wallace et al. 2023, eq. 14), and the same as in diffusers' code.
     """
-    return F.softplus(-beta * (gain_real - gain_fake))
+    return softplus(-beta * (gain_real - gain_fake))
 
 
-def bounded(gain_fake: Tensor, opponent_fake: Tensor, bound: float) -> Tensor:
+def softplus(x: "Tensor") -> "Tensor":
+    """log(1 + exp(x)), each."""
+    from torch.nn import functional
+
+    return functional.softplus(x)
+
+
+def bounded(gain_fake: "Tensor", opponent_fake: "Tensor", bound: float) -> "Tensor":
     """The gain on fakes, (B,), but not below -bound x the opponent's error on the same fake.
 
     A preference can also be won by denoising fakes ever worse, and this is how such training collapses. Past the bound this
     is not rewarded any more: the slope is zero. With a large beta the loss ends the push earlier by itself; the bound matters
     when beta is small against the errors. bound = inf switches it off.
     """
-    return gain_fake if bound == math.inf else torch.maximum(gain_fake, -bound * opponent_fake)
+    return gain_fake if bound == math.inf else gain_fake.maximum(-bound * opponent_fake)
 
 
-def hinge(gain_real: Tensor, gain_fake: Tensor, beta: float) -> Tensor:
+def hinge(gain_real: "Tensor", gain_fake: "Tensor", beta: float) -> "Tensor":
     """max(0, 1 - beta * margin), (B,): 1 while the policy equals its opponent, 0 from a margin of 1/beta on."""
-    return F.relu(1 - beta * (gain_real - gain_fake))
+    return (1 - beta * (gain_real - gain_fake)).relu()
 
 
-def gate(gain_real: Tensor, opponent_real: Tensor, kind: Gate) -> Tensor:
+def gate(gain_real: "Tensor", opponent_real: "Tensor", kind: Gate) -> "Tensor":
     """SePPO's s, (B,), detached: the factor on the gain on the fake. It depends on how the policy does on the real sample:
 
     |             | policy better | tie | policy worse |
@@ -67,6 +73,6 @@ def gate(gain_real: Tensor, opponent_real: Tensor, kind: Gate) -> Tensor:
     opponent. At a tie the fake is left out (s = 0).
     """
     if kind == "none":
-        return torch.ones_like(gain_real)
-    s = torch.where(gain_real.abs() <= TIE * opponent_real, torch.zeros_like(gain_real), gain_real.sign())
+        return gain_real.new_ones(gain_real.shape)
+    s = gain_real.sign().masked_fill(gain_real.abs() <= TIE * opponent_real, 0)
     return (s if kind == "sign" else s.clamp_min(0)).detach()

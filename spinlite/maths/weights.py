@@ -1,13 +1,11 @@
 """Timestep weights: how much the error at a time t counts. Every kind has mean 1 over the times that are used."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from spinlite.maths.kinds import Weight
 from spinlite.maths.paths import Path
 
-Weight = Literal["constant", "min-snr", "transition"]
 GAMMA = 5.0  # min-SNR gamma, as in its paper
 GRID = 1000  # times over which the mean is taken
 

@@ -1,12 +1,12 @@
 """DDO: real and fake each have a loss of their own, as in a GAN's discriminator."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
+from spinlite.maths.losses import bounded, softplus
 
-from spinlite.maths.losses import bounded
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DDO:
     opponent: ClassVar[str] = "previous"
     fakes: ClassVar[str] = "played"
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """-log sigmoid(beta gain_real) - alpha log sigmoid(-beta gain_fake), (B,); (1 + alpha) log 2 if policy = opponent."""
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)
-        return F.softplus(-self.beta * (opponent_real - policy_real)) + self.alpha * F.softplus(self.beta * gain_fake)
+        return softplus(-self.beta * (opponent_real - policy_real)) + self.alpha * softplus(self.beta * gain_fake)

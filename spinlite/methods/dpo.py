@@ -1,11 +1,12 @@
 """Diffusion-DPO: learn from given pairs of a preferred and a rejected picture."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from spinlite.maths.losses import bounded, preference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class DPO:
     opponent: ClassVar[str] = "base"
     fakes: ClassVar[str] = "given"
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """-log sigmoid(beta * margin) - anchor * beta * gain_real, (B,); log 2 if policy = opponent."""
         gain_real = opponent_real - policy_real
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)

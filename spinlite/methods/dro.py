@@ -1,11 +1,12 @@
 """Diffusion-DRO's hinge loss: a pair that is won by a set margin no longer counts."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from spinlite.maths.losses import hinge
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,6 @@ class DRO:
     opponent: ClassVar[str] = "previous"
     fakes: ClassVar[str] = "played"
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """max(0, 1 - beta * margin), (B,); 1 if policy = opponent."""
         return hinge(opponent_real - policy_real, opponent_fake - policy_fake, self.beta)

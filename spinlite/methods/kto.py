@@ -1,10 +1,10 @@
 """Diffusion-KTO: real and fake each have a loss of their own, which is flat at both ends."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class KTO:
     opponent: ClassVar[str] = "previous"
     fakes: ClassVar[str] = "played"
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """(1 - sigmoid(beta gain_real)) + (1 - sigmoid(-beta gain_fake)), (B,); 1 if policy = opponent."""
         gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
-        return torch.sigmoid(-self.beta * gain_real) + torch.sigmoid(self.beta * gain_fake)
+        return (-self.beta * gain_real).sigmoid() + (self.beta * gain_fake).sigmoid()

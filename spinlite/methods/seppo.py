@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from spinlite.maths.kinds import Gate
+from spinlite.maths.losses import bounded, gate, preference
 
-from spinlite.maths.losses import Gate, bounded, gate, preference
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class SePPO:
         """The reference: the snapshot that makes the fakes is also the one to compare with."""
         return self.reference
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """-log sigmoid(beta (gain_real - s gain_fake)) - anchor * beta * gain_real, (B,); log 2 if policy = opponent."""
         gain_real, gain_fake = opponent_real - policy_real, opponent_fake - policy_fake
         s = gate(gain_real, opponent_real, self.gate)
         worth = (s > 0) * bounded(gain_fake, opponent_fake, self.bound) + (s < 0) * -gain_fake
         paired = preference(gain_real, worth, self.beta)
         if self.gate == "sft":  # SFT, as the tangent of the pair's loss at a tie: value and slope are continuous there
-            paired = torch.where(s > 0, paired, math.log(2) - 0.5 * self.beta * gain_real)
+            paired = paired.where(s > 0, math.log(2) - 0.5 * self.beta * gain_real)
         return paired - self.anchor * self.beta * gain_real

@@ -1,9 +1,10 @@
 """SFT (supervised fine-tuning): ordinary LoRA training. Self-play has to beat it."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,6 @@ class SFT:
     opponent: ClassVar[None] = None
     fakes: ClassVar[None] = None
 
-    def loss(self, policy_real: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor") -> "Tensor":
         """The error itself, (B,)."""
         return policy_real

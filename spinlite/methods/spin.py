@@ -1,11 +1,12 @@
 """SPIN-Diffusion: self-play against the previous snapshot."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from spinlite.maths.losses import bounded, preference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SPIN:
     opponent: ClassVar[str] = "previous"
     fakes: ClassVar[str] = "played"
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """-log sigmoid(beta * margin) - anchor * beta * gain_real, (B,); log 2 if policy = opponent.
 
         The anchor uses the gain instead of the error: the gradient is the same, and the loss still begins at log 2.

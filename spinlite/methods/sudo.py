@@ -1,11 +1,12 @@
 """SUDO: the fake is another real picture, so nothing is sampled. It shows whether the opponent matters at all."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from spinlite.maths.losses import bounded, preference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SUDO:
     opponent: ClassVar[str] = "base"
     fakes: ClassVar[str] = "shuffled"
 
-    def loss(self, policy_real: Tensor, policy_fake: Tensor, opponent_real: Tensor, opponent_fake: Tensor) -> Tensor:
+    def loss(self, policy_real: "Tensor", policy_fake: "Tensor", opponent_real: "Tensor", opponent_fake: "Tensor") -> "Tensor":
         """-log sigmoid(beta * margin) - mse * gain_real, (B,); log 2 if policy = opponent. Twice the paper's loss."""
         gain_real = opponent_real - policy_real
         gain_fake = bounded(opponent_fake - policy_fake, opponent_fake, self.bound)

@@ -1,0 +1,6 @@
+"""The kinds that settings choose from. Apart from the formulas, so that settings are read without torch."""
+
+from typing import Literal
+
+Gate = Literal["sign", "indicator", "sft", "none"]  # `losses.gate`
+Weight = Literal["constant", "min-snr", "transition"]  # `weights.weigh`
