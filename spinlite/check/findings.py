@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from spinlite.config.settings import Data
 from spinlite.data.buckets import Grid, Size, fill_scale, kept_share
@@ -16,6 +15,7 @@ from spinlite.data.records import Record, Survey, count_pictures
 from spinlite.data.sources import describe_sources
 from spinlite.data.split import explain_few
 from spinlite.data.survey import examine
+from spinlite.families.clip import TokenCounter
 
 MUCH = 0.1  # a picture is named if a larger share of it is cut away
 COMMON = 5  # how many common sizes and long captions are named
@@ -65,11 +65,12 @@ class Findings:
 
 
 def examine_sources(
-    settings: Data, pairs: bool, cache: Path, progress: Progress, full: bool, grid: Grid, model: str, tokenizer: Any
+    settings: Data, pairs: bool, cache: Path, progress: Progress, full: bool, grid: Grid, model: str,
+    counter: TokenCounter | None,
 ) -> Findings:  # fmt: skip
     """Look at every caption and every picture (only at its header, unless `full`).
 
-    `tokenizer` is a CLIP tokenizer, or None if the model has no limit. Raises SpinliteError if a source does not exist.
+    `counter` counts tokens; None if the model has no limit. Raises SpinliteError if a source does not exist.
     """
     began = time.monotonic()
     survey = examine(settings, pairs, cache, progress, grid, headers=not full)
@@ -98,7 +99,7 @@ def examine_sources(
         enlarged=_largest({name: value for name, value in enlarged.items() if value > 1}),
         cut=_largest({name: share for name, share in cut.items() if share > MUCH}),
         cut_middle=median(cut.values()) if cut else 0.0,
-        tokens=_tokens(records, survey, tokenizer) if tokenizer and records else None,
+        tokens=_tokens(records, survey, counter) if counter and records else None,
         words=dict(_words(r.caption for r in records).most_common(WORDS)),
         survey=survey,
         seconds=time.monotonic() - began,
@@ -124,16 +125,15 @@ def _largest(values: dict[str, float]) -> dict[str, float]:
     return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 
-def _tokens(records: Sequence[Record], survey: Survey, tokenizer: Any) -> Tokens:
+def _tokens(records: Sequence[Record], survey: Survey, counter: TokenCounter) -> Tokens:
     captions = list(dict.fromkeys(r.caption for r in records))
     lengths: dict[str, int] = {}
-    limit = tokenizer.model_max_length - 2  # without the start and end tokens
     for start in range(0, len(captions), CHUNK):
         chunk = captions[start : start + CHUNK]
-        lengths |= zip(chunk, map(len, tokenizer(chunk, add_special_tokens=False, verbose=False).input_ids), strict=True)
-    over = {survey.names[r.path]: float(lengths[r.caption]) for r in records if lengths[r.caption] > limit}
+        lengths |= zip(chunk, counter.count(chunk), strict=True)
+    over = {survey.names[r.path]: float(lengths[r.caption]) for r in records if lengths[r.caption] > counter.limit}
     every = sorted(lengths.values())
-    return Tokens(limit, every[0], every[len(every) // 2], every[-1], list(_largest(over)))
+    return Tokens(counter.limit, every[0], every[len(every) // 2], every[-1], list(_largest(over)))
 
 
 def _words(captions: Iterable[str]) -> Counter[str]:

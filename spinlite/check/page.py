@@ -13,7 +13,7 @@ from spinlite.check.screen import bars, facts
 from spinlite.data.pictures import decode, read_bytes, silence_pillow
 from spinlite.data.records import Survey, printable
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import write_bytes
+from spinlite.runs.disk import write_bytes
 
 SIDE = 160  # px, the longer side of a thumbnail
 NAMED = 24  # how many pictures are shown per problem

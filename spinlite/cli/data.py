@@ -46,10 +46,10 @@ def _examine(console: Any, settings: Any, preset: str | None, pairs: bool, full:
     from spinlite.check import screen
     from spinlite.check.findings import examine_sources
 
-    grid, model, tokenizer = _model(settings, preset)
+    grid, model, counter = _model(settings, preset)
 
     def examine(progress: Any) -> Any:
-        return examine_sources(settings.data, pairs, runs / "cache", progress, full, grid, model, tokenizer)
+        return examine_sources(settings.data, pairs, runs / "cache", progress, full, grid, model, counter)
 
     if console is None:
         findings = examine(lambda done, of: None)
@@ -92,20 +92,20 @@ def _source(text: str) -> dict[str, str]:
 
 
 def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
-    """(the grid of picture shapes, the model in words, its tokenizer)."""
+    """(the grid of picture shapes, the model in words, what counts its tokens)."""
     from spinlite.data.buckets import Grid
+    from spinlite.families.clip import build_counter, counter_of
 
     if preset is None:
-        from spinlite.families.clip import build_tokenizer
-
         side = settings.model.resolution
         model = "as asked" if side else "the size of SDXL (add --preset NAME for another)"
-        size, step, reader = (side, side) if side else NATIVE, STEP, build_tokenizer()
+        size, step, counter = (side, side) if side else NATIVE, STEP, build_counter()
     else:
         from spinlite.families.load import load_tokenizer, size_and_step
 
-        (size, step), model, reader = size_and_step(settings.model), preset, load_tokenizer(settings.model)
-    return Grid(size, step, settings.data.upscale, settings.data.buckets), f"{size[0]} x {size[1]} px, {model}", reader
+        (size, step), model, tokenizer = size_and_step(settings.model), preset, load_tokenizer(settings.model)
+        counter = counter_of(tokenizer) if tokenizer else None
+    return Grid(size, step, settings.data.upscale, settings.data.buckets), f"{size[0]} x {size[1]} px, {model}", counter
 
 
 def register(app: typer.Typer) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import imagehash
-import numpy as np
 from PIL import Image
 
 FAR = 6  # bits of 64 that may differ: among the demo's 12,720 pairs only one is as near, and it shows nearly equal faces
@@ -15,6 +13,8 @@ REACH = 512  # pictures with the same band that each one is compared with; chanc
 
 def fingerprint_look(image: Image.Image) -> str:
     """RGB picture -> 22 hex digits: 16 of its perceptual hash (DCT), 6 of its mean colour. "" for a plain picture."""
+    import imagehash  # with numpy and scipy it takes 0.3 s to import: only for those who decode pictures
+
     if (stride := min(image.size) // 256) > 1:  # ten times faster than averaging all pixels, and as good
         image = image.resize((image.width // stride, image.height // stride), Image.Resampling.NEAREST)
     small = image.reduce(max(1, min(image.size) // 64))
@@ -30,6 +30,10 @@ def find_alike(marks: Sequence[str]) -> dict[int, int]:
     `marks` are results of `fingerprint_look`. Hashes that differ in at most FAR bits are equal in at least one of FAR + 1
     bands of bits, so only hashes with an equal band are compared.
     """
+    if not any(marks):
+        return {}
+    import numpy as np
+
     seen: dict[str, int] = {}
     same_mark = {i: seen[mark] for i, mark in enumerate(marks) if mark and seen.setdefault(mark, i) != i}
     hashes = np.array([int(mark[:16], 16) for mark in seen], dtype=np.uint64)

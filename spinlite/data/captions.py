@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from spinlite.config.settings import Source
 from spinlite.errors import SpinliteError
 
@@ -77,7 +74,7 @@ def read_caption_table(path: Path, note: Note, name: str) -> dict[str, tuple[str
             for surplus in row.get(None) or ():
                 note(surplus, f"{name} row {number}")
             captions_of.setdefault(_place(file, path.parent), []).extend(captions_in_json(row))
-    except (OSError, ValueError, pyarrow.ArrowException, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise SpinliteError(f"{name} can't be read: {error}", fix="fix it, or write a .txt beside each picture") from None
     if rows and not any(captions_of.values()):
         columns = f"columns file_name and {' or '.join(FIELDS)}"
@@ -107,10 +104,20 @@ def _rows(path: Path, name: str) -> Iterator[Any]:
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
             yield from (_mend(row, delimiter) for row in reader)
         case _:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                columns = [name for name in file.schema_arrow.names if name in ("file_name", *FIELDS)]
-                for batch in file.iter_batches(columns=columns):
-                    yield from batch.to_pylist()
+            yield from _rows_of_parquet(path)
+
+
+def _rows_of_parquet(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in ("file_name", *FIELDS)]
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
 
 
 def _mend(row: dict[Any, Any], delimiter: str) -> dict[Any, Any]:

@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from spinlite.config.settings import Source
 from spinlite.data.captions import FIELDS, captions_in_json
 from spinlite.data.pictures import ENDINGS, ending_of
@@ -90,6 +88,8 @@ def read_cell(cell: Any, place: Path) -> bytes | str:
         if "://" not in path:
             return path
         if all("://" not in part or part.split("://")[0] in REACHED for part in path.split("::")):
+            import fsspec
+
             with fsspec.open(path) as file:
                 content = file.read()  # pyright: ignore[reportAttributeAccessIssue]
     return content or b""

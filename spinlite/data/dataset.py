@@ -17,7 +17,8 @@ from spinlite.data.looks import Progress
 from spinlite.data.pictures import ENDINGS, ending_of
 from spinlite.data.records import Entry, Survey
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint, fingerprint_bytes, write_bytes
+from spinlite.runs.disk import write_bytes
+from spinlite.runs.files import fingerprint, fingerprint_bytes
 
 MODULES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}  # by a file's ending
 SAVE_SECONDS = 10.0  # of fetching that an interrupted run may lose

@@ -17,7 +17,8 @@ from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.progress import Progress
-from spinlite.runs.store import Store, fingerprint, fingerprint_bytes
+from spinlite.runs.files import fingerprint, fingerprint_bytes
+from spinlite.runs.store import Store
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ import PIL
 from spinlite.data.alike import fingerprint_look
 from spinlite.data.pictures import decode, read_bytes, read_size, silence_pillow
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint, fingerprint_bytes, fingerprint_files, write_bytes
+from spinlite.runs.disk import write_bytes
+from spinlite.runs.files import fingerprint, fingerprint_bytes, fingerprint_files
 
 WORKERS = min(8, os.cpu_count() or 1)
 SETTLED = 2.0  # s after a change before a time stamp can show the next one (FAT counts in steps of 2 s)

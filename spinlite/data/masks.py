@@ -16,7 +16,7 @@ from spinlite.config.settings import Source
 from spinlite.data.pictures import ENDINGS, decode, read_bytes, read_size
 from spinlite.data.records import Entry, Record, Survey
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint_bytes
+from spinlite.runs.files import fingerprint_bytes
 
 MASK = "-masklabel"
 LABELS = (MASK, "-condlabel")  # OneTrainer's files beside a picture that are not pictures; the second are for inpainting

@@ -15,7 +15,7 @@ from PIL.Image import Transpose
 
 from spinlite.data.metadata import PROFILE_BYTES, header_of, without_metadata
 from spinlite.errors import SpinliteError
-from spinlite.families.family import Picture
+from spinlite.families.picture import Picture
 
 # Only these formats: Pillow would hand PostScript to Ghostscript, for example.
 FORMATS = {

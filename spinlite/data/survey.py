@@ -17,7 +17,7 @@ from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, so
 from spinlite.data.split import split
 from spinlite.data.wordings import reword
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint
+from spinlite.runs.files import fingerprint
 
 CACHE = Path("runs") / "cache"  # if no other is given
 SAME_SHAPE = 0.98  # share of a mask that a crop to its picture's shape would keep

@@ -29,7 +29,8 @@ from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.lora.start import make_slots
 from spinlite.memory import device
-from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors
+from spinlite.runs.files import fingerprint, fingerprint_files
+from spinlite.runs.store import Store, read_tensors
 from spinlite.training.play import fake_key, make_scheduler, play
 
 GOOD_STEPS = 30

@@ -13,7 +13,7 @@ from spinlite.families.family import Family
 from spinlite.lora.layouts import Layout, complete_attention, to_diffusers, to_kohya
 from spinlite.lora.metadata import THUMBNAIL, HeaderInfo, build_header
 from spinlite.lora.tensors import Lora
-from spinlite.runs.store import write_bytes
+from spinlite.runs.disk import write_bytes
 
 
 def write_lora(path: Path, lora: Lora, family: Family, about: HeaderInfo, layout: Layout, dtype: torch.dtype) -> Verified:

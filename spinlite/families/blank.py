@@ -12,7 +12,7 @@ from torch import nn
 from spinlite.config.settings import Model
 from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind
 from spinlite.families.single_file import CONFIGS, FOLDERS, load_padded_tokenizer
-from spinlite.runs.store import fingerprint
+from spinlite.runs.files import fingerprint
 
 BLANK = "blank:"
 KNOWN: dict[str, Kind] = {  # hub ids of a known kind: nothing is fetched to plan with them

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint, fingerprint_files
+from spinlite.runs.files import fingerprint, fingerprint_files
 
 Kind = Literal["sd1", "sd2", "sdxl"]
 Predictions = Mapping[str, Literal["eps", "v"]]  # the label that says so -> what the network predicts

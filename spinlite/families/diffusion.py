@@ -29,7 +29,7 @@ from spinlite.lora.tensors import Lora
 from spinlite.maths.paths import Path
 from spinlite.memory.device import Device, probe_compiler
 from spinlite.memory.quantized import place_network
-from spinlite.runs.store import fingerprint, fingerprint_files
+from spinlite.runs.files import fingerprint, fingerprint_files
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()

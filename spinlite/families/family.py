@@ -3,26 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from spinlite.families.picture import Picture
 from spinlite.lora.tensors import Lora
 from spinlite.maths.paths import Path
 
 Cond = dict[str, Tensor]  # conditioning, one row per sample; nothing outside a family reads a key
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An RGB picture in the size that the network takes, and how it was cut to it. Sizes are (width, height) in pixels."""
-
-    image: Image
-    original_size: tuple[int, int]  # before resizing
-    crop: tuple[int, int]  # (left, top) of the crop, after resizing
 
 
 class Family(ABC):

@@ -24,7 +24,7 @@ from spinlite.families.checkpoint import (
     require_whole,
 )
 from spinlite.families.clip import build_tokenizer
-from spinlite.runs.store import fingerprint_files
+from spinlite.runs.files import fingerprint_files
 
 CONFIGS = Path(__file__).parent / "configs"
 FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}

@@ -23,7 +23,8 @@ from spinlite.lora.tensors import Pair
 from spinlite.maths.paths import Path
 from spinlite.memory.device import Device
 from spinlite.memory.quantized import place_network
-from spinlite.runs.store import fingerprint, read_tensors
+from spinlite.runs.files import fingerprint
+from spinlite.runs.store import read_tensors
 
 WIDTH = 16  # numbers in a caption's conditioning
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from spinlite.families.checkpoint import Checkpoint, Kind, explain_errors, load_pretrained, require_whole
 from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
 from spinlite.maths.draws import gaussian
-from spinlite.runs.store import fingerprint, fingerprint_files
+from spinlite.runs.files import fingerprint, fingerprint_files
 
 PIXELS = 2**20  # in one pass
 

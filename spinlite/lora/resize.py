@@ -16,7 +16,7 @@ from spinlite.lora.metadata import compute_hashes, network_keys
 from spinlite.lora.read import LoraFile, open_lora
 from spinlite.lora.svd import lower_rank, total_error
 from spinlite.lora.tensors import Lora, Pair, describe_ranks, norm
-from spinlite.runs.store import write_bytes
+from spinlite.runs.disk import write_bytes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from spinlite.data.records import printable
 from spinlite.report.chart import COLOURS, chart
 from spinlite.report.story import Story, differences, read_story
-from spinlite.runs.store import write_bytes
+from spinlite.runs.disk import write_bytes
 
 SIDE = 1600  # px, the longer side of a sheet on the page
 

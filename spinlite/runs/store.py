@@ -4,11 +4,10 @@ A shard is one safetensors file. It is written whole or not at all, and never ch
 """
 
 import contextlib
-import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from spinlite.errors import SpinliteError
 from spinlite.runs.checksum import find_damage, seal
 from spinlite.runs.disk import remove_drafts, write_bytes
+from spinlite.runs.files import fingerprint
 from spinlite.runs.lock import hold
 
 SHARD = 2**27  # bytes; a shard is written when so much has gathered
@@ -27,25 +27,6 @@ SAVE_SECONDS = 10.0  # a run that is killed loses at most the items of so much t
 WAIT = 60.0  # s; two runs may need the same items, and the second waits so long for the first to write them
 OURS = re.compile(r"[0-9a-f]{16}\.safetensors")  # a shard's name
 Place = tuple[int, int, int]  # (shard, group, row)
-
-
-def fingerprint(*parts: Any) -> str:
-    """16 hex digits: the hash of `parts`, which may be anything that JSON can write."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def fingerprint_files(paths: Iterable[Path]) -> str:
-    """16 hex digits: the hash of the contents of files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_bytes(content: bytes) -> str:
-    """16 hex digits: the hash that `fingerprint_files` gives for one file with this content."""
-    return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()[:16]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, **how: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from spinlite.config.load import validate_settings
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint
+from spinlite.runs.files import fingerprint
 from spinlite.training.step import required_errors
 
 SPIN = {"name": "spin", "beta": 2000.0, "anchor": 0.0}

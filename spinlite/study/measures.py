@@ -29,7 +29,8 @@ from spinlite.lora.start import make_slots
 from spinlite.maths.draws import generator
 from spinlite.memory import device
 from spinlite.progress import Progress
-from spinlite.runs.store import Store, fingerprint, fingerprint_files, read_tensors
+from spinlite.runs.files import fingerprint, fingerprint_files
+from spinlite.runs.store import Store, read_tensors
 from spinlite.study.arms import Scale
 from spinlite.study.samples import SHOWN
 from spinlite.training.heldout import heldout_errors

@@ -6,7 +6,7 @@ A table stands between `<!-- study:NAME -->` and `<!-- /study -->`; what is arou
 import re
 from pathlib import Path
 
-from spinlite.runs.store import write_bytes
+from spinlite.runs.disk import write_bytes
 from spinlite.study.arms import ARMS, GROUPS, NAMED
 from spinlite.study.claims import claims_table
 from spinlite.study.plots import draw

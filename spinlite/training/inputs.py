@@ -7,8 +7,8 @@ from pathlib import Path
 from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
 from spinlite.runs.disk import write_bytes
+from spinlite.runs.files import fingerprint
 from spinlite.runs.run import Run
-from spinlite.runs.store import fingerprint
 
 WORDS = {
     "base": "the base model's files have", "start": "the LoRA to start from has", "data": "the pictures or captions have",

@@ -15,8 +15,9 @@ import torch
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.progress import Progress
+from spinlite.runs.files import fingerprint, fingerprint_files
 from spinlite.runs.snapshots import SnapshotName
-from spinlite.runs.store import find_fault, fingerprint, fingerprint_files, read_tensors, write_tensors
+from spinlite.runs.store import find_fault, read_tensors, write_tensors
 from spinlite.training.batches import Batches, Errors
 from spinlite.training.play import fake_key
 from spinlite.training.session import Session

@@ -17,7 +17,8 @@ from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import gaussian, generator, permutation
 from spinlite.progress import Progress
-from spinlite.runs.store import Store, fingerprint
+from spinlite.runs.files import fingerprint
+from spinlite.runs.store import Store
 from spinlite.training.guards import Diverged
 
 STOCHASTIC = ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")  # add noise at each step

@@ -23,9 +23,10 @@ from spinlite.memory.device import Device
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
 from spinlite.progress import Watch
+from spinlite.runs.files import fingerprint, fingerprint_files
 from spinlite.runs.run import Run
 from spinlite.runs.snapshots import SnapshotName
-from spinlite.runs.store import Store, fingerprint, fingerprint_files
+from spinlite.runs.store import Store
 from spinlite.training.batches import FakePaths, Fakes
 from spinlite.training.inputs import fingerprint_records, keep_records, refuse_other_input
 from spinlite.training.play import fake_key, play

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,20 @@ def test_everything_is_said_on_one_screen(mixed: Path, check: Any):
         "the model reads the first 75 and ignores the rest; longer captions: 1, thin.png", "twice.png", "can start",
     ):  # fmt: skip
         assert expected in said, (expected, said)
+
+
+HEAVY = ("torch", "transformers", "diffusers", "datasets", "scipy", "numpy", "pyarrow", "imagehash", "accelerate", "peft")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--html", "page.html"]], ids=["screen", "json", "page"])
+def test_a_plain_check_loads_nothing_that_takes_long_to_load(mixed: Path, tmp_path: Path, more: list[str]):
+    words = ["spinlite", "check", str(mixed), "--set", "data.max_unusable=0.5", *more]
+    lines = (
+        "import sys", f"sys.argv = {words!r}", "from spinlite.cli.app import main", "try: main()",
+        f"except SystemExit: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)",
+    )  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and ended.stderr.splitlines()[-1] == "[]", ended
 
 
 def test_json_says_the_same_for_programs(mixed: Path, check: Any):

@@ -20,7 +20,7 @@ from spinlite.data import dataset as module
 from spinlite.data.records import Survey
 from spinlite.data.survey import examine, survey
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint_bytes
+from spinlite.runs.files import fingerprint_bytes
 from tests.toy import TOY
 
 

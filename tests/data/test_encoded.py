@@ -21,7 +21,8 @@ from spinlite.families.load import load_family
 from spinlite.families.toy import Toy
 from spinlite.memory import device
 from spinlite.runs import store as stores
-from spinlite.runs.store import Store, fingerprint_files
+from spinlite.runs.files import fingerprint_files
+from spinlite.runs.store import Store
 from spinlite.selfplay import train
 from tests.toy import Quiet
 

@@ -20,7 +20,8 @@ from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.memory import device
-from spinlite.runs.store import Store, fingerprint_files
+from spinlite.runs.files import fingerprint_files
+from spinlite.runs.store import Store
 from tests.conftest import Command
 
 NOTHING: Any = lambda *_: None  # noqa: E731

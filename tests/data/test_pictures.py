@@ -18,7 +18,7 @@ from spinlite.data.pictures import open_picture, read_size
 from spinlite.data.records import Survey
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import fingerprint_bytes, fingerprint_files
+from spinlite.runs.files import fingerprint_bytes, fingerprint_files
 
 RED = (255, 0, 0)
 

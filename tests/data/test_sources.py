@@ -21,7 +21,7 @@ from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
 from spinlite.families.load import load_family
 from spinlite.memory import device
-from spinlite.runs.store import fingerprint_files
+from spinlite.runs.files import fingerprint_files
 from spinlite.training.batches import Batches
 
 COLOURS = 0

@@ -17,7 +17,7 @@ from spinlite.families.clip import build_tokenizer, count_chunks, find_syntax, t
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.memory import device
-from spinlite.runs.store import fingerprint_files
+from spinlite.runs.files import fingerprint_files
 from spinlite.summary import warnings
 
 CPU = device.Device(torch.device("cpu"), "a test")

@@ -19,7 +19,7 @@ from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.families.open import open_checkpoint
 from spinlite.memory import device
-from spinlite.runs.store import fingerprint_files
+from spinlite.runs.files import fingerprint_files
 from tests.families import tiny
 
 CPU = device.Device(torch.device("cpu"), "a test")

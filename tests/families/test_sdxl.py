@@ -24,7 +24,8 @@ from spinlite.lora.tensors import lora_of_snapshot
 from spinlite.maths.draws import gaussian
 from spinlite.memory import device
 from spinlite.methods.spin import SPIN
-from spinlite.runs.store import Store, fingerprint_files, read_tensors
+from spinlite.runs.files import fingerprint_files
+from spinlite.runs.store import Store, read_tensors
 from spinlite.selfplay import train
 from spinlite.training.batches import Batch, make_batch
 from spinlite.training.play import fake_key, play, sample

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spinlite.errors import SpinliteError
-from spinlite.runs.store import Store, fingerprint, read_tensors, write_tensors
+from spinlite.runs.files import fingerprint
+from spinlite.runs.store import Store, read_tensors, write_tensors
 
 
 def test_a_store_gives_back_what_was_added_in_the_order_asked(tmp_path: Path):

@@ -22,7 +22,8 @@ from spinlite.lora.adapters import Slots
 from spinlite.memory import device
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
-from spinlite.runs.store import Store, fingerprint_files
+from spinlite.runs.files import fingerprint_files
+from spinlite.runs.store import Store
 from spinlite.selfplay import train
 from spinlite.training.batches import Batches, make_batch
 from spinlite.training.heldout import heldout_errors
