@@ -15,11 +15,12 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.export.export import choose_round, read_plain_snapshot, read_snapshot
-from spinlite.families.checkpoint import KINDS, Kind
+from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.load import load_family
-from spinlite.families.names import kohya_keys, published_shapes
+from spinlite.families.names import kohya_keys
 from spinlite.families.open import open_checkpoint
 from spinlite.families.original import Place, find_places, single_file_tensors
+from spinlite.families.shapes import published_shapes
 from spinlite.families.single_file import SingleFile, read_header
 from spinlite.lora.read import read_lora_for
 from spinlite.lora.tensors import NOTHING, Lora, Pair, changes_nothing, norm

@@ -13,12 +13,12 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from spinlite.errors import SpinliteError
+from spinlite.families.kinds import KINDS as KINDS
+from spinlite.families.kinds import Kind
 from spinlite.runs.files import fingerprint, fingerprint_files
 
-Kind = Literal["sd1", "sd2", "sdxl"]
 Predictions = Mapping[str, Literal["eps", "v"]]  # the label that says so -> what the network predicts
 
-KINDS: dict[Kind, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
 FIX_INCOMPLETE = "download it again, or use a version that is not pruned"
 FIX_UNSUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"

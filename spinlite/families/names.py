@@ -5,15 +5,12 @@ A module's full name is diffusers' own: "unet.down_blocks.0…", "text_encoder.t
 
 import contextlib
 from collections.abc import Iterable
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import UNet2DConditionModel
-from torch import nn
+from spinlite.families.kinds import Kind
 
-from spinlite.families.checkpoint import Kind
-from spinlite.families.single_file import CONFIGS, FOLDERS
+if TYPE_CHECKING:
+    from torch import nn
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -80,8 +77,10 @@ def kohya_keys(modules: Iterable[str], kind: Kind) -> dict[str, str]:
     return keys
 
 
-def module_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+def module_shapes(net: "nn.Module") -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that a LoRA may change, by module: linear (out, in), convolution (out, in, k, k)."""
+    from torch import nn  # here, so that names alone need no torch
+
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in net.named_modules():
         if isinstance(module, nn.Linear):
@@ -89,11 +88,3 @@ def module_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
         elif isinstance(module, nn.Conv2d):
             shapes[name] = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
     return shapes
-
-
-@cache
-def published_shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
-    """Shapes of the published model's UNet weights, by module. No weights are loaded."""
-    unet: Any = UNet2DConditionModel
-    with torch.device("meta"):
-        return module_shapes(unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet")))

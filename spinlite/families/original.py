@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Checkpoint, Kind
+from spinlite.families.checkpoint import Checkpoint
+from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.names import original_name
 from spinlite.families.single_file import ENCODERS, NET, has_published_size
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spinlite.families.checkpoint import Kind
+from spinlite.families.faults import WORDS, Fault
+from spinlite.families.kinds import Kind
 from spinlite.families.recognise import Module
 
 TOP = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.", "unet.add_embedding.")
@@ -16,6 +17,15 @@ UPSAMPLER = "unet.up_blocks.0.upsamplers.0.conv"
 KOHYA = ("blocks", "original", "text")
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
 FOUR = ("q_proj", "k_proj", "v_proj", "out_proj")
+HALVES: set[Fault] = {"no up", "no down"}
+REFUSED: dict[str, set[Fault]] = {  # faults of one module at which a program refuses the file; at others it loses the module
+    "A1111 1.10": HALVES, "ComfyUI, SwarmUI": {"no down"}, "reForge": {"no down"}, "Forge": {"no down"}, "SD.Next": set(),
+    "InvokeAI": HALVES | {"unfit"}, "sd-scripts": {"unfit", "tucker"}, "diffusers": HALVES | {"unfit", "tucker"},
+}  # fmt: skip
+READ: dict[Fault, set[str]] = {  # programs that read a module as it is meant in spite of its fault
+    "alpha 0": {"sd-scripts"},  # as the rank
+    "tucker": {"A1111 1.10", "ComfyUI, SwarmUI", "reForge", "Forge", "SD.Next", "InvokeAI"},
+}
 LEFT = 12  # keys that Forge may leave unused before it refuses the file
 
 
@@ -30,6 +40,7 @@ class LoraFacts:
     dora: bool
     foreign: Sequence[str]  # keys that do not belong to a LoRA
     metadata: Mapping[str, str]
+    faults: Mapping[str, Fault]  # by key
 
     @property
     def xl(self) -> bool:
@@ -61,6 +72,14 @@ def verdicts(facts: LoraFacts) -> list[Verdict]:
 
 def _judge_program(program: str, facts: LoraFacts, lost: Lost, refused: Refused) -> Verdict:
     why = [("no base has it" if m.name is None else lost(m, facts)) for m in facts.modules]
+    if refusal := "broken" in facts.faults.values() and WORDS["broken"]:
+        return Verdict(program, 0, len(why), f"{refusal}: its pictures come out black")
+    for i, m in enumerate(facts.modules):
+        fault = facts.faults.get(m.key)
+        if fault and not why[i] and program not in READ.get(fault, ()):
+            if fault in REFUSED[program]:
+                return Verdict(program, 0, len(why), f"refuses the file: {WORDS[fault]} in {m.key}")
+            why[i] = WORDS[fault]
     if refusal := refused(facts, why):
         return Verdict(program, 0, len(why), refusal)
     counts = Counter(reason for reason in why if reason)
@@ -104,6 +123,8 @@ def _lost_in_comfyui(m: Module, facts: LoraFacts) -> str:
         return "it does not know numbered modules"
     if m.style == "peft":
         return "it does not know peft's own names"
+    if m.style == "ldm" and not m.key.startswith(("diffusion_model.", "text_encoders.")):
+        return "original names without diffusion_model."
     if m.style == "dotted" and not m.is_text_encoder and (m.name or "").endswith(ATTENTION):
         return "attention under diffusers' dotted names"
     if _lacks_text_model(m):
@@ -111,6 +132,12 @@ def _lost_in_comfyui(m: Module, facts: LoraFacts) -> str:
     if facts.alpha_in_header:
         return "it ignores the alpha in the header and uses the rank instead"
     return "DoRA is read along the other axis" if facts.dora else ""
+
+
+def _lost_in_forge(m: Module, facts: LoraFacts) -> str:
+    if m.style == "ldm" and not m.key.startswith("diffusion_model."):
+        return "it does not know ComfyUI's names of text encoders"
+    return _lost_in_comfyui(m, facts)
 
 
 def _refused_by_forge(facts: LoraFacts, why: Sequence[str]) -> str:
@@ -178,6 +205,10 @@ def _lost_in_diffusers(m: Module, facts: LoraFacts) -> str:
         return "it does not know numbered modules"
     if m.style == "peft":
         return "it does not know peft's own names"
+    if m.style == "ldm":
+        return "it does not know ComfyUI's names"
+    if m.style in ("dotted", "processor") and not m.key.startswith(("unet.", "text_encoder")):
+        return "names without unet."
     if m.style == "original" and not facts.xl and not (m.name or "").startswith(TOP):
         return "original block names in a file for SD 1.x"
     if m.style == "blocks" and (m.name or "").startswith("unet.add_embedding."):
@@ -194,6 +225,8 @@ def _lost_in_diffusers(m: Module, facts: LoraFacts) -> str:
 def _refused_by_diffusers(facts: LoraFacts, why: Sequence[str]) -> str:
     if facts.foreign:
         return f"refuses the file: it has keys that do not belong to a LoRA, e.g. {facts.foreign[0]}"
+    if any(m.key in facts.alphas and m.style not in KOHYA for m in facts.modules) and not all(why):
+        return "refuses the file: it has alphas beside dotted names"
     if facts.alphas and "lora_adapter_metadata" in facts.metadata:
         return "refuses the file: it has alphas both as tensors and in the header"
     styles = {m.style for m in facts.modules}
@@ -210,7 +243,7 @@ PROGRAMS: dict[str, tuple[Lost, Refused]] = {
     "A1111 1.10": (_lost_in_a1111, _hidden_by_webui),
     "ComfyUI, SwarmUI": (_lost_in_comfyui, _never_refused),
     "reForge": (_lost_in_comfyui, _hidden_by_webui),
-    "Forge": (_lost_in_comfyui, _refused_by_forge),
+    "Forge": (_lost_in_forge, _refused_by_forge),
     "SD.Next": (_lost_in_sdnext, _never_refused),
     "InvokeAI": (_lost_in_invoke, _refused_by_invoke),
     "sd-scripts": (_lost_in_sdscripts, _never_refused),

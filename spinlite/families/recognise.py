@@ -5,20 +5,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Kind
-from spinlite.families.names import kohya_keys, kohya_name, published_shapes
-from spinlite.lora.read import LoraFile, Shapes, match_modules
+from spinlite.families.kinds import KINDS, Kind
+from spinlite.families.names import kohya_keys, kohya_name
+from spinlite.families.shapes import published_shapes
+from spinlite.lora.file import LoraFile
+from spinlite.lora.keys import CLIP, LDM
+from spinlite.lora.match import Shapes, match_modules
+from spinlite.lora.numbers import Stored
 
 # How a file names a module: kohya's keys with diffusers' blocks ("blocks"), with the original ones, or of a text encoder;
-# diffusers' dotted names, its older names with attention processors, peft's own names; cloneofsimo's numbers
-Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "numbered", "unknown"]
+# diffusers' dotted names, its older names with attention processors, peft's own names; dotted original names, as ComfyUI's;
+# cloneofsimo's numbers
+Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "ldm", "numbered", "unknown"]
 WIDTHS: dict[Kind, dict[str, int]] = {  # of the text encoders
     "sd1": {"text_encoder": 768}, "sd2": {"text_encoder": 1024}, "sdxl": {"text_encoder": 768, "text_encoder_2": 1280},
 }  # fmt: skip
 VERSIONS: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  # beginnings of ss_base_model_version
+INPUTS = {  # channels that a network takes -> what it is made for
+    4: "", 5: ", made for depth maps", 7: ", made for enlarging", 8: ", made for editing pictures", 9: ", made for inpainting",
+}  # fmt: skip
 OTHER_MODELS = {  # pattern in a key -> the kind of model it belongs to
     r"single_transformer_blocks|double_blocks|single_blocks": "FLUX or a relative of it",
     r"joint_blocks|add_q_proj|add_k_proj": "SD 3",
@@ -63,8 +69,26 @@ def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
 
 def name_other_model(keys: Iterable[str]) -> str:
     """Which other kind of model than Stable Diffusion has such keys, in words; "" if that is not known."""
-    keys = [key for key in keys if not re.search("down_blocks|input_blocks|mid_block", key)]
+    keys = [key for key in keys if not re.search("(down|up|input|output)_blocks|mid(dle)?_block", key)]
     return next((what for pattern, what in OTHER_MODELS.items() if any(re.search(pattern, key) for key in keys)), "")
+
+
+def name_variant(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a relative of Stable Diffusion is that spinlite can't train, from the shapes of its tensors; "" if it is none."""
+    inner = [key for key in shapes if "input_blocks." in key or "down_blocks." in key]
+    if not inner:
+        return ""
+    start = inner[0].partition("input_blocks." if "input_blocks." in inner[0] else "down_blocks.")[0]
+    first = shapes.get(f"{start}input_blocks.0.0.weight") or shapes.get(f"{start}conv_in.weight") or ()
+    texts = [shape[-1] for key, shape in shapes.items() if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    kind = {768: KINDS["sd1"], 1024: KINDS["sd2"], 1280: "SDXL refiner", 2048: KINDS["sdxl"]}.get(max(texts, default=0), "")
+    if not kind or len(first) != 4:
+        return ""
+    made = INPUTS.get(first[1], f", with {first[1]} input channels")
+    encoders = any(key.startswith(("cond_stage_model.", "conditioner.embedders.")) for key in shapes)
+    if encoders and not made and kind in KINDS.values():
+        return ""  # spinlite trains these
+    return f"{kind} {'checkpoint' if encoders else 'UNet alone, without its text encoders and VAE'}{made}"
 
 
 def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
@@ -76,10 +100,10 @@ def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
     return [_describe_module(file.written[name], names.get(name), parts, known, kind) for name, parts in file.parts.items()]
 
 
-def _describe_module(key: str, name: str | None, parts: Mapping[str, Tensor], known: Shapes, kind: Kind) -> Module:
+def _describe_module(key: str, name: str | None, parts: Mapping[str, Stored], known: Shapes, kind: Kind) -> Module:
     inner = (name or "").removeprefix("unet.")
     part = inner.split(".")[0]
-    ends = [parts[end].shape[axis] for end, axis in (("up", 0), ("down", 1)) if end in parts and parts[end].ndim > 1]
+    ends = [parts[end].shape[axis] for end, axis in (("up", 0), ("down", 1)) if end in parts and len(parts[end].shape) > 1]
     if name and inner in known:
         fits = tuple(ends) == known[inner][:2]
     else:
@@ -96,6 +120,8 @@ def _naming_style(key: str, name: str | None, kind: Kind) -> Style:
         return "peft"
     if ".processor." in key:
         return "processor"
+    if LDM.fullmatch(key) or CLIP.fullmatch(key):
+        return "ldm"
     if "." in key:
         return "dotted"
     if key.startswith("lora_te"):

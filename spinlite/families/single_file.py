@@ -24,10 +24,9 @@ from spinlite.families.checkpoint import (
     require_whole,
 )
 from spinlite.families.clip import build_tokenizer
+from spinlite.families.kinds import CONFIGS, FOLDERS
 from spinlite.runs.files import fingerprint_files
 
-CONFIGS = Path(__file__).parent / "configs"
-FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 NET = "model.diffusion_model."
 ENCODERS: dict[Kind, dict[str, str]] = {  # how the keys of each text encoder begin; the last one tells the kinds apart
     "sd1": {"text_encoder": "cond_stage_model.transformer."},

@@ -14,6 +14,8 @@ Layout = Literal["kohya", "diffusers"]
 ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_proj)")
 LEAST = 2.0**-10  # the smallest alpha: fp16 holds it exactly, and it is not 0, which sd-scripts reads as "alpha = rank"
 
+MOST = 2.0**15  # the largest power of two that fp16 holds
+
 
 def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
     """(tensors, alpha): `KEY.lora_down.weight`, `KEY.lora_up.weight`, `KEY.alpha`; change = alpha / rank x up down.
@@ -23,14 +25,14 @@ def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tu
     gives up and down entries of similar size.
     """
     largest = max(_size(pair) for pair in lora.values())
-    alpha = max(LEAST, 2.0 ** math.floor(math.log2(largest))) if largest > 0 else 1.0
+    alpha = min(max(LEAST, 2.0 ** math.floor(math.log2(largest))), MOST) if largest > 0 else 1.0
     tensors: dict[str, Tensor] = {}
     for name, pair in lora.items():
         down, up = balance(pair.times(pair.rank / alpha))
         key = key_of(name)
         tensors[f"{key}.lora_down.weight"] = down.to(dtype).contiguous()
         tensors[f"{key}.lora_up.weight"] = up.to(dtype).contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=dtype)
+        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=dtype if dtype.itemsize > 1 else torch.float32)  # 0 in fp8
     return tensors, alpha
 
 

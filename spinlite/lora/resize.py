@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from spinlite.lora.file import LoraFile, open_lora
 from spinlite.lora.layouts import to_diffusers, to_kohya
 from spinlite.lora.metadata import compute_hashes, network_keys
-from spinlite.lora.read import LoraFile, open_lora
+from spinlite.lora.read import read_pairs
 from spinlite.lora.svd import lower_rank, total_error
 from spinlite.lora.tensors import Lora, Pair, describe_ranks, norm
 from spinlite.runs.disk import write_bytes
@@ -32,27 +33,34 @@ class ResizeReport:
 def resize(path: Path, rank: int, to: Path) -> ResizeReport:
     """Write the LoRA file `to` with no module above `rank`. Modules of smaller rank, the header and the precision are kept.
 
+    What is lost is measured on the file as it is read back.
+
     Raises SpinliteError if the file is not a plain LoRA, or if no module has a higher rank.
     """
     file = open_lora(path)
     if any("magnitude" in parts for parts in file.parts.values()):
         raise file.error("is a DoRA: its magnitudes fit only its own matrices, so it can't be resized", "resize a plain LoRA")
-    before = {name: file.pair(name) for name in file.parts}
+    if strange := [key for key in file.foreign if "lora" in key.lower()]:
+        raise file.error(f"holds parts of a LoRA in a layout that spinlite can't read, e.g. {strange[0]}", "use another copy")
+    before = read_pairs(file)
     if all(pair.rank <= rank for pair in before.values()):
         raise file.error(
             f"has rank {describe_ranks(before)} already", f"give a --rank below {max(p.rank for p in before.values())}"
         )
     after = {name: lower_rank(pair, rank)[0] if pair.rank > rank else pair for name, pair in before.items()}
-    dtype = Counter(parts["up"].dtype for parts in file.parts.values()).most_common(1)[0][0]
-    tensors, alpha = _tensors(file, after, dtype)
     with safe_open(path, "pt") as content:
-        tensors |= {key: content.get_tensor(key) for key in file.foreign}
-    errors = {file.written[n]: e for n, e in _measure_errors(file, tensors, before, alpha).items()}
-    total = total_error(errors, {file.written[name]: pair for name, pair in before.items()})
-    header = _header(file, after, alpha, to.stem, {"rank": rank, "before": describe_ranks(before), "error": round(total, 6)})
+        dtype = Counter(content.get_tensor(file.keys[name, "up"]).dtype for name in after).most_common(1)[0][0]
+        foreign = {key: content.get_tensor(key) for key in file.foreign}
+    tensors, alpha = _tensors(file, after, dtype)
+    tensors |= foreign
+    header = _header(file, after, alpha, to.stem)
+    write_bytes(to, save(tensors, header))
+    errors = _measure_errors(read_pairs(open_lora(to)), before)
+    total = total_error(errors, before)
+    header["spinlite.resized"] = json.dumps({"rank": rank, "before": describe_ranks(before), "error": round(total, 6)})
     content = save(tensors, {**header, **compute_hashes(tensors, header)})
     write_bytes(to, content)
-    return ResizeReport(describe_ranks(before), errors, total, len(content))
+    return ResizeReport(describe_ranks(before), {file.written[name]: e for name, e in errors.items()}, total, len(content))
 
 
 def _tensors(file: LoraFile, lora: Lora, dtype: torch.dtype) -> tuple[dict[str, Tensor], float | None]:
@@ -70,19 +78,17 @@ def _key(file: LoraFile, name: str, part: str) -> str:
     return file.keys.get((name, part), f"{file.written[name]}.{part}")
 
 
-def _measure_errors(file: LoraFile, tensors: Mapping[str, Tensor], before: Lora, alpha: float | None) -> dict[str, float]:
-    """Relative error of each module's change. The difference of two pairs is a pair too, of twice the rank."""
+def _measure_errors(written: Lora, before: Lora) -> dict[str, float]:
+    """Relative error of each module's change in the file. The difference of two pairs is a pair too, of twice the rank."""
     errors: dict[str, float] = {}
     for name, pair in before.items():
-        down, up = (tensors[_key(file, name, part)].float() for part in ("down", "up"))
-        up = up * (1.0 if alpha is None else alpha / len(down))
-        size = norm(pair)
-        difference = norm(Pair(torch.cat([pair.down, down]), torch.cat([pair.up, -up], 1)))
+        size, got = norm(pair), written[name]
+        difference = norm(Pair(torch.cat([pair.down, got.down]), torch.cat([pair.up, -got.up], 1)))
         errors[name] = difference / size if size else difference
     return errors
 
 
-def _header(file: LoraFile, lora: Lora, alpha: float | None, title: str, how: Mapping[str, object]) -> dict[str, str]:
+def _header(file: LoraFile, lora: Lora, alpha: float | None, title: str) -> dict[str, str]:
     """The file's header, with the keys changed that depend on rank and title."""
     header = {key: value for key, value in file.metadata.items() if key != "lora_adapter_metadata"}  # its alphas are folded in
     if "ss_network_dim" in header:
@@ -91,4 +97,4 @@ def _header(file: LoraFile, lora: Lora, alpha: float | None, title: str, how: Ma
         if key in header:
             header[key] = title
     header |= {f"{name}:rank": str(pair.rank) for name, pair in lora.items() if f"{name}:rank" in header}  # cloneofsimo's
-    return header | {"spinlite.resized": json.dumps(how)}
+    return header

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -206,7 +208,125 @@ def test_a_header_that_lies_or_swears_breaks_nothing(tmp_path: Path):
     assert json.loads(inspect_screen.as_json(found))["metadata"]["modelspec.thumbnail"] == f"{5 + 2**20} characters"
 
 
+KEYS = {end: f"{NAME}.{end}" for end in ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")}
+CONV = "lora_unet_mid_block_resnets_0_conv1"
+TUCKER = {
+    f"{CONV}.lora_down.weight": torch.ones(2, 1280, 1, 1), f"{CONV}.lora_mid.weight": torch.ones(2, 2, 3, 3),
+    f"{CONV}.lora_up.weight": torch.ones(1280, 2, 1, 1),
+}  # fmt: skip
+NAN = {KEYS["lora_up.weight"]: torch.full((1280, 4), torch.nan)}
+OTHER = NAME.replace("attn1_to_q", "attn2_to_k")
+CROSS = {f"{OTHER}.lora_down.weight": torch.ones(4, 768), f"{OTHER}.lora_up.weight": torch.ones(1280, 4)}
+COMFY = {"A1111 1.10", "ComfyUI, SwarmUI", "reForge", "Forge", "SD.Next", "InvokeAI"}
+# tensors changed (None: gone) -> programs that load both modules, programs that load nothing; the others lose one of two
+FAULTS: dict[str, tuple[dict[str, Tensor | None], set[str], set[str]]] = {
+    "no up": ({KEYS["lora_up.weight"]: None}, set(), {"A1111 1.10", "InvokeAI", "diffusers"}),
+    "no down": ({KEYS["lora_down.weight"]: None}, set(),
+                {"A1111 1.10", "ComfyUI, SwarmUI", "reForge", "Forge", "InvokeAI", "diffusers"}),
+    "unfit": ({KEYS["lora_up.weight"]: torch.ones(1280, 3)}, set(), {"InvokeAI", "sd-scripts", "diffusers"}),
+    "alpha 0": ({KEYS["alpha"]: torch.zeros(())}, {"sd-scripts"}, set()),
+    "nan": (NAN, set(), set(ALL)),
+    "rank 0": ({KEYS["lora_up.weight"]: torch.ones(1280, 0), KEYS["lora_down.weight"]: torch.ones(0, 1280)}, set(), set(ALL)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_programs_do_with_a_module_that_is_not_right(name: str, tmp_path: Path):
+    changed, whole, nothing = FAULTS[name]
+    tensors = {key: value for key, value in (PAIR | CROSS | changed).items() if value is not None}
+    found = inspect(tiny.save(tmp_path / "x.safetensors", tensors))
+    assert isinstance(found, LoraReport) and found.notes
+    said = {v.program: v for v in found.programs if v.program in PROGRAMS}
+    assert {name for name, v in said.items() if v.right == 2} == whole
+    assert {name for name, v in said.items() if v.right == 0} == nothing
+    assert found.programs[-1].program == "spinlite --init-lora" and found.programs[-1].right == 0
+
+
+def test_lora_mid_is_read_where_programs_read_it(tmp_path: Path):
+    found = inspect(tiny.save(tmp_path / "x.safetensors", {**PAIR, **CROSS, **TUCKER}))
+    assert isinstance(found, LoraReport)
+    assert {v.program for v in found.programs if v.right == 3} == COMFY | {"spinlite --init-lora"}
+    assert {v.program for v in found.programs if v.right == 0} == {"sd-scripts", "diffusers"}
+
+
+def test_a_file_of_zeros_or_nan_is_called_so_first(tmp_path: Path):
+    zeros = {key: value * 0 for key, value in PAIR.items()}
+    found = inspect(tiny.save(tmp_path / "x.safetensors", zeros))
+    assert isinstance(found, LoraReport) and found.notes[0] == "this LoRA changes nothing: all its changes are zero"
+    found = inspect(tiny.save(tmp_path / "x.safetensors", {**PAIR, **NAN}))
+    assert isinstance(found, LoraReport)
+    assert found.notes[0] == f"is broken: {KEYS['lora_up.weight']} holds NaN or infinite numbers"
+
+
+@pytest.mark.parametrize(("kind", "modules"), [("sd15", 264), ("sdxl", 986)])
+def test_comfyuis_names_are_read(kind: str, modules: int, tmp_path: Path):
+    """Original names of blocks with dots; ComfyUI takes them with diffusion_model. only, and the others not at all."""
+    lora = lora_of(kind, {"lin", "te"}, 1)
+    clips = {"text_encoder.": "text_encoders.clip_l.transformer.", "text_encoder_2.": "text_encoders.clip_g.transformer."}
+
+    def key(name: str) -> str:
+        part, _, module = name.partition(".")
+        return clips[f"{part}."] + module if part != "unet" else "diffusion_model." + original_name(module, kind == "sdxl")
+
+    tensors = to_kohya(lora, key, torch.float16)[0]
+    found = inspect(tiny.save(tmp_path / "x.safetensors", tensors))
+    assert isinstance(found, LoraReport) and not found.notes and found.layout == "ComfyUI, original block names"
+    said = {v.program: v.right for v in found.programs}
+    assert said.pop("spinlite --init-lora") == said.pop("ComfyUI, SwarmUI") == modules
+    assert said.pop("reForge") == modules and not any(said.values())  # Forge: the text encoders' keys are left over
+    bare = {name.removeprefix("diffusion_model."): value for name, value in tensors.items() if "diffusion_model" in name}
+    found = inspect(tiny.save(tmp_path / "x.safetensors", bare))
+    assert isinstance(found, LoraReport) and not any(v.right for v in found.programs[:-1])
+    assert found.programs[-1].right == sum(name.startswith("unet.") for name in lora)
+
+
+def test_a_module_under_both_names_is_said_to_be_there_twice(tmp_path: Path):
+    other = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
+    found = inspect(tiny.save(tmp_path / "x.safetensors", {**PAIR, **{k.replace(NAME, other): v for k, v in PAIR.items()}}))
+    assert isinstance(found, LoraReport)
+    assert f"1 modules are there twice, e.g. {NAME} and {other}: programs keep one" in found.notes
+    assert "changes one module twice" in found.programs[-1].why
+
+
+def test_a_lora_is_inspected_without_torch(tmp_path: Path):
+    """They take ten times as long to import as all the rest takes to run."""
+    path = tiny.save(tmp_path / "x.safetensors", {**PAIR, **{k: v.to(torch.bfloat16) for k, v in CROSS.items()}})
+    code = (
+        "import sys; from spinlite.cli.app import main\n"
+        "sys.argv = ['spinlite', 'inspect', sys.argv[1]]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('HEAVY', [m for m in ('torch', 'diffusers', 'transformers', 'peft', 'PIL') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert "x.safetensors  LoRA for SD 1.x" in ran.stdout and "HEAVY []" in ran.stdout, ran.stdout + ran.stderr
+
+
 # Checkpoints
+
+WIDE = {"sd15": 768, "sd21": 1024, "refiner": 1280, "sdxl": 2048}
+VARIANTS = {  # (width of captions, input channels, text encoders, prefix) -> what it is
+    ("sd15", 9, True): "SD 1.x checkpoint, made for inpainting",
+    ("sd15", 8, True): "SD 1.x checkpoint, made for editing pictures",
+    ("sd21", 5, True): "SD 2.x checkpoint, made for depth maps",
+    ("sdxl", 9, True): "SDXL checkpoint, made for inpainting",
+    ("refiner", 4, True): "SDXL refiner checkpoint",
+    ("sd15", 4, False): "SD 1.x UNet alone, without its text encoders and VAE",
+    ("sdxl", 4, False): "SDXL UNet alone, without its text encoders and VAE",
+}
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+@pytest.mark.parametrize("case", VARIANTS)
+def test_relatives_of_stable_diffusion_are_named(case: tuple[str, int, bool], prefix: str, tmp_path: Path):
+    kind, channels, encoders = case
+    block = "input_blocks.4.1" if prefix else "down_blocks.1.attentions.0"
+    tensors = {
+        f"{prefix}{'input_blocks.0.0' if prefix else 'conv_in'}.weight": torch.ones(320, channels, 3, 3),
+        f"{prefix}{block}.transformer_blocks.0.attn2.to_k.weight": torch.ones(640, WIDE[kind]),
+        f"{prefix}output_blocks.0.1.transformer_blocks.0.attn1.to_k.weight": torch.ones(1, 1),
+    } | ({"conditioner.embedders.0.model.ln_final.weight": torch.ones(1)} if encoders else {})
+    found = inspect(tiny.save(tmp_path / "x.safetensors", tensors))
+    assert isinstance(found, ModelReport) and found.what == VARIANTS[case] and found.use.startswith("can not be trained on")
 
 
 def test_a_checkpoint_is_known_by_its_parts(tiny_bases: Path, tmp_path: Path):
@@ -231,7 +351,7 @@ def test_a_checkpoint_is_known_by_its_parts(tiny_bases: Path, tmp_path: Path):
 def test_what_can_not_be_inspected_is_named(tmp_path: Path):
     (tmp_path / "x.safetensors").write_bytes(b"\x10")
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
-    for name, words in {"x.safetensors": "is not a whole safetensors file", "x.pt": "is a pickle", "y.safetensors": "no file",
-                        ".": "no file"}.items():  # fmt: skip
+    for name, words in {"x.safetensors": "is not a whole safetensors file", "x.pt": "is not a .safetensors file",
+                        "y.safetensors": "no file", ".": "no file"}.items():  # fmt: skip
         with pytest.raises(SpinliteError, match=words):
             inspect(tmp_path / name)

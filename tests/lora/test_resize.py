@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from spinlite.errors import SpinliteError
+from spinlite.lora.file import read_lora_file
 from spinlite.lora.layouts import to_kohya
-from spinlite.lora.read import read_tensors_of
+from spinlite.lora.read import read_pairs
 from spinlite.lora.resize import resize
 from spinlite.lora.svd import lower_rank
 from spinlite.lora.tensors import Pair
@@ -28,12 +29,13 @@ def test_every_layout_keeps_its_keys_and_the_largest_directions(kind: str, tiny_
     for name, (tensors, metadata) in every.items():
         path = tiny.save(tmp_path / "x.safetensors", tensors, metadata)
         found = resize(path, 1, tmp_path / "y.safetensors")
-        before, after = read_tensors_of(path), read_tensors_of(tmp_path / "y.safetensors")
+        before, after = read_lora_file(path), read_lora_file(tmp_path / "y.safetensors")
+        pairs, made = read_pairs(before), read_pairs(after)
         assert after.keys == before.keys and after.layout == before.layout, name
         assert "lora_adapter_metadata" not in after.metadata and found.rank == "2 to 3"
         for module in before.parts:
-            wanted, lost = lower_rank(before.pair(module), 1)
-            got = after.pair(module)
+            wanted, lost = lower_rank(pairs[module], 1)
+            got = made[module]
             assert got.rank == 1 and got.shape == wanted.shape
             assert_close(got.change, wanted.change, rtol=1e-3, atol=1e-5, msg=f"{name}: {module}")
             assert found.errors[before.written[module]] == pytest.approx(lost, abs=1e-3)
