@@ -37,12 +37,12 @@ class LoraFile:
     def matrices(self, name: str) -> Matrices:
         """A module's change. Raises SpinliteError if tensors are missing, don't fit together, or hold no proper numbers."""
         down, up = (self._numbers(name, kind) for kind in ("down", "up"))
-        if "mid" in self.parts[name]:  # LyCORIS' Tucker form of a convolution
-            down = self._tucker(name, down)
-        if not _fit(down, up):
-            raise self.error(f"holds matrices of {name} that do not fit each other: {up.shape} x {down.shape}", COPY)
         with np.errstate(over="ignore", invalid="ignore"):
-            up = up * (self.alpha(name) / down.shape[0])
+            if "mid" in self.parts[name]:  # LyCORIS' Tucker form of a convolution
+                down = self._tucker(name, down)
+            if not _fit(down, up):
+                raise self.error(f"holds matrices of {name} that do not fit each other: {up.shape} x {down.shape}", COPY)
+            up = up * (self.alpha(name) / len(down))
         if not (np.isfinite(up).all() and np.isfinite(down).all()):
             raise self.error(f"holds numbers of {name} that are too large", COPY)
         return Matrices(down, up)

@@ -66,6 +66,34 @@ def test_header_precision_and_smaller_modules_stay(tmp_path: Path):
     assert found.size == len(content) < path.stat().st_size
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_a_file_of_small_numbers_keeps_its_change(dtype: torch.dtype, tmp_path: Path):
+    """A small alpha would be 0 in fp8: the file would do nothing."""
+    torch.manual_seed(0)
+    pair = Pair(torch.randn(8, 64), torch.randn(64, 8) * 1e-6)
+    tensors, alpha = to_kohya({"lora_unet_a": pair}, str, dtype)
+    assert tensors["lora_unet_a.alpha"].item() == alpha > 0
+    found = resize(tiny.save(tmp_path / "x.safetensors", tensors), 4, tmp_path / "y.safetensors")
+    made = read_pairs(read_lora_file(tmp_path / "y.safetensors"))["lora_unet_a"]
+    wanted, lost = lower_rank(pair, 4)
+    assert (made.change - wanted.change).norm() < 0.2 * wanted.change.norm() and found.total == pytest.approx(lost, abs=0.05)
+    assert read_tensors(tmp_path / "y.safetensors")[0]["lora_unet_a.lora_up.weight"].dtype == dtype
+
+
+def test_numbers_of_every_type_are_read_as_torch_reads_them(tmp_path: Path):
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    kinds = [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+    stored = {str(kind): bytes_.repeat(kind.itemsize).view(kind) for kind in kinds} | {
+        "i": torch.arange(-5, 5),
+        "b": bytes_ > 9,
+    }
+    path = tiny.save(tmp_path / "x.safetensors", {f"lora_{name}.alpha": value for name, value in stored.items()})
+    file = read_lora_file(path)
+    for name, value in stored.items():
+        got = torch.from_numpy(file.parts[f"lora_{name}"]["alpha"].numbers())
+        assert_close(got, value.float(), equal_nan=True, rtol=0, atol=0, msg=name)
+
+
 def test_what_can_not_be_resized_is_named(tmp_path: Path):
     tensors = to_kohya({"lora_unet_a": Pair(torch.randn(4, 6), torch.randn(9, 4))}, str, torch.float32)[0]
     path, to = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
@@ -75,4 +103,6 @@ def test_what_can_not_be_resized_is_named(tmp_path: Path):
         resize(tiny.save(path, tensors | {"lora_unet_a.dora_scale": torch.ones(9, 1)}), 2, to)
     with pytest.raises(SpinliteError, match="is a LoHa, not a plain LoRA"):
         resize(tiny.save(path, {"lora_unet_a.hada_w1_a": torch.ones(2, 2)}), 2, to)
+    with pytest.raises(SpinliteError, match=r"parts of a LoRA in a layout that .* can't read, e\.g\. text\.lora\.magic"):
+        resize(tiny.save(path, tensors | {"text.lora.magic": torch.ones(1)}), 2, to)
     assert not to.exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,29 @@ def layouts(lora: dict[str, Pair], kind: Any) -> Layouts:
     old = {k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in plain.items()}
     oldest = {_processor(k): v for k, v in old.items()}
     raw = {f"{k.partition('.')[0]}.base_model.model.{k.partition('.')[2]}": v for k, v in plain.items()}
+
+    def comfy(name: str) -> str:
+        part, _, module = name.partition(".")
+        if part == "unet":
+            return f"diffusion_model.{original_name(module, kind == 'sdxl')}"
+        return f"text_encoders.clip_l.transformer.{module}"
+
+    linear, scaled = (
+        {k.replace("lora_A", "lora_linear_layer.down").replace("lora_B", "lora_linear_layer.up"): v for k, v in given.items()}
+        for given in (plain, double)
+    )
+    of_2023 = {re.sub(r"(self_attn\.)q_proj\.lora\.", r"\1to_q_lora.", k): v for k, v in old.items()}
     flat = {k.replace(".text_model.", "."): v for k, v in plain.items()}
     return {
         "kohya": (to_kohya(lora, lambda name: kohya_name(name, kind), torch.float32)[0], {}),
         "other blocks": (to_kohya(lora, blocks, torch.float32)[0], {}),
         "diffusers": (plain, {}), "alpha in the header": (double, alpha), "older": (old, {}), "oldest": (oldest, {}),
+        "comfyui": (to_kohya(lora, comfy, torch.float32)[0], {}),
+        "comfyui, unet alone, without a beginning": (
+            {k.removeprefix("diffusion_model."): v for k, v in to_kohya(lora, comfy, torch.float32)[0].items()}, {}
+        ),
+        "linear layer": (linear, {}), "linear layer, alpha in the header": (scaled, alpha),
+        "text encoder of 2023": (of_2023, {}),
         "raw peft": (raw, {}), "without text_model": (flat, {}),
     }  # fmt: skip
 
