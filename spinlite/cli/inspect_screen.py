@@ -120,7 +120,7 @@ def _tags(text: str) -> Counter[str]:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

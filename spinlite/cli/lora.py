@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from spinlite.errors import SpinliteError
+from spinlite.cli.paths import new_file, new_folder
 from spinlite.progress import describe_size
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, e.g. runs/demo")]
@@ -18,7 +18,7 @@ def export(
     run: RunFolder,
     round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which round to export")] = "best",
     layout: Annotated[
-        Literal["kohya", "diffusers"], typer.Option("--format", help="kohya: loads in every WebUI; diffusers: loads in few")
+        Literal["kohya", "diffusers"], typer.Option("--format", help="kohya: every WebUI loads it; diffusers: none does")
     ] = "kohya",
     dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="precision of the file")] = "fp16",
     strength: Annotated[float, typer.Option(help="LoRA strength to bake in; 1 is as trained")] = 1.0,
@@ -32,21 +32,21 @@ def export(
     from spinlite.cli.console import Console
 
     console = Console()
-    from spinlite.export.export import ExportOptions, choose_round
-    from spinlite.export.export import export as write
+    from spinlite.export import export as exports
     from spinlite.families.load import load_family
     from spinlite.memory import device
     from spinlite.runs.run import Run
 
     source = Run.open_existing(run)
-    k = choose_round(source, round_)
-    default = f"{source.name}-{k}" + "-diffusers" * (layout == "diffusers") + "-negative" * (negative_guidance is not None)
-    path = _named(output or source.export_path.with_stem(default))
+    k = exports.choose_round(source, round_)
+    strength = exports.check_strength(strength if negative_guidance is None else -abs(negative_guidance))
+    options = exports.ExportOptions(layout, dtype, strength, sidecars)
+    path = new_file(output or source.export_path.with_name(exports.name_of(source, k, options)), (".json", ".png") * sidecars)
     base = load_family(source.settings.model, device.choose_device(source.memory))
-    if negative_guidance is not None:
-        strength = -abs(negative_guidance)
-    verified = write(source, base, k, path, ExportOptions(layout, dtype, strength, sidecars))
+    verified = exports.export(source, base, k, path, options)
     console.show_facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": verified})
+    if layout == "diffusers":
+        console.say(exports.DIFFUSERS)
 
 
 def sample(
@@ -77,7 +77,7 @@ def sample(
     chosen = {"sampler": sampler, "steps": steps, "guidance": guidance}
     tree = {"play": setup.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
     request = samples.SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
-    folder = output or (what.with_suffix("") if what.is_file() else what) / "tries"
+    folder = new_folder(output or (what.with_suffix("") if what.is_file() else what) / "tries")
     with console.phase("draw", 1) as progress:
         path = samples.draw_samples(setup, request, folder, progress)
     console.show_facts({"sheet": f"{path}", "pictures": f"{folder}, with parameters that A1111 reads"})
@@ -114,7 +114,7 @@ def resize(
     console = Console()
     from spinlite.lora.resize import resize as write
 
-    path = _named(output) if output else file.with_name(f"{file.stem}-r{rank}.safetensors")
+    path = new_file(output or file.with_name(f"{file.stem}-r{rank}"))
     with contextlib.nullcontext() if json else console.screen.status("lowering the rank"):
         resized = write(file, rank, path)
     if json:
@@ -144,13 +144,13 @@ def merge(
     from spinlite.cli.console import Console
 
     console = Console()
+    from spinlite.export.export import check_strength
     from spinlite.export.merge import Base, lora_of_file, lora_of_run
     from spinlite.export.merge import merge as write
     from spinlite.memory.device import DTYPES
 
-    path = _named(output)
-    if path.resolve() == Path(into).expanduser().resolve():
-        raise SpinliteError(f"{path} is the base model itself", fix="give another -o FILE")
+    path = new_file(output)
+    check_strength(strength)
     base = Base(into, DTYPES[dtype or "fp16"])
     lora, metadata = lora_of_file(what, base) if what.is_file() else lora_of_run(what, round_)
     lora = {name: pair.times(strength) for name, pair in lora.items()}
@@ -162,11 +162,6 @@ def merge(
         "rounding": f"the file's precision adds noise of {merged.rounding:.1%} of the LoRA's change"
         + ("; --dtype fp32 avoids that" if merged.rounding > 0.1 and dtype != "fp32" else ""),
     })  # fmt: skip
-
-
-def _named(path: Path) -> Path:
-    """The path with the ending .safetensors, if it was left out."""
-    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
 def register(app: typer.Typer) -> None:

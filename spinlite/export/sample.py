@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
-from spinlite.export.export import choose_round, read_snapshot
+from spinlite.export.export import check_strength, choose_round, read_snapshot
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.lora.apply import applied
@@ -75,7 +75,7 @@ def describe_idle(setup: SampleSetup) -> str:
 def parameters(setup: SampleSetup, prompt: str, request: SampleRequest, seed: int, stem: str, strength: float) -> str:
     """The text that A1111 writes into its pictures, and reads to reproduce one. "RNG: CPU" means noise from the CPU."""
     tag = f"<lora:{stem}:{strength:g}>" if setup.loras[stem] else ""
-    negative = [f"Negative prompt: {_escape_brackets(request.negative)}"] if request.negative else []
+    negative = [f"Negative prompt: {_escape(request.negative)}"] if request.negative else []
     scheduler, size = make_scheduler(setup.base, request.play, "cpu"), setup.base.size
     name = solver_name(setup.base, request.play)
     entries: dict[str, Any] = {"Steps": request.play.steps, "Sampler": name}
@@ -88,7 +88,7 @@ def parameters(setup: SampleSetup, prompt: str, request: SampleRequest, seed: in
         entries["Lora hashes"] = f"{stem}: {setup.hashes[stem][:12]}"
     entries["RNG"] = "CPU"
     words = ", ".join(f"{name}: {_quote(str(value))}" for name, value in entries.items())
-    return "\n".join([f"{_escape_brackets(prompt)} {tag}".strip(), *negative, words])
+    return "\n".join([f"{_escape(prompt)} {tag}".strip(), *negative, words])
 
 
 def solver_name(base: Family, play: Play) -> str:
@@ -109,9 +109,15 @@ def schedule_type(timesteps: Tensor) -> str:
     return min(known, key=lambda name: (known[name] - times).abs().max().item())
 
 
-def _escape_brackets(prompt: str) -> str:
-    """Escape brackets, which A1111 would read as emphasis."""
-    return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", " ".join(prompt.split()))
+def _escape(prompt: str) -> str:
+    """A prompt that A1111 reads as the same plain text.
+
+    Brackets would be emphasis, a backslash an escape, `#` at the start a comment, BREAK and AND parts of its language (text
+    encoders see small letters only), and <name:…> a LoRA or the like.
+    """
+    text = re.sub(r"([\\()\[\]])", r"\\\1", " ".join(prompt.split()))
+    text = re.sub(r"\b(?:BREAK|AND)\b", lambda word: word[0].lower(), text)
+    return re.sub(r"^#", r"\\#", re.sub(r"<(?=\w+:)", "< ", text))
 
 
 def _quote(value: str) -> str:
@@ -200,19 +206,35 @@ def _describe_model(base: str) -> dict[str, str]:
 
 
 def read_prompts(given: Sequence[str]) -> list[str]:
-    """The prompts of the command line; @FILE stands for the lines of a file. Raises SpinliteError if there are none."""
+    """The prompts of the command line; @FILE stands for the lines of a file.
+
+    Raises SpinliteError if there are none, or a file can't be read.
+    """
     prompts: list[str] = []
     for text in given:
-        lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if text.startswith("@") else [text]
+        lines = _read_lines(Path(text[1:]).expanduser()) if text.startswith("@") else [text]
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise SpinliteError("there is no prompt", fix='add --prompt "a cat", or --prompt @FILE with a prompt per line')
     return prompts
 
 
-def parse_numbers(text: str) -> list[float]:
-    """Numbers, separated by commas, of --strength. Raises SpinliteError if they are not numbers."""
+def _read_lines(path: Path) -> list[str]:
     try:
-        return [float(part) for part in text.split(",")]
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        problem = f"can't read the prompts of {path}: {error.strerror or error}"
+        raise SpinliteError(problem, fix="check the name after @") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without a mark passes as UTF-8
+        raise SpinliteError(f"{path} is not UTF-8 (UTF-16?)", fix="save it as UTF-8: in Windows' Notepad, Save as, Encoding")
+    return text.splitlines()
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Numbers, separated by commas, of --strength. Raises SpinliteError if they are not numbers of a sensible size."""
+    try:
+        return [check_strength(float(part)) for part in text.split(",")]
     except ValueError:
         raise SpinliteError(f"--strength {text!r} is not a list of numbers", fix="write e.g. --strength 0.6,0.8,1") from None

@@ -16,11 +16,10 @@ TOP = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.", "unet.add_embedd
 UPSAMPLER = "unet.up_blocks.0.upsamplers.0.conv"
 KOHYA = ("blocks", "original", "text")
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
-FOUR = ("q_proj", "k_proj", "v_proj", "out_proj")
 HALVES: set[Fault] = {"no up", "no down"}
 REFUSED: dict[str, set[Fault]] = {  # faults of one module at which a program refuses the file; at others it loses the module
     "A1111 1.10": HALVES, "ComfyUI, SwarmUI": {"no down"}, "reForge": {"no down"}, "Forge": {"no down"}, "SD.Next": set(),
-    "InvokeAI": HALVES | {"unfit"}, "sd-scripts": {"unfit", "tucker"}, "diffusers": HALVES | {"unfit", "tucker"},
+    "InvokeAI": HALVES | {"unfit"}, "sd-scripts": {"unfit", "tucker"}, "diffusers": {*HALVES, "unfit", "tucker"},
 }  # fmt: skip
 READ: dict[Fault, set[str]] = {  # programs that read a module as it is meant in spite of its fault
     "alpha 0": {"sd-scripts"},  # as the rank
@@ -106,7 +105,7 @@ def _lost_in_a1111(m: Module, facts: LoraFacts) -> str:
     name = m.name or ""
     if name.startswith("text_encoder_2.") and ".self_attn." in name:
         stem = name.rpartition(".")[0]
-        if not facts.names >= {f"{stem}.{leaf}" for leaf in FOUR}:
+        if not facts.names >= {f"{stem}.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "out_proj")}:
             return "the second text encoder's attention is applied only where q, k, v and out are all there"
     return "DoRA is read along the other axis" if facts.dora else ""
 

@@ -42,10 +42,32 @@ def test_export_writes_the_round_and_form_that_is_asked_for(command: Command, ru
     assert all(key.startswith("lora_unet_") for key in tensors)
     assert json.loads(Path("mine.json").read_text(encoding="utf-8"))["sd version"] == "SD1"
     ended = command("export", run.folder, "--round", "last", "--format", "diffusers", "--negative-guidance", "0.3")
-    assert ended.code == 0 and "fox-2-diffusers-negative.safetensors" in ended.out
-    assert (
-        json.loads(read_tensors(run.folder / "export" / "fox-2-diffusers-negative.safetensors")[1]["spinlite.strength"]) == -0.3
-    )
+    assert ended.code == 0 and "fox-2-negative0.3-diffusers.safetensors" in ended.out
+    assert "Only diffusers loads this layout" in ended.out and "64 of 192" in ended.out
+    made = run.folder / "export" / "fox-2-negative0.3-diffusers.safetensors"
+    assert json.loads(read_tensors(made)[1]["spinlite.strength"]) == -0.3
+
+
+NAMES = {  # options -> the name of the file that is written, twice
+    (): ("fox-2.safetensors", "fox-2-2.safetensors"),
+    ("--dtype", "bf16", "--strength", "0.5"): ("fox-2-strength0.5-bf16.safetensors", "fox-2-strength0.5-bf16-2.safetensors"),
+    ("-o", "mine"): ("mine.safetensors", "mine-2.safetensors"),
+    ("-o", "more/mine.v1.safetensors"): ("mine.v1.safetensors", "mine.v1-2.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("options", "names"), NAMES.items(), ids=lambda part: " ".join(part) or "default")
+def test_nothing_is_ever_replaced(command: Command, run: Run, options: tuple[str, ...], names: tuple[str, str]):
+    for name in names:
+        ended = command("export", run.folder, "--round", "2", *options)
+        assert ended.code == 0 and f"{name} (round 2" in ended.out, ended
+
+
+def test_a_preview_of_ones_own_is_not_replaced(command: Command, run: Run):
+    Path("mine.png").write_bytes(b"my own picture")
+    ended = command("export", run.folder, "--round", "2", "--sidecars", "-o", "mine")
+    assert "mine-2.safetensors" in ended.out and Path("mine.png").read_bytes() == b"my own picture"
+    assert {p.name for p in Path.cwd().iterdir()} == {"mine.png", "mine-2.safetensors", "mine-2.json", "mine-2.png"}
 
 
 def test_sample_draws_a_run_and_a_file(command: Command, run: Run, tiny_bases: Path):
@@ -60,6 +82,8 @@ def test_sample_draws_a_run_and_a_file(command: Command, run: Run, tiny_bases: P
         assert "<lora:fox-2:0.5>" in picture.info["parameters"] and "Sampler: LCM" in picture.info["parameters"]
     with Image.open("tries/sheet.png") as sheet:
         assert sheet.height > sheet.width > 256
+    again = command("sample", run.folder, *words, "--round", "2", "-o", "tries").out
+    assert str(Path("tries-2") / "sheet.png") in again and len(list(Path("tries-2").iterdir())) == 2
     Path("prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
     ended = command("sample", run.export_path, "--base", tiny_bases / "sd15", *words[2:], "--prompt", "@prompts.txt")
     assert ended.code == 0 and len(list((run.export_path.with_suffix("") / "tries").glob("fox-1-*.png"))) == 2
@@ -81,6 +105,7 @@ def test_resize_lowers_the_rank_and_says_what_that_loses(command: Command, run: 
     ended = command("resize", run.export_path, "--rank", "1")
     assert ended.code == 0 and not ended.err and f"{small} (rank 4 to 1" in ended.out and "worst 1" in ended.out
     assert {t.shape[0] for key, t in load_file(small).items() if "lora_down" in key} == {1}
+    assert "fox-r1-2.safetensors" in command("resize", run.export_path, "--rank", "1").out
     tree = json.loads(command("resize", run.export_path, "--rank", "2", "-o", "two", "--json").out)
     assert tree["file"] == "two.safetensors" and len(tree["errors"]) == 277 and 0 < tree["total"] < 1
 
@@ -118,7 +143,14 @@ WRONG = {
     "resize-none": (["resize", "none.safetensors", "--rank", "4"], "there is no such file", "check the path"),
     "merge-other": (["merge", "RUN", "--into", "BASES/sdxl.safetensors", "-o", "x"], "unet.", "the kind of model"),
     "merge-small": (["merge", "RUN", "--into", "demo", "-o", "x"], "of the published size", "spinlite export"),
-    "merge-itself": (["merge", "RUN", "--into", "BASES/sd15.safetensors", "-o", "BASES/sd15"], "is the base model", "-o"),
+    "merge-folder": (["merge", "RUN", "--into", "BASES/sd15.safetensors", "-o", "."], "is a folder", "-o my-style"),
+    "export-round-word": (["export", "RUN", "--round", "²"], "'²' is not a round", "best, last, or a number"),
+    "export-round-long": (["export", "RUN", "--round", "9" * 5000], "is not a round", "best, last, or a number"),
+    "export-nan": (["export", "RUN", "--strength", "nan"], "strength of nan makes no sense", "--strength 0.8"),
+    "export-inf": (["export", "RUN", "--negative-guidance", "inf"], "strength of -inf makes no sense", "--strength 0.8"),
+    "merge-nan": (["merge", "RUN", "--into", "demo", "-o", "x", "--strength", "nan"], "strength of nan", "--strength 0.8"),
+    "sample-nan": (["sample", "RUN", "--prompt", "x", "--strength", "1,nan"], "strength of nan", "--strength 0.8"),
+    "sample-file": (["sample", "RUN", "--prompt", "@none.txt"], "can't read the prompts of none.txt", "after @"),
     "merge-lora": (["merge", "RUN", "--into", "FILE", "-o", "x"], "is a LoRA, not a base model", "use a"),
     "merge-pickle": (["merge", "RUN", "--into", "x.ckpt", "-o", "x"], "is a pickle", ".safetensors"),
 }

@@ -17,6 +17,7 @@ from spinlite.export.export import ExportOptions, export
 from spinlite.export.sample import (
     SampleRequest,
     SampleSetup,
+    _escape,
     draw_samples,
     parameters,
     parse_numbers,
@@ -74,7 +75,7 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
     assert len(files) == 3 * 2 * 2 and path.name == "sheet.png"
     picture = path.parent / "mine-2-0.5-prompt2-seed8.png"
     prompt, negative, said = told(picture)
-    assert prompt == r"a \[dog\] \(big\), \(ünï\) <lora:mine-2:0.5>" and negative == r"blurry \(x\)"
+    assert prompt == r"a \[dog\] \(big\), \\\(ünï\\\) <lora:mine-2:0.5>" and negative == r"blurry \(x\)"
     names = {"dpm++": ("DPM++ 2M", "SGM Uniform"), "euler-a": ("Euler a", "SGM Uniform")}[sampler]
     assert said == {
         "Steps": "2", "Sampler": names[0], "Schedule type": names[1], "CFG scale": "2.5", "Seed": "8", "Size": "64x64",
@@ -90,6 +91,18 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
         assert base.decode(latents)[0].tobytes() == shown.convert("RGB").tobytes()
     assert told(path.parent / "base-1-prompt1-seed7.png")[0] == "red apple"
     assert "Lora hashes" not in told(path.parent / "base-1-prompt1-seed7.png")[2]
+
+
+PLAIN = {  # a prompt -> how it is written for A1111 to read it as plain text
+    r"C:\cats": r"C:\\cats", r"\(big\)": r"\\\(big\\\)", "one BREAK two AND three": "one break two and three",
+    "BREAKFAST for BRANDY": "BREAKFAST for BRANDY", "<lora:x:1> a < b": "< lora:x:1> a < b", "#1 fan": r"\#1 fan",
+    "fan #1": "fan #1", "a\n  b": "a b", "(red:1.3) [x|y]": r"\(red:1.3\) \[x|y\]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "written"), PLAIN.items())
+def test_a_webui_reads_a_prompt_as_plain_text(prompt: str, written: str):
+    assert _escape(prompt) == written
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, *OTHERS])
@@ -147,6 +160,18 @@ def test_prompts_and_strengths_are_read(tmp_path: Path, tiny_bases: Path):
     assert read_prompts(["x", f"@{file}"]) == ["x", "a cat", "a dog"] and parse_numbers("0.6, 1") == [0.6, 1.0]
     with pytest.raises(SpinliteError, match="no prompt"):
         read_prompts([" "])
+    file.write_bytes("ünï".encode("utf-16"))
+    with pytest.raises(SpinliteError, match="is not UTF-8"):
+        read_prompts([f"@{file}"])
+    file.write_bytes("a cat".encode("utf-16-le"))
+    with pytest.raises(SpinliteError, match="is not UTF-8"):
+        read_prompts([f"@{file}"])
+    for missing in (tmp_path, tmp_path / "none.txt"):
+        with pytest.raises(SpinliteError, match="can't read the prompts of"):
+            read_prompts([f"@{missing}"])
+    for text in ("nan", "1,inf", "-inf", "1e9"):
+        with pytest.raises(SpinliteError, match=r"--strength .* is not|a strength of .* makes no sense"):
+            parse_numbers(text)
     with pytest.raises(SpinliteError, match="not a list of numbers"):
         parse_numbers("much")
     key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"

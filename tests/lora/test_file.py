@@ -1,6 +1,7 @@
 """LoRA files that somebody broke: each gives one clear error, whatever is wrong with it."""
 
 import contextlib
+import io
 import json
 import random
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console as Screen
 from safetensors.torch import save
 from torch import Tensor
 
+from spinlite.cli import inspect_screen
 from spinlite.errors import SpinliteError
 from spinlite.export.inspect import inspect
 from spinlite.families.names import kohya_keys
@@ -65,6 +68,13 @@ def test_a_broken_module_is_named_wherever_its_numbers_are_used(name: str, tmp_p
     assert inspect(path).hash and not (tmp_path / "y.safetensors").exists()
 
 
+def show(path: Path) -> None:
+    """As `spinlite inspect` does, as a screen and as JSON."""
+    report = inspect(path)
+    inspect_screen.show(Screen(file=io.StringIO()), report)
+    inspect_screen.as_json(report)
+
+
 def write_raw(path: Path, kind: str, shape: list[int], data: bytes, key: str = f"{QUERY}.lora_up.weight") -> Path:
     header = json.dumps({key: {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
@@ -116,6 +126,6 @@ def test_a_file_that_somebody_broke_gives_one_clear_error(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     for seed in range(200):
         path.write_bytes(mutate(random.Random(seed)))
-        for use in (inspect, read, lambda path: resize(path, 1, tmp_path / "y.safetensors")):
+        for use in (show, read, lambda path: resize(path, 1, tmp_path / "y.safetensors")):
             with contextlib.suppress(SpinliteError):
                 use(path)
