@@ -10,7 +10,7 @@ from spinlite.errors import SpinliteError
 from spinlite.export.precision import describe_precision
 from spinlite.export.reports import ModelReport, Part
 from spinlite.families.kinds import KINDS
-from spinlite.families.recognise import name_other_model, name_variant
+from spinlite.families.recognise import name_other_model
 from spinlite.families.single_file import SingleFile, part_of, read_header
 
 
@@ -25,16 +25,13 @@ def report_model(path: Path) -> ModelReport:
             prediction = ", ".join(f"{value} (by {where})" for where, value in checkpoint.predictions.items())
         use = f"can be trained on: --set model.base={json.dumps(str(path))}"
     except SpinliteError as error:
-        what = name_variant(keys) or _describe(error.problem.removeprefix(f"{path.name} "), keys)
+        what, other = error.problem.removeprefix(f"{path.name} "), name_other_model(keys)
+        if other and other not in what:
+            what += f": it belongs to {other}"
         use = f"can not be trained on: {error.fix}"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ModelReport(path.name, path.stat().st_size, what, prediction, zero, _parts(path, keys), digest, use, dict(metadata))
-
-
-def _describe(problem: str, keys: Mapping[str, tuple[int, ...]]) -> str:
-    other = name_other_model(keys)
-    return problem + f": it belongs to {other}" * bool(other)
 
 
 def _parts(path: Path, keys: Mapping[str, tuple[int, ...]]) -> list[Part]:

@@ -22,9 +22,6 @@ WIDTHS: dict[Kind, dict[str, int]] = {  # of the text encoders
     "sd1": {"text_encoder": 768}, "sd2": {"text_encoder": 1024}, "sdxl": {"text_encoder": 768, "text_encoder_2": 1280},
 }  # fmt: skip
 VERSIONS: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  # beginnings of ss_base_model_version
-INPUTS = {  # channels that a network takes -> what it is made for
-    4: "", 5: ", made for depth maps", 7: ", made for enlarging", 8: ", made for editing pictures", 9: ", made for inpainting",
-}  # fmt: skip
 OTHER_MODELS = {  # pattern in a key -> the kind of model it belongs to
     r"single_transformer_blocks|double_blocks|single_blocks": "FLUX or a relative of it",
     r"joint_blocks|add_q_proj|add_k_proj": "SD 3",
@@ -71,24 +68,6 @@ def name_other_model(keys: Iterable[str]) -> str:
     """Which other kind of model than Stable Diffusion has such keys, in words; "" if that is not known."""
     keys = [key for key in keys if not re.search("(down|up|input|output)_blocks|mid(dle)?_block", key)]
     return next((what for pattern, what in OTHER_MODELS.items() if any(re.search(pattern, key) for key in keys)), "")
-
-
-def name_variant(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a relative of Stable Diffusion is that spinlite can't train, from the shapes of its tensors; "" if it is none."""
-    inner = [key for key in shapes if "input_blocks." in key or "down_blocks." in key]
-    if not inner:
-        return ""
-    start = inner[0].partition("input_blocks." if "input_blocks." in inner[0] else "down_blocks.")[0]
-    first = shapes.get(f"{start}input_blocks.0.0.weight") or shapes.get(f"{start}conv_in.weight") or ()
-    texts = [shape[-1] for key, shape in shapes.items() if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
-    kind = {768: KINDS["sd1"], 1024: KINDS["sd2"], 1280: "SDXL refiner", 2048: KINDS["sdxl"]}.get(max(texts, default=0), "")
-    if not kind or len(first) != 4:
-        return ""
-    made = INPUTS.get(first[1], f", with {first[1]} input channels")
-    encoders = any(key.startswith(("cond_stage_model.", "conditioner.embedders.")) for key in shapes)
-    if encoders and not made and kind in KINDS.values():
-        return ""  # spinlite trains these
-    return f"{kind} {'checkpoint' if encoders else 'UNet alone, without its text encoders and VAE'}{made}"
 
 
 def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
