@@ -18,7 +18,7 @@ from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, export
 from spinlite.families.family import Family
-from spinlite.families.load import load_family, size_and_step
+from spinlite.families.load import load_family, require_base, size_and_step
 from spinlite.lora.start import describe_start, make_slots
 from spinlite.memory import device
 from spinlite.memory.device import Device, Levers
@@ -128,6 +128,7 @@ def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
 
 def _prepare(run: Run, left: int, watch: Watch) -> Session:
     """Everything that the remaining `left` rounds need: records, device and plan, the base with its LoRA, encoded pictures."""
+    require_base(run.settings.model)  # a base that is not there is said now, not after the pictures are looked at
     pictures = _survey(run, watch)
     settings, method = _count_in(run, pictures), run.settings.build_method()
     where, plan = _plan(run, settings, len(pictures.train), len(pictures.heldout), watch)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.export.export import choose_round, read_plain_snapshot, read_snapshot
+from spinlite.families.checkpoint import KINDS, Kind
+from spinlite.families.keys import has_scales
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.load import load_family
 from spinlite.families.names import kohya_keys
@@ -64,6 +66,9 @@ class Base:
             path = Path(name).expanduser()
             self._file: Any = safe_open(path, "pt")
             self.shapes, self.metadata = read_header(path)
+            if has_scales(self.shapes):
+                fix = "merge into a version in fp16 or bf16, or keep the LoRA as a file of its own"
+                raise SpinliteError(f"{name} holds weights in 8 bits, with scales beside them", fix=fix)
         else:
             self._tensors = single_file_tensors(checkpoint, dtype)
             self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}

@@ -11,6 +11,7 @@ from torch import nn
 
 from spinlite.config.settings import Model
 from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind
+from spinlite.families.kinds import CONFIGS, FOLDERS
 from spinlite.families.single_file import CONFIGS, FOLDERS, load_padded_tokenizer
 from spinlite.runs.files import fingerprint
 

@@ -78,6 +78,8 @@ class Diffusion(Family):
         self._place_network()
         self._name_hashes(chosen, zero, model.clip_skip)
         self.title = f"{model.base} ({KINDS[self._kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
+        if unread := self._checkpoint.unread:
+            self.title += f", without {len(unread)} tensors that are no part of such a model, e.g. {unread[0]}"
         self._clip_skip = model.clip_skip
 
     def start_from(self, path: FilePath) -> None:

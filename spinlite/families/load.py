@@ -33,6 +33,18 @@ def load_family(model: Model, device: Device) -> Family:
     return family
 
 
+def require_base(model: Model) -> None:
+    """Raises SpinliteError at once if the base can't be reached, or is nothing to train on. Its weights are not loaded yet."""
+    if model.family == "toy":
+        return
+    from spinlite.families.diffusion import size_and_step_of
+    from spinlite.families.schedule import resolve_prediction
+
+    checkpoint = open_checkpoint(model.base)
+    resolve_prediction(checkpoint, model.prediction, model.zero_snr)
+    size_and_step_of(checkpoint, model.resolution)
+
+
 def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
     """A base model's `Family.size` and `Family.step` in px, without loading it.
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from spinlite.config.presets import PACKAGE
 from spinlite.families.blank import BLANK, Blank
-from spinlite.families.checkpoint import KINDS, Checkpoint, Folder, locate
+from spinlite.families.checkpoint import Checkpoint, locate
+from spinlite.families.folder import Folder
+from spinlite.families.kinds import KINDS
 from spinlite.families.single_file import SingleFile
 
 
@@ -19,4 +21,6 @@ def open_checkpoint(base: str) -> Checkpoint:
     if base == "demo":
         return Folder(base, str(PACKAGE / "demo" / "base"))
     place = locate(base, "model.base")
-    return SingleFile(Path(place)) if place.lower().endswith(".safetensors") else Folder(base, place)
+    if place.lower().endswith(".safetensors"):
+        return SingleFile(Path(place))
+    return Folder(base, place, on_hub=not Path(place).is_dir())

@@ -13,6 +13,7 @@ from spinlite.lora.file import LoraFile
 from spinlite.lora.keys import CLIP, LDM
 from spinlite.lora.match import Shapes, match_modules
 from spinlite.lora.numbers import Stored
+from spinlite.lora.read import LoraFile, Shapes, match_modules
 
 # How a file names a module: kohya's keys with diffusers' blocks ("blocks"), with the original ones, or of a text encoder;
 # diffusers' dotted names, its older names with attention processors, peft's own names; dotted original names, as ComfyUI's;
@@ -25,6 +26,11 @@ VERSIONS: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  #
 OTHER_MODELS = {  # pattern in a key -> the kind of model it belongs to
     r"single_transformer_blocks|double_blocks|single_blocks": "FLUX or a relative of it",
     r"joint_blocks|add_q_proj|add_k_proj": "SD 3",
+    r"double_layers|single_layers": "AuraFlow",
+    r"noise_refiner|context_refiner": "Lumina or Z-Image",
+    r"clip_txt_pooled_mapper|effnet_mapper": "Stable Cascade",
+    r"img_mod\.|txt_mod\.": "Qwen-Image",
+    r"patchify_proj": "LTX-Video",
     r"cross_attn|self_attn_q.*blocks": "a video model (Wan or the like)",
     r"transformer_blocks|caption_projection": "a diffusion transformer",
 }

@@ -21,24 +21,22 @@ from spinlite.families.checkpoint import (
     Checkpoint,
     Kind,
     explain_errors,
+    require_sound,
     require_whole,
 )
 from spinlite.families.clip import build_tokenizer
+from spinlite.families.keys import ENCODERS, NET, check_network, scaled, unread_keys
 from spinlite.families.kinds import CONFIGS, FOLDERS
+from spinlite.families.others import describe_file, describe_inputs
 from spinlite.runs.files import fingerprint_files
 
-NET = "model.diffusion_model."
-ENCODERS: dict[Kind, dict[str, str]] = {  # how the keys of each text encoder begin; the last one tells the kinds apart
-    "sd1": {"text_encoder": "cond_stage_model.transformer."},
-    "sd2": {"text_encoder": "cond_stage_model.model."},
-    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
-}
 PADDED_BY_ZERO = {("sd2", "tokenizer"), ("sdxl", "tokenizer_2")}  # OpenCLIP's; OpenAI's CLIP is padded with its end token
 ARCHITECTURES: dict[str, Kind] = {
     "stable-diffusion-v1": "sd1",
     "stable-diffusion-v2": "sd2",
     "stable-diffusion-xl-v1": "sdxl",
 }  # by the beginnings of ModelSpec's names
+YAML = re.compile(r"""^\s*parameterization\s*:\s*["']?(v|eps)\b""", re.MULTILINE)
 EDM = ("edm_mean", "edm_vpred.sigma_max")  # keys that mark Playground 2.5 and CosXL
 
 
@@ -48,9 +46,12 @@ class SingleFile(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.name, self._path = path.name, path
         if not path.is_file():
-            raise SpinliteError(f"there is no file {path}", fix="check model.base")
+            what = f"{path} is not a plain file" if path.exists() else f"there is no file {path}"
+            raise SpinliteError(what, fix="check model.base")
         self._shapes, self._metadata = read_header(path)
         self.kind = self._read_kind()
+        check_network(self.name, self._shapes, self.kind)
+        self.unread = unread_keys(self._shapes)
         self.predictions = self._read_predictions()
         marked = "ztsnr" in self._shapes or self._metadata.get("ss_zero_terminal_snr", "").lower() == "true"
         self.zero_snr = True if marked else None
@@ -65,7 +66,7 @@ class SingleFile(Checkpoint):
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
             return load_padded_tokenizer(self.kind, part)
-        tensors = self._tensors(part)
+        tensors = self._tensors(part, dtype)
         kind, config = CLASSES[part], str(CONFIGS / FOLDERS[self.kind])
         if part in ("unet", "vae"):
             options: dict[str, Any] = {"config": config, "subfolder": part, "local_files_only": True, "dtype": dtype}
@@ -73,7 +74,7 @@ class SingleFile(Checkpoint):
         else:
             options = {"config": config, "subfolder": part, "local_files_only": True, "torch_dtype": dtype}
             model = explain_errors(self.name, lambda: create_diffusers_clip_model_from_ldm(kind, tensors, **options))
-        return require_whole(self.name, part, model)
+        return require_sound(self.name, part, require_whole(self.name, part, model))
 
     def fingerprint(self, *parts: str) -> str:
         return self._fingerprint
@@ -82,7 +83,7 @@ class SingleFile(Checkpoint):
     def _fingerprint(self) -> str:
         return fingerprint_files([self._path])
 
-    def _tensors(self, part: str) -> dict[str, Tensor]:
+    def _tensors(self, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
         others = {"unet": NET, "vae": ("first_stage_model.", "vae.")}
         prefixes = others[part] if part in others else ENCODERS[self.kind][part]
         with safe_open(self._path, "pt") as file:
@@ -90,24 +91,21 @@ class SingleFile(Checkpoint):
         if not tensors:
             other_way = "set model.vae to a VAE, or " if part == "vae" else ""
             raise SpinliteError(f"{self.name} has no {part}", fix=f"{other_way}use a version that is not pruned")
-        return tensors
+        return scaled(tensors, dtype)
 
     def _read_kind(self) -> Kind:
         shapes = self._shapes
-        first = shapes.get(f"{NET}input_blocks.0.0.weight")
-        if first is None:
-            raise SpinliteError(f"{self.name} {_describe_other(shapes)}", fix=FIX_UNSUPPORTED)
+        first = shapes.get(f"{NET}input_blocks.0.0.weight", ())
         if any(key in shapes for key in EDM):
             raise SpinliteError(f"{self.name} is an EDM model, which has a noise schedule of its own", fix=FIX_UNSUPPORTED)
         pooled = f"{NET}label_emb.0.0.weight" in shapes
         kinds: list[Kind] = [
             kind for kind, parts in ENCODERS.items()
-            if pooled == (kind == "sdxl") and any(key.startswith(list(parts.values())[-1]) for key in shapes)
+            if pooled == (kind == "sdxl") and all(any(key.startswith(start) for key in shapes) for start in parts.values())
         ]  # fmt: skip
-        if first[1] != 4 or len(kinds) != 1:
-            inpaints = "takes more input than a noised picture (it may be made for inpainting)"
-            why = inpaints if first[1] != 4 else "has no text encoder that fits its network"
-            raise SpinliteError(f"{self.name} {why}", fix=FIX_UNSUPPORTED + ", in a version that is not pruned")
+        if len(first) != 4 or len(kinds) != 1 or first[1] != 4:
+            why = describe_inputs(first[1]) if len(first) == 4 and first[1] != 4 else describe_file(shapes)
+            raise SpinliteError(f"{self.name} {why}", fix=FIX_UNSUPPORTED)
         label = self._metadata.get("modelspec.architecture", "")
         if any(label.startswith(start) and kind != kinds[0] for start, kind in ARCHITECTURES.items()):
             raise SpinliteError(
@@ -124,6 +122,10 @@ class SingleFile(Checkpoint):
         trained = self._metadata.get("ss_v_parameterization", "").lower()
         if trained in ("true", "false"):
             found["ss_v_parameterization"] = "v" if trained == "true" else "eps"
+        beside = self._path.with_suffix(".yaml")  # as WebUIs keep it
+        stated = YAML.search(beside.read_text(encoding="utf-8", errors="replace")) if beside.is_file() else None
+        if stated:
+            found[beside.name] = PREDICTIONS[stated[1]]
         size = re.match(r"stable-diffusion-v2-(512|768-v)", self._metadata.get("modelspec.architecture", ""))
         if size:
             found["modelspec.architecture"] = "v" if size[1] == "768-v" else "eps"
@@ -167,14 +169,3 @@ def part_of(key: str) -> str:
     if key.startswith(("cond_stage_model.", "conditioner.embedders.0.")):
         return "text encoder"
     return "text encoder 2" if key.startswith("conditioner.embedders.1.") else "other"
-
-
-def _describe_other(keys: Any) -> str:
-    """Say what a file without a network in the original layout is instead."""
-    if any("lora_" in key for key in keys):
-        return "is a LoRA, not a base model"
-    if any(key.startswith(("down_blocks.", "unet.down_blocks.")) for key in keys):
-        return "is a network in diffusers' layout, without its text encoders"
-    if any(key.startswith("input_blocks.") for key in keys):
-        return "is a network without its text encoders and VAE"
-    return "has no network like Stable Diffusion's"

@@ -10,8 +10,10 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.families.checkpoint import Checkpoint, Kind, explain_errors, load_pretrained, require_whole
-from spinlite.families.single_file import CONFIGS, FOLDERS, read_header
+from spinlite.families.checkpoint import Checkpoint, Kind, explain_errors, load_pretrained, require_sound, require_whole
+from spinlite.families.folder_check import check_index, is_index
+from spinlite.families.kinds import CONFIGS, FOLDERS
+from spinlite.families.single_file import read_header
 from spinlite.maths.draws import gaussian
 from spinlite.runs.files import fingerprint, fingerprint_files
 
@@ -51,9 +53,13 @@ def load_vae(checkpoint: Checkpoint, other: str | None, dtype: torch.dtype) -> A
     if other is None:
         return checkpoint.load("vae", dtype)
     if other.lower().endswith(".safetensors"):
-        return _load_file(Path(other), checkpoint.kind, dtype)
-    within = "vae" if (Path(other) / "vae").is_dir() else ""
-    return explain_errors(other, lambda: load_pretrained(AutoencoderKL, other, dtype, within))
+        model = _load_file(Path(other), checkpoint.kind, dtype)
+    else:
+        within = "vae" if (Path(other) / "vae").is_dir() else ""
+        for index in filter(is_index, map(str, (Path(other) / within).glob("*.json"))):
+            check_index(other, Path(index))
+        model = explain_errors(other, lambda: load_pretrained(AutoencoderKL, other, dtype, within))
+    return require_sound(other, "vae", model)
 
 
 def vae_fingerprint(vae: str) -> str:

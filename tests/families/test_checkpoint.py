@@ -209,10 +209,10 @@ def test_files_of_another_kind_are_named(configs: Path, tmp_path: Path):
     first = f"{net}input_blocks.0.0.weight"
     refused(path, {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "is a LoRA")
     refused(path, {"down_blocks.0.x": torch.zeros(1)}, "in diffusers' layout")
-    refused(path, {f"{net}double_blocks.0.x": torch.zeros(1)}, "no network like Stable Diffusion's")
+    refused(path, {f"{net}double_blocks.0.x": torch.zeros(1)}, "is FLUX or a relative of it")
     refused(path, whole | {first: torch.zeros(16, 9, 3, 3)}, "inpainting")
     refused(path, whole | {"edm_mean": torch.zeros(4)}, "EDM")
-    refused(path, {k: v for k, v in whole.items() if not k.startswith("conditioner")}, "no text encoder")
+    refused(path, {k: v for k, v in whole.items() if not k.startswith("conditioner")}, "its text encoders and VAE are missing")
     with pytest.raises(SpinliteError, match="there is no file"):
         load(tmp_path / "none.safetensors")
     path.write_bytes(b"<html>not found</html>")
@@ -223,7 +223,7 @@ def test_files_of_another_kind_are_named(configs: Path, tmp_path: Path):
 def test_a_file_without_all_its_weights_is_named(configs: Path, tmp_path: Path):
     whole, path = load_file(configs / "sd15.safetensors"), tmp_path / "x.safetensors"
     lost = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
-    refused(path, {k: v for k, v in whole.items() if k != lost}, "is incomplete: weights are missing")
+    refused(path, {k: v for k, v in whole.items() if k != lost}, "is incomplete: 1 weights of its unet are missing")
     refused(path, whole | {lost: torch.zeros(3, 3, 3, 3)}, "can't read the base model")
     without = load(tiny.save(path, {k: v for k, v in whole.items() if not k.startswith("first_stage_model")}))
     with pytest.raises(SpinliteError, match=r"has no vae\nfix: set model.vae"):
