@@ -20,6 +20,9 @@ KNOWN: dict[str, Kind] = {  # hub ids of a known kind: nothing is fetched to pla
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
+    "Laxhar/noobai-XL-1.1": "sdxl",
+    "OnomaAIResearch/Illustrious-xl-early-release-v0": "sdxl",
+    "cagliostrolab/animagine-xl-4.0": "sdxl",
 }
 NOISE = 2**20  # random numbers, repeated to fill every weight
 

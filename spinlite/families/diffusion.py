@@ -12,11 +12,11 @@ import transformers
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, locate
+from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind, locate
 from spinlite.families.clip import count_chunks, tokenize
 from spinlite.families.family import Family, Picture
 from spinlite.families.names import kohya_keys, kohya_name, module_shapes
@@ -86,6 +86,8 @@ class Diffusion(Family):
         known = module_shapes(self.net)
         self.start = read_lora_for(path, kohya_keys(known, self._kind), known, f"an {KINDS[self._kind]} model")
         self._text = text_encoder_part(self.start)
+        for part in {name.partition(".")[0] for name in self._text}:
+            attach(_without_weights(self._checkpoint, part), self._text, part=part)  # refuses what the encoder lacks, now
         if self._text:
             self.base_hash = fingerprint(self.base_hash, fingerprint_files([path]))
             self.caption_hash = fingerprint(self.caption_hash, fingerprint_files([path]))
@@ -198,6 +200,16 @@ class Diffusion(Family):
         self.picture_hash = fingerprint(vae or self._checkpoint.fingerprint("vae"))
         self.caption_hash = fingerprint(text, str(self._device.dtype), *read)
         self.base_hash = fingerprint(*made_of)
+
+
+def _without_weights(checkpoint: Checkpoint, part: str) -> nn.Module:
+    """A text encoder without its weights. Raises SpinliteError if the base has no such part."""
+    if part == "text_encoder_2" and checkpoint.kind != "sdxl":
+        problem = f"the LoRA changes a second text encoder, which {KINDS[checkpoint.kind]} does not have"
+        raise SpinliteError(problem, fix="use a LoRA that was made for this kind of base model")
+    made = CLASSES[part]
+    with torch.device("meta"):
+        return made(made.config_class(**checkpoint.config(part)))
 
 
 def _layer_to_read(checkpoint: Checkpoint, clip_skip: int | None) -> int:

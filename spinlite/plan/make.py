@@ -40,7 +40,7 @@ def make_plan(
 
     @functools.cache
     def costs_of(precision: str, quantize: str) -> PhaseCosts:
-        take_no_memory = {"alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}
+        take_no_memory = {"family", "alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}
         model = with_random_weights(settings.model).model_dump(exclude=take_no_memory)
         name = cache_name("stage", model, settings.learn.optimizer, precision, quantize)
         return PhaseCosts(settings, precision, quantize, cache, name)

@@ -89,7 +89,7 @@ def test_sample_draws_a_run_and_a_file(command: Command, run: Run, tiny_bases: P
     assert ended.code == 0 and len(list((run.export_path.with_suffix("") / "tries").glob("fox-1-*.png"))) == 2
 
 
-def test_inspect_shows_a_screen_or_json(command: Command, run: Run, tiny_bases: Path):
+def test_inspect_shows_a_screen_or_json(command: Command, run: Run, configs: Path):
     ended = command("inspect", run.export_path)
     assert ended.code == 0 and not ended.err and len(ended.out.splitlines()) < 50
     for words in ("LoRA for SD 1.x, with other sizes than the published one", "a fox (", "A1111", "up 3", "predicts"):
@@ -97,7 +97,7 @@ def test_inspect_shows_a_screen_or_json(command: Command, run: Run, tiny_bases: 
     tree = json.loads(command("inspect", run.export_path, "--json").out)
     assert tree["rank"] == "4" and tree["modules"] == {"UNet": 277} and tree["metadata"]["ss_output_name"] == "fox"
     assert tree["metadata"]["modelspec.thumbnail"].endswith("characters")
-    assert "SD 1.x checkpoint" in command("inspect", tiny_bases / "sd15.safetensors").out
+    assert "SD 1.x checkpoint" in command("inspect", configs / "sd15.safetensors").out
 
 
 def test_resize_lowers_the_rank_and_says_what_that_loses(command: Command, run: Run):

@@ -325,16 +325,16 @@ def test_relatives_of_stable_diffusion_are_no_transformers(case: tuple[str, int,
     assert found.what and "transformer" not in found.what
 
 
-def test_a_checkpoint_is_known_by_its_parts(tiny_bases: Path, tmp_path: Path):
+def test_a_checkpoint_is_known_by_its_parts(configs: Path, tmp_path: Path):
     for kind, title in (("sd15", "SD 1.x"), ("sd21", "SD 2.x"), ("sdxl", "SDXL")):
-        path = tiny_bases / f"{kind}.safetensors"
+        path = configs / f"{kind}.safetensors"
         found = inspect(path)
         assert isinstance(found, ModelReport) and found.what == f"{title} checkpoint, original layout"
         names = {"UNet", "VAE", "text encoder"} | ({"text encoder 2"} if kind == "sdxl" else set())
         assert {part.name for part in found.parts} == names and {part.precision for part in found.parts} == {"fp32"}
         assert found.prediction == "not stated" and found.hash == hashlib.sha256(path.read_bytes()).hexdigest()
         assert "--set model.base=" in shown(found)
-    marked = tiny.original(tiny_bases / "sdxl") | {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
+    marked = tiny.original(configs / "sdxl") | {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
     found = inspect(tiny.save(tmp_path / "v.safetensors", marked))
     assert isinstance(found, ModelReport) and found.prediction == "v (by its key v_pred)" and found.zero_snr
     pruned = {k: v for k, v in marked.items() if not k.startswith("conditioner.")}

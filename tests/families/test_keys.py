@@ -138,6 +138,18 @@ def unet_alone(tensors: dict[str, Tensor], prefix: str = NET) -> dict[str, Tenso
     return {prefix + key.removeprefix(NET): value for key, value in tensors.items() if key.startswith(NET)}
 
 
+@pytest.mark.parametrize(
+    "name", ["text_encoder.text_model.encoder.layers.99.mlp.fc1", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"]
+)
+def test_a_lora_for_what_the_text_encoders_lack_is_refused_when_it_is_read(name: str, tiny_bases: Path, tmp_path: Path):
+    made = load(tiny_bases / "sd15")
+    keys = {"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (32, 32), name: (48, 24)}
+    lora = {f"{key}.lora.down.weight": torch.zeros(2, shape[1]) for key, shape in keys.items()}
+    lora |= {f"{key}.lora.up.weight": torch.zeros(shape[0], 2) for key, shape in keys.items()}
+    with pytest.raises(SpinliteError, match=r"the LoRA changes (text_encoder\.|a second text encoder)"):
+        made.start_from(tiny.save(tmp_path / "lora.safetensors", lora))
+
+
 CONTEXT = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 FILES: dict[str, tuple[Any, str]] = {
     "inpainting": (lambda xl: channels(xl, 9), "is made for inpainting"),
