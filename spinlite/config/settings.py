@@ -186,8 +186,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _points_need_captions_as_written(self) -> "Settings":
         if self.play.points and any(source.shuffle or source.tag_dropout for source in (self.data, *self.data.sources)):
-            problem = "with play.points the model's own predictions are kept for captions as written, so tags can't change"
-            raise SpinliteError(problem, fix="set data.shuffle = false and data.tag_dropout = 0, or play.points = 0")
+            problem = "play.points needs captions as written, but data.shuffle or data.tag_dropout is on"
+            raise SpinliteError(problem, fix="add --set play.points=0, or --set data.shuffle=false --set data.tag_dropout=0")
         return self
 
     def build_method(self) -> Method:

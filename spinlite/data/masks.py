@@ -46,7 +46,7 @@ def add_masks(entries: Sequence[Entry], source: Source, found: Survey) -> list[E
 
 def _from_folder(entries: Sequence[Entry], folder: Path, pictures: Path, found: Survey) -> list[Entry]:
     if not folder.is_dir():
-        raise SpinliteError(f"there is no folder {folder} with masks", fix="check data.mask_folder")
+        raise SpinliteError(f"there is no folder {folder} with masks", fix="add --set data.mask_folder=FOLDER")
     masks = {_stem(path, folder): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS}
     masks |= {name.removesuffix(MASK): path for name, path in masks.items()}
     given = []

@@ -130,4 +130,4 @@ def test_each_wording_is_encoded_once_and_other_settings_encode_only_the_new_one
 def test_predictions_kept_for_captions_as_written_allow_no_other_wording(word: str, tmp_path: Path):
     with pytest.raises(SpinliteError, match="captions as written") as caught:
         load_settings(TOY, [word, "play.points=2"], data__folder=str(tmp_path))
-    assert "play.points = 0" in caught.value.fix
+    assert "--set play.points=0" in caught.value.fix
