@@ -20,7 +20,9 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "runs": (3, {"torch", "safetensors", "tomli_w", "filelock"}),
     "memory": (3, {"torch", "bitsandbytes", "xformers", "accelerate", "schedulefree", "prodigyopt"}),
     "lora": (4, {"torch", "peft", "safetensors", "PIL", "numpy"}),
-    "families": (5, {"torch", "accelerate", "diffusers", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL"}),
+    "families": (
+        5, {"torch", "accelerate", "diffusers", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL"},
+    ),
     "data": (6, {"torch", "datasets", "fsspec", "imagehash", "numpy", "PIL", "pyarrow"}),
     "training": (7, {"torch", "PIL"}),
     "check": (7, {"rich", "jinja2"}),

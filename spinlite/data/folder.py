@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spinlite.config.settings import Source
 from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption_table
-from spinlite.data.masks import is_label, masks_among
+from spinlite.data.masks import STRAY, is_label, masks_among
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
 from spinlite.data.walk import Tree, pair_names, within
@@ -150,7 +150,7 @@ class _Folder:
                 captions, origin = (caption,), "folder name"
             entries.append(Entry(path, self.tree.name(path), captions, origin, weight, None, fault, mask=masks.get(path.stem)))
         unused = (path for path in filter(is_label, files) if path.stem.lower() not in labels)
-        self._leave_out("labels (-masklabel, -condlabel) that no picture here uses", unused)
+        self._leave_out(STRAY, unused)
         others = (p for p in files if not (is_picture(p) or is_label(p)) and p.suffix.lower() not in BESIDE)
         odd = (path for path in others if path.name.lower() not in TABLES)
         self._leave_out("with an ending that is not a picture's, not used", odd)

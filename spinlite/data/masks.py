@@ -20,6 +20,7 @@ from spinlite.runs.files import fingerprint_bytes
 
 MASK = "-masklabel"
 LABELS = (MASK, "-condlabel")  # OneTrainer's files beside a picture that are not pictures; the second are for inpainting
+STRAY = "labels (-masklabel, -condlabel) that no picture here uses"
 
 
 def is_label(path: Path) -> bool:
@@ -39,9 +40,23 @@ def add_masks(entries: Sequence[Entry], source: Source, found: Survey) -> list[E
 
     A mask that lies beside its picture goes first. Raises SpinliteError if the folder of masks does not exist.
     """
+    if source.dataset is not None:
+        entries = _without_labels(entries, found)
     if source.mask_folder is not None:
         entries = _from_folder(entries, Path(source.mask_folder), Path(str(source.folder)), found)
     return [replace(e, mask=e.path) if source.alpha_mask and not e.mask else e for e in entries]
+
+
+def _without_labels(entries: Sequence[Entry], found: Survey) -> list[Entry]:
+    """The rows of a data set without those that are labels of other rows' files."""
+    labels = {entry.path: entry.name for entry in entries if is_label(entry.path)}
+    masks = {path.with_name(path.stem[: -len(MASK)]): path for path in labels if path.stem.lower().endswith(MASK)}
+    pictures = [replace(e, mask=masks.get(e.path.with_suffix(""))) for e in entries if e.path not in labels]
+    used = {e.mask for e in pictures}
+    for path, name in labels.items():
+        if path not in used:
+            found.leave_out(STRAY, name)
+    return pictures
 
 
 def _from_folder(entries: Sequence[Entry], folder: Path, pictures: Path, found: Survey) -> list[Entry]:

@@ -13,7 +13,6 @@ from typing import Any
 from spinlite.errors import SpinliteError
 from spinlite.export.precision import describe_precision
 from spinlite.export.reports import Block, LoraReport, ModelReport
-from spinlite.families.checkpoint import KINDS, Kind
 from spinlite.families.faults import find_faults
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.names import kohya_keys
@@ -23,7 +22,6 @@ from spinlite.families.shapes import published_shapes
 from spinlite.lora.file import LoraFile, holds_lora, name_algorithm, open_lora, read_keys, read_lora_file
 from spinlite.lora.match import find_doubles, matrices_for
 from spinlite.lora.numbers import Matrices
-from spinlite.lora.read import LoraFile, holds_lora, name_algorithm
 
 LARGEST = 2**20  # bytes; ComfyUI shows no larger header
 STYLES = {  # how keys are named -> the layout, in words

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.export.export import choose_round, read_plain_snapshot, read_snapshot
-from spinlite.families.checkpoint import KINDS, Kind
 from spinlite.families.keys import has_scales
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.load import load_family

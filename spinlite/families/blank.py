@@ -10,9 +10,9 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from spinlite.config.settings import Model
-from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind
-from spinlite.families.kinds import CONFIGS, FOLDERS
-from spinlite.families.single_file import CONFIGS, FOLDERS, load_padded_tokenizer
+from spinlite.families.checkpoint import CLASSES, Checkpoint
+from spinlite.families.kinds import CONFIGS, FOLDERS, KINDS, Kind
+from spinlite.families.single_file import load_padded_tokenizer
 from spinlite.runs.files import fingerprint
 
 BLANK = "blank:"

@@ -13,7 +13,6 @@ from spinlite.lora.file import LoraFile
 from spinlite.lora.keys import CLIP, LDM
 from spinlite.lora.match import Shapes, match_modules
 from spinlite.lora.numbers import Stored
-from spinlite.lora.read import LoraFile, Shapes, match_modules
 
 # How a file names a module: kohya's keys with diffusers' blocks ("blocks"), with the original ones, or of a text encoder;
 # diffusers' dotted names, its older names with attention processors, peft's own names; dotted original names, as ComfyUI's;

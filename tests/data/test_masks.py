@@ -1,5 +1,6 @@
 """Masks: which file belongs to which picture, what it says at the resolution of latents, and what is encoded again."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_masks_beside_pictures_are_never_pictures(folder: Path):
         "labels (-masklabel, -condlabel) that no picture here uses": ["p2-condlabel.png", "p9-masklabel.png"]
     }
     assert found.noted["with a mask, which says where they are learned from"] == ["p0.png", "p1.png"]
+
+
+def test_masks_among_the_files_of_a_data_set_are_no_rows(folder: Path, tmp_path: Path):
+    lines = [json.dumps({"file_name": f"p{i}.png", "caption": f"kind {i}"}) for i in range(4)]
+    for name in ("p0-masklabel.png", "p2-condlabel.png", "p9-masklabel.png"):
+        half(folder / name)
+        lines.append(json.dumps({"file_name": name, "caption": "a mask"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = survey(Data(dataset=str(folder)), cache=tmp_path / "cache")
+    assert masks_of(found) == {"p0.png": "p0-masklabel.png"} and len(found.train + found.heldout) == 4
+    assert [len(names) for names in found.unused.values()] == [2]
 
 
 def test_check_counts_masks_as_masks(folder: Path, command: Command):
