@@ -9,6 +9,10 @@ Progress = Callable[[int, int], None]  # called with (done, of)
 GIB = 2**30  # bytes: 1 GB as graphics cards and Windows count it
 
 
+class Stopped(KeyboardInterrupt):
+    """Raised by progress where a step has ended, when someone has asked the program to stop: what is done can be saved."""
+
+
 class Watch(Protocol):
     """Whoever a run reports to: the console, or a stand-in in a test."""
 

@@ -65,6 +65,8 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
 
 
 def _train(run: Run, watch: Watch) -> Outcome:
+    for note in run.notes:
+        watch.say(note)
     done, rounds = run.state.get("round", 1) - 1, run.settings.run.rounds
     stopped = run.state.get("stopped") if run.settings.judge.stop else None
     complete = bool(stopped) or done >= rounds
@@ -73,7 +75,8 @@ def _train(run: Run, watch: Watch) -> Outcome:
     if not complete or run.snapshots.fault(0):
         stopped = _play_rounds(run, done, stopped, watch)
     else:
-        run.open()
+        for note in run.open():
+            watch.say(note)
     outcome = _outcome(run, stopped, already=False)
     _export(outcome, watch)
     return outcome

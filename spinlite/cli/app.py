@@ -14,12 +14,14 @@ from spinlite.cli import data as cli_data
 from spinlite.cli import lora as cli_lora
 from spinlite.cli import plan as cli_plan
 from spinlite.cli import report as cli_report
+from spinlite.cli import runs as cli_runs
 from spinlite.cli import settings as cli_settings
 from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
 from spinlite.config.presets import USUAL
 from spinlite.config.spelling import to_type
 from spinlite.errors import SpinliteError
+from spinlite.runs.names import check_name
 
 # Set before torch is imported: its threads spin while they wait. Endless spinning made a step 20 times slower on a busy
 # machine with 2 cores; no spinning made it twice as slow on an idle one.
@@ -50,8 +52,7 @@ def train(
 ) -> None:
     """Train a LoRA by self-play. The same command resumes an interrupted run."""
     name = name or Path(preset).stem
-    if name != Path(name).name or name.lower() in ("cache", "..", "."):
-        raise SpinliteError(f"{name!r} can't be a run's name", fix="type a plain name, such as --name my-style")
+    check_name(name)
     from spinlite.cli.console import Console
 
     console = Console()
@@ -59,11 +60,12 @@ def train(
     from spinlite.config.load import load_settings
 
     settings = load_settings(preset, set_, data__folder=data)
+    from spinlite.cli.stop import stoppable
     from spinlite.selfplay import train as go
 
     if settings.about:
         console.say(settings.about)
-    with explained(runs / name):
+    with explained(runs / name), stoppable(console):
         outcome = go(settings, runs / name, console)
     _show_outcome(console, outcome)
 
@@ -167,6 +169,7 @@ cli_data.register(app)
 cli_lora.register(app)
 cli_plan.register(app)
 cli_report.register(app)
+cli_runs.register(app)
 cli_settings.register(app)
 
 

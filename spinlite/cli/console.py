@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spinlite.cli.terminal import Screen
-from spinlite.progress import Pace, describe_duration
+from spinlite.progress import Pace, Stopped, describe_duration
 
 PLAIN_SECONDS = 15.0  # between two progress lines where the output is not a terminal
 
@@ -21,6 +21,7 @@ class Console:
 
     def __init__(self, screen: RichScreen | None = None) -> None:
         self.screen = screen or Screen()
+        self.stopping = False  # whether someone asked to stop after this step
         self._round_began = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -40,6 +41,7 @@ class Console:
     @contextlib.contextmanager
     def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         """Show a progress bar while the block runs, then one line. Yields progress(done, of, **figures)."""
+        self._stop_if_asked()
         start, pace = time.monotonic(), Pace()
         last = ""
         with self._bar(title, total, pace) if self.screen.is_terminal else self._lines(title, pace) as advance:
@@ -49,10 +51,15 @@ class Console:
                 last = _brief(figures)
                 pace.report(done, of)
                 advance(done, of, last)
+                self._stop_if_asked()
 
             yield progress
         took = f"{_duration(time.monotonic() - start):>8}  {last}".rstrip()
         self.screen.print(Text.assemble(f"  {title:<30} ", (took, "dim")))
+
+    def _stop_if_asked(self) -> None:
+        if self.stopping:
+            raise Stopped
 
     def show_round(self, round_: int, rounds: int, figures: dict[str, Any], /) -> None:
         """A line after a round, with what its judge measured and how long the run will still take."""

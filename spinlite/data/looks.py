@@ -48,7 +48,7 @@ class LookCache:
         self._looks: dict[str, tuple[list[int], Look]] = {}
         with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # damaged: look at the files again
             kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["rules"] == self._rules:
+            if kept["rules"] == self._rules and kept.get("made_of", made := fingerprint(kept["looks"])) == made:
                 for name, stamp, key, size, seen, fault, mark in kept["looks"]:
                     self._looks[name] = stamp, Look(key, (size[0], size[1]), tuple(seen), fault, mark)
 
@@ -67,7 +67,7 @@ class LookCache:
         """Write all looks to the file, in one step."""
         looks = [[name, stamp, *astuple(look)] for name, (stamp, look) in self._looks.items()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._path, json.dumps({"rules": self._rules, "looks": looks}).encode())
+        write_bytes(self._path, json.dumps({"rules": self._rules, "made_of": fingerprint(looks), "looks": looks}).encode())
         self._saved = time.monotonic()
 
 

@@ -70,3 +70,8 @@ def remove_drafts(folder: Path) -> None:
     """Remove what commands that were killed left half written in a folder. Only its holder may."""
     for draft in folder.rglob(f"*{DRAFT}"):
         draft.unlink(missing_ok=True)
+
+
+def read_lines(path: Path) -> set[str]:
+    """The lines of a text file; none if there is no such file."""
+    return set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else set()

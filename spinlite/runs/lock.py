@@ -48,8 +48,10 @@ def hold(folder: Path, wait: float = 0.0) -> Iterator[None]:
             owner.write_text(json.dumps(made_by), encoding="utf-8")
         yield
     finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+        try:
+            owner.unlink(missing_ok=True)
+        finally:
+            lock.release()
         if {path.name for path in folder.iterdir()} <= {LOCK}:
             with contextlib.suppress(OSError):  # another command may have come meanwhile
                 (folder / LOCK).unlink(missing_ok=True)

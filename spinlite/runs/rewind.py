@@ -5,6 +5,7 @@ from typing import Any
 
 from spinlite.errors import SpinliteError
 from spinlite.runs.journal import Journal
+from spinlite.runs.names import JOURNAL
 from spinlite.runs.saved import Saved, lost
 from spinlite.runs.snapshots import Snapshots
 
@@ -20,7 +21,7 @@ def rewind(folder: Path, k: int) -> None:
 
     Raises SpinliteError if the journal does not reach so far, or that round's snapshot is missing or damaged.
     """
-    journal = Journal(folder / "journal.jsonl")
+    journal = Journal(folder / JOURNAL)
     journal.read()
     judged = {event["round"]: event for event in journal.events("judge")}
     if not journal.events("begin"):

@@ -25,12 +25,13 @@ from spinlite.config.settings import Memory, Settings
 from spinlite.errors import SpinliteError
 from spinlite.runs.changes import AFTER_GUARD, changes, kept_settings, refuse_changes
 from spinlite.runs.checksum import checksum
-from spinlite.runs.disk import remove_drafts, write_bytes
+from spinlite.runs.disk import read_lines, remove_drafts, write_bytes
 from spinlite.runs.journal import Journal
+from spinlite.runs.names import CACHES, JOURNAL
 from spinlite.runs.saved import Saved, lost
 from spinlite.runs.snapshots import GoodPolicies, SnapshotName, Snapshots, update_of
 
-CACHES = "caches.txt"  # the folders of the cache that a run uses, a line each
+TORN = "the journal ended in a torn line (a power cut, or a full disk?): the work since the last save is done again"
 
 
 class Run:
@@ -43,7 +44,7 @@ class Run:
         is no run and no settings are given. Changes nothing on disk. `notes` says what was found damaged.
         """
         self.folder, self.notes = folder, list[str]()
-        self.journal, self._saved = Journal(folder / "journal.jsonl"), Saved(folder)
+        self.journal, self._saved = Journal(folder / JOURNAL), Saved(folder)
         self.snapshots, self.good = Snapshots(folder), GoodPolicies(folder / "good")
         self.state = self._find_state()
         self.lowered: list[dict[str, Any]] = self.state.get("lowered", [])  # memory settings lowered when memory ran out
@@ -80,8 +81,8 @@ class Run:
         if self.state.get("undone") and self._changes.keys() & AFTER_GUARD:
             self.state |= {"stopped": None, "exported": False}
 
-    def open(self) -> None:
-        """Make the folder and write the settings. From then on other settings are refused.
+    def open(self) -> list[str]:
+        """Make the folder and write the settings. From then on other settings are refused. Returns what is worth saying.
 
         What was journalled after the last save is removed, since that work is done again; so are half-written files.
         """
@@ -90,8 +91,7 @@ class Run:
         self.snapshots.require(self.state.get("within", []))
         if not self.state:
             self.journal.read(0)
-        if self.journal.torn():
-            self.notes.append("the journal's last line was torn off (a power cut?): the work since the last save is done again")
+        notes = [TORN] if self.journal.torn() else []
         self.journal.cut()
         if not self.state.get("update"):
             shutil.rmtree(self.folder / "good", ignore_errors=True)  # of another try of this round
@@ -102,6 +102,7 @@ class Run:
             self.save({}, **self.state)
         write_bytes(self._settings_path, tomli_w.dumps(self.settings.model_dump(exclude_none=True)).encode())
         self._journal_lowered()
+        return notes
 
     @property
     def name(self) -> str:
@@ -238,8 +239,3 @@ class Run:
         for entry in self.lowered:
             if entry["time"] not in logged:
                 self.log("lowered", **entry)
-
-
-def read_lines(path: Path) -> set[str]:
-    """The lines of a text file; none if there is no such file."""
-    return set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else set()

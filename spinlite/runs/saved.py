@@ -11,10 +11,9 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.checksum import find_damage, read_header
 from spinlite.runs.disk import write_bytes
 from spinlite.runs.journal import Journal
+from spinlite.runs.names import BEFORE, NEWEST
 from spinlite.runs.store import read_tensors, write_tensors
 from spinlite.runs.trees import flatten, unflatten
-
-NEWEST, BEFORE = "state.safetensors", "state-before.safetensors"
 
 
 class Saved:

@@ -19,6 +19,7 @@ from spinlite.maths.auto_beta import automatic_beta, running_mean
 from spinlite.memory.device import Levers, averaged_weights, training_weights
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
+from spinlite.progress import Stopped
 from spinlite.runs.snapshots import update_of
 from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
@@ -138,7 +139,11 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
         def after_update(measured: dict[str, float]) -> None:
             nonlocal saved
             session.run.log("update", round=k, **measured)
-            progress(state.update, settings.length, **measured)
+            asked: Stopped | None = None
+            try:
+                progress(state.update, settings.length, **measured)
+            except Stopped as stop:
+                asked = stop
             snapshot_due, good_due = (
                 bool(every) and state.update % every == 0 for every in (settings.snapshot_every, good_every)
             )
@@ -148,10 +153,12 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                         session.save_snapshot(f"{k}-{state.update}")
                     if good_due:
                         session.run.good.keep(k, state.update, session.slots.state("policy"))
-            if time.monotonic() - saved >= SAVE_SECONDS:
+            if asked or time.monotonic() - saved >= SAVE_SECONDS:
                 tensors = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
                 session.run.save(tensors, round=k, stopped=None, **asdict(state))
                 saved = time.monotonic()
+            if asked:
+                raise asked
 
         with training_weights(optimizer):
             learn(

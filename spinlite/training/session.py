@@ -169,6 +169,8 @@ class Session:
     def _store(self, snapshot: SnapshotName | None, settings: Play, names: tuple[int | str, ...]) -> Store:
         """The fakes of a snapshot (None: of the base), in a folder named by the hash of all that they depend on."""
         has_lora = snapshot is not None and (snapshot or self.family.start)  # without a LoRA to start from, snapshot 0 is zero
+        if has_lora:
+            self.run.snapshots.require([snapshot or 0])
         made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
         wide = [self.encoded.chunks] * (self.encoded.chunks > 1)
         made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names, *wide)
@@ -211,8 +213,7 @@ def begin(session: Session) -> None:
     Raises SpinliteError if the base model's files, the LoRA to start from, the pictures or the captions have changed.
     """
     run = session.run
-    run.open()
-    for note in run.notes:
+    for note in run.open():
         session.watch.say(note)
     levers = asdict(session.device.levers)
     file = session.settings.model.init_lora

@@ -86,7 +86,7 @@ def test_what_makes_no_sense_is_answered_in_two_lines(command: Command, words: l
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "cache", "/tmp"])
 def test_a_name_that_is_no_folder_of_runs_is_refused(command: Command, name: str):
     problem, fix = command("train", "demo", "--name", name).error()
-    assert problem == f"{name!r} can't be a run's name" and "--name" in fix
+    assert problem.startswith(f"{name!r} can't be a run's name") and "--name" in fix
     assert not list(Path.cwd().iterdir())
 
 

@@ -1,0 +1,169 @@
+"""A small run in which every kind of file occurs, to damage, to cut off and to compare."""
+
+import contextlib
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from spinlite.config.load import load_settings
+from spinlite.config.settings import Settings
+from spinlite.data import looks
+from spinlite.errors import SpinliteError
+from spinlite.runs import disk, journal, store
+from spinlite.runs.store import read_tensors
+from spinlite.selfplay import train
+from spinlite.training import learn, opponent_errors
+from tests.toy import TOY, Quiet
+
+VALUES = [
+    "learn.updates=7", "learn.batch=64", "learn.snapshot_every=3", "run.rounds=2", "judge.draws=1", "judge.prompts=1",
+    "play.steps=2", "data.heldout=0.3", "method.name=seppo", "method.reference=each", "memory.cache_opponent=true",
+]  # fmt: skip
+MID = ("round 2/2 · learn", 6)  # here a run is cut off: in mid-round, with a snapshot within it and a policy for the guards
+
+
+def pictures(folder: Path, count: int = 10) -> Path:
+    """A few pictures of one colour each, with captions."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        x, y = math.cos(i * math.tau / count), math.sin(i * math.tau / count)
+        Image.new("RGB", (16, 16), (round(127.5 + 100 * x), 0, round(127.5 + 100 * y))).save(folder / f"p{i}.png")
+        (folder / f"p{i}.txt").write_text(f"{'red' if x > 0 else 'dark'} number {i % 5}", encoding="utf-8")
+    return folder
+
+
+def settings_for(data: Path, *more: str) -> Settings:
+    return load_settings(TOY, [*VALUES, *more], data__folder=str(data))
+
+
+def save_at_every_step(patch: pytest.MonkeyPatch) -> None:
+    for module in (learn, opponent_errors, store, looks):
+        patch.setattr(module, "SAVE_SECONDS", 0.0)
+
+
+def cut_off(settings: Settings, folder: Path) -> None:
+    """A run that was killed in the middle of its second round."""
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, folder, Quiet(lambda title, done: (title, done) == MID))
+
+
+def lora_of(folder: Path) -> dict[str, list[float]]:
+    """The weights that were exported."""
+    return {key: value.tolist() for key, value in read_tensors(folder / "export" / f"{folder.name}.safetensors")[0].items()}
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that comes after may touch the disk."""
+
+
+Fault = Callable[[Any], None]  # called with the file or folder that is touched
+CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "shutil.rmtree": 0}
+_watching: list[Callable[[str, Any], None]] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watching:
+        return
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        _watching[0]("open", arguments[0])
+    elif event in CHANGES:
+        _watching[0](event, arguments[CHANGES[event]])
+
+
+sys.addaudithook(_hook)
+
+
+@contextlib.contextmanager
+def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `call(what, path)` before each change below `root`: opening for writing, renaming, removing, and waiting for the
+    disk ("sync", with the open file's number)."""
+
+    def seen(what: str, path: Any) -> None:
+        if what == "sync" or str(path).startswith(str(root)):
+            call(what, path)
+
+    def sync(handle: int) -> None:
+        seen("sync", handle)
+        os.fsync(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (disk, journal):
+            patch.setattr(module, "sync", sync)
+        _watching.append(seen)
+        try:
+            yield
+        finally:
+            _watching.clear()
+
+
+def count_changes(settings: Settings, root: Path) -> int:
+    """How often an uninterrupted run in `root` changes the disk."""
+    found = []
+    with at_each_change(root, lambda what, path: found.append(what)):
+        train(settings, root / "r", Quiet())
+    return len(found)
+
+
+def killed_at(number: int, settings: Settings, root: Path) -> None:
+    """A run that is killed at its change of this number; what was being written is torn in the middle."""
+    left = number
+
+    def kill(what: str, path: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and what == "sync":
+            os.ftruncate(path, os.fstat(path).st_size // 2)
+        if left <= 0:
+            raise Killed
+
+    with at_each_change(root, kill), contextlib.suppress(Killed):
+        train(settings, root / "r", Quiet())
+
+
+def failing_at(number: int, error: int, settings: Settings, root: Path) -> str:
+    """A run in which every write fails from a change of this number on; returns how it ended."""
+    left = number
+
+    def fail(what: str, path: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0 and what in ("open", "sync", "os.mkdir", "os.rename"):
+            raise OSError(error, os.strerror(error), str(path))
+
+    with at_each_change(root, fail):
+        try:
+            train(settings, root / "r", Quiet())
+        except (SpinliteError, OSError) as caught:
+            return str(caught)
+    return ""
+
+
+def flip(path: Path, place: float) -> None:
+    """Flip one bit, at this share of the file."""
+    content = bytearray(path.read_bytes())
+    if content:
+        content[int(place * (len(content) - 1))] ^= 1 << int(place * 7)
+        path.write_bytes(content)
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+
+
+def outcome_of(settings: Settings, source: Path, work: Path, damage: Callable[[Path], None]) -> dict[str, list[float]] | str:
+    """The LoRA of the run that goes on in a damaged copy of `source`, or the error that it ends with."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(source, work)
+    damage(work)
+    try:
+        train(settings, work / "r", Quiet())
+    except SpinliteError as error:
+        return f"{error.problem} / {error.fix}"
+    return lora_of(work / "r")
