@@ -148,6 +148,6 @@ def _merge(tree: dict[str, Any], section: str, values: Any, source: str) -> None
     under = tree.get(section, {})
     if section == "method" and values.get("name", under.get("name", METHOD)) != under.get("name", METHOD):
         under = {}
-    if section == "learn" and values.keys() & ROUND_LENGTH:
+    if section == "learn" and any(values.get(key) is not None for key in ROUND_LENGTH):
         under = {key: value for key, value in under.items() if key not in ROUND_LENGTH}
     tree[section] = under | values

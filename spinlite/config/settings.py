@@ -119,14 +119,14 @@ class Draw(Section):
 
 
 class Learn(Section):
-    updates: int | None = Field(default=None, ge=1, examples=[100])  # optimizer steps per round; none: as learn.epochs says
+    updates: int | None = Field(default=None, ge=1, examples=[100])  # optimizer steps per round; none: see learn.epochs
     batch: int = Field(default=16, ge=1)  # batch size: samples (or pairs) per step
     lr: float | None = Field(default=None, gt=0, le=1, examples=[1e-4])  # learning rate; none: 3e-4; 1 for prodigy
     optimizer: Literal["adamw8bit", "adamw", "schedulefree", "prodigy"] = "adamw8bit"  # prodigy finds the learning rate itself
     aim: float = Field(default=0.0, ge=0, lt=0.5)  # weight of a typical pair, for which beta is found; 0: method.beta
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
     snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
-    epochs: float | None = Field(default=None, gt=0, examples=[10])  # how often a round shows each picture; none: 32
+    epochs: float | None = Field(default=None, gt=0, examples=[10])  # times a round shows each picture; none: 32, or updates
 
     @property
     def length(self) -> int:
