@@ -6,7 +6,8 @@ from spinlite.config.settings import Judge, Learn, Settings
 
 EPOCHS = 32  # in three rounds each picture is seen about 100 times, as LoRA trainers advise; published rounds show it twice
 FEWEST, MOST = 30, 2000  # updates of a round: fewer than the demo's 30 learn too little, more are nearly a night on one card
-MEASURED = 32  # an error on unseen pictures is the mean of at least so many draws
+FEW = 16  # where fewer pictures are held out, each of them counts ..
+MEASURED = 128  # .. and is measured more often: so many draws in all (per draw, chance is 7 times that between pictures, M)
 
 
 def updates_for(learn: Learn, pictures: int) -> int:
@@ -17,7 +18,7 @@ def updates_for(learn: Learn, pictures: int) -> int:
 
 def draws_for(judge: Judge, pictures: int) -> int:
     """The draws of each of so many held-out pictures: `judge.draws`, or more where pictures are few."""
-    return max(judge.draws, math.ceil(MEASURED / max(pictures, 1)))
+    return max(judge.draws, math.ceil(MEASURED / max(pictures, 1))) if pictures < FEW else judge.draws
 
 
 def with_pictures(settings: Settings, train: int, heldout: int) -> Settings:

@@ -159,7 +159,7 @@ class Memory(Section):
 
 
 class Judge(Section):
-    draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round
+    draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round; more if these are few
     prompts: int = Field(default=12, ge=1, le=48)  # pictures in each panel of the sample sheet
     stop: bool = True  # guards: end a round that is won, undo a round that goes wrong, and stop a run that gets worse
 

@@ -179,9 +179,12 @@ class Run:
     def best(self) -> int:
         """The round with the lowest error on held-out real pictures. 0 is the start: it counts too.
 
-        A round that the judge stopped the run after is left out.
+        A round that the judge stopped the run after is left out. Where held-out pictures are too few to judge by, chance would
+        choose: it is the last round then.
         """
         rounds = self.events("judge")
+        if any(event.get("enough") is False for event in rounds):
+            return max((event["round"] for event in rounds if not event.get("stopped")), default=0)
         errors = {event["round"]: math.inf if event.get("stopped") else event["policy_real"] for event in rounds}
         start = {0: rounds[0]["previous_real"]} if rounds else {0: 0.0}
         return min(start | errors, key=(start | errors).__getitem__)

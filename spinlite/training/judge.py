@@ -8,13 +8,14 @@ from torch import Tensor
 
 from spinlite.data.encoded import group_by_shape
 from spinlite.data.records import Record
+from spinlite.data.split import enough_to_judge
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
 from spinlite.memory.device import Levers
 from spinlite.progress import Progress
 from spinlite.training.batches import Fakes
 from spinlite.training.guards import Diverged
-from spinlite.training.heldout import drift, has_grown, has_strayed, heldout_errors
+from spinlite.training.heldout import drift, has_grown, has_strayed, heldout_errors, mean_of_pictures
 from spinlite.training.panels import write_panels
 from spinlite.training.session import Session
 from spinlite.training.step import figures
@@ -51,8 +52,10 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
     moved, astray = _samples(session, k, title)
     found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
+    enough = enough_to_judge(session.heldout)
+    found |= {} if enough else {"enough": False}
     why = (
-        _grown(k, previous, measured["policy_real"])
+        (_grown(session, k, previous, measured["policy_real"]) if enough else None)
         or _wrong_opponent(session, k, found)
         or (_ASTRAY.format(k) if astray else None)
     )
@@ -63,10 +66,13 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
     return stopped
 
 
-def _grown(k: int, previous: Tensor, now: Tensor) -> str | None:
-    if not has_grown(previous, now):
+def _grown(session: Session, k: int, previous: Tensor, now: Tensor) -> str | None:
+    """Why the errors on unseen pictures, (records,) each, stop the run; None if chance explains how they changed."""
+    before, after = (mean_of_pictures(session.heldout, errors) for errors in (previous, now))
+    if not has_grown(before, after):
         return None
-    return f"the error on unseen pictures grew in round {k} ({previous.mean():.4f} to {now.mean():.4f})"
+    change = now.mean().item() / previous.mean().item() - 1
+    return f"the error on unseen pictures grew in round {k}, by {100 * change:.2g} %, which is more than chance explains"
 
 
 def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | None:

@@ -37,8 +37,8 @@ def test_what_is_set_decides():
 
 
 def test_a_picture_is_measured_more_often_where_there_are_few():
-    assert [draws_for(Judge(), n) for n in (1, 2, 3, 4, 10, 64)] == [MEASURED, 16, 11, 8, 8, 8]
-    assert draws_for(Judge(draws=2), 20) == 2 and draws_for(Judge(draws=100), 1) == 100
+    assert [draws_for(Judge(), n) for n in (1, 2, 4, 10, 16, 64)] == [MEASURED, 64, 32, 13, 8, 8]
+    assert draws_for(Judge(draws=2), 20) == 2 and draws_for(Judge(draws=200), 1) == 200
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,18 @@ def test_samples_stray_when_they_leave_the_real_ones_and_not_when_they_come_near
     real, start = torch.randn(16, 4, 8, 8), 1.2 * torch.randn(16, 4, 8, 8) + 0.3
     assert not has_strayed(real, start, start) and not has_strayed(real, start, real)
     assert has_strayed(real, start, start + 0.3) and has_strayed(real, start, 1.5 * start)
-    assert not has_strayed(real[:7], start[:7], start[:7] + 9), "too few to say"
+    assert not has_strayed(real[:8], start[:8], start[:8] + 9), "too few to say"
+
+
+def test_samples_that_differ_by_chance_alone_have_not_strayed():
+    """Pictures of many colours: their means differ by chance as much as those of a cast do."""
+    torch.manual_seed(0)
+
+    def drawn() -> Tensor:
+        return 0.5 * torch.randn(12, 4, 1, 1) + torch.randn(12, 4, 4, 4)
+
+    strayed = [has_strayed(drawn(), drawn() + 0.2, drawn() + 0.2) for _ in range(200)]
+    assert sum(strayed) <= 4
 
 
 def test_the_journal_tells_what_was_undone(sane: Settings, tmp_path: Path):
