@@ -49,7 +49,7 @@ class Outcome:
 
     run: Run
     rounds: list[dict[str, Any]]  # the journal's judge events, one per round
-    best: int  # the round that was exported; 0 is the start
+    best: int  # the best round; 0 is the start: no round was better
     stopped: str | None  # why a guard ended the run, if one did
     already: bool  # the run was complete before this call
 
@@ -72,6 +72,8 @@ def _train(run: Run, watch: Watch) -> Outcome:
     complete = bool(stopped) or done >= rounds
     if complete and run.is_exported:
         return _outcome(run, stopped, already=True)
+    if run.state:
+        watch.say(_where(run))
     if not complete or run.snapshots.fault(0):
         stopped = _play_rounds(run, done, stopped, watch)
     else:
@@ -80,6 +82,14 @@ def _train(run: Run, watch: Watch) -> Outcome:
     outcome = _outcome(run, stopped, already=False)
     _export(outcome, watch)
     return outcome
+
+
+def _where(run: Run) -> str:
+    """From where a run goes on, in words."""
+    k, update = run.state["round"], run.state["update"]
+    if k > run.settings.run.rounds:
+        return "going on after the last round: the LoRA is still to be written"
+    return f"going on from round {k}, " + (f"update {update}" if update else "from its beginning")
 
 
 def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | None:
@@ -109,15 +119,18 @@ def _round(session: Session, k: int) -> tuple[str | None, int, bool]:
 
 
 def _export(outcome: Outcome, watch: Watch) -> None:
-    """Write the best round, and the last if it is another, as files for other programs. Loads the base model afresh."""
+    """Write the best round, and the last if it is another, as files for other programs. Loads the base model afresh.
+
+    Round 0 is the start, which no round has bettered: it is nothing to hand over, so then there is the last round alone.
+    """
     run, last = outcome.run, max((event["round"] for event in outcome.rounds), default=0)
-    base = load_family(run.settings.model, device.choose_device(run.memory))
-    files = {outcome.best: run.export_path}
-    if last == outcome.best:
-        run.last_export_path.unlink(missing_ok=True)  # from before the run went on
-    else:
-        files[last] = run.last_export_path
+    files = {last: run.last_export_path} | {outcome.best: run.export_path}
+    files.pop(0, None)
+    for path in {run.export_path, run.last_export_path} - {*files.values()}:
+        path.unlink(missing_ok=True)  # from before the run went on
+    base = load_family(run.settings.model, device.choose_device(run.memory)) if files else None
     for k, path in files.items():
+        assert base
         verified = export(run, base, k, path, ExportOptions())
         run.log("export", round=k, file=path.name, verified=verified)
         watch.say(f"exported round {k} as {path.name}: {verified}")

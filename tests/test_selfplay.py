@@ -177,7 +177,7 @@ def test_growing_heldout_errors_stop_the_run_and_roll_back(toy: Settings, tmp_pa
     assert outcome.stopped and len(outcome.rounds) < 6
     errors = [outcome.rounds[0]["base_real"], *(r["policy_real"] for r in outcome.rounds)]
     assert outcome.best == errors.index(min(errors))
-    assert read_tensors(outcome.run.export_path)[1]["spinlite.round"] == str(outcome.best)
+    assert outcome.run.export_path.exists() == (outcome.best > 0)
     last = outcome.run.export_path.with_stem("r-last")
     assert read_tensors(last)[1]["spinlite.round"] == str(len(outcome.rounds)) and outcome.best < len(outcome.rounds)
     again = train(wild, tmp_path / "r", Quiet())

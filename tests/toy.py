@@ -62,7 +62,7 @@ def made(folder: Path) -> dict[str, Any]:
     for event in events:
         event.pop("time")
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*folder.glob("snapshots/*"), *folder.glob("samples/*")]}
-    exported = {k: v.tolist() for k, v in read_tensors(folder / "export" / f"{folder.name}.safetensors")[0].items()}
+    exported = {p.name: {k: v.tolist() for k, v in read_tensors(p)[0].items()} for p in folder.glob("export/*.safetensors")}
     return {"events": events, "export": exported, **files}
 
 

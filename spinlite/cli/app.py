@@ -2,10 +2,9 @@
 
 import logging
 import os
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,6 +19,7 @@ from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
 from spinlite.config.presets import USUAL
 from spinlite.config.spelling import to_type
+from spinlite.cli.options import DataFolder, Overrides, Preset, Runs, takes
 from spinlite.errors import SpinliteError
 from spinlite.runs.names import check_name
 
@@ -67,48 +67,9 @@ def train(
         console.say(settings.about)
     with explained(runs / name), stoppable(console):
         outcome = go(settings, runs / name, console)
-    _show_outcome(console, outcome)
+    from spinlite.cli import train_screen
 
-
-def _show_outcome(console: Any, outcome: Any) -> None:
-    """Say how the run ended, and what to do next."""
-    run, last = outcome.run, len(outcome.rounds)
-    if outcome.already:
-        console.say(f"{run.folder} is complete.")
-    if outcome.stopped:
-        source = f"round {outcome.best}" if outcome.best else "the start, because no round was better"
-        console.say(f"a guard stopped the run: {outcome.stopped}. The exported LoRA is from {source}.")
-        if run.state.get("undone"):
-            console.say("to go on from there with a lower learning rate:")
-            console.say(f"{shlex.join(['spinlite', *sys.argv[1:]])} {to_type('learn.lr', run.settings.learn.rate / 3)}")
-    console.show_rounds(outcome.rounds, outcome.best)
-    console.show_facts({
-        "LoRA": f"{run.export_path if run.export_path.exists() else run.snapshot_path(outcome.best)} (round {outcome.best})",
-        "sheet": f"{run.sheet_path(last) if last else 'none: no round was finished'}",
-        "journal": f"{run.folder / 'journal.jsonl'}",
-    })  # fmt: skip
-    console.show_facts(_next_commands(outcome, last))
-
-
-def _next_commands(outcome: Any, last: int) -> dict[str, str]:
-    """What to type next, by what it is for."""
-    run = outcome.run
-    commands = {"try it": ["spinlite", "sample", str(run.folder), "--prompt", "WHAT TO DRAW"]}
-    if not outcome.stopped:
-        commands["further"] = [*_command_without_rounds(), "--rounds", str(last + 2)]
-    if run.settings.data.folder == "demo":
-        options = ["--data", "MY-PICTURES", "--base", "MODEL.safetensors", "--name", "mine"]
-        commands["yours"] = ["spinlite", "train", USUAL, *options]
-    return {name: shlex.join(words) for name, words in commands.items()}
-
-
-def _command_without_rounds() -> list[str]:
-    """The command as it was typed, without --rounds."""
-    typed = sys.argv[1:]
-    return ["spinlite", *(
-        word for i, word in enumerate(typed)
-        if not word.startswith("--rounds") and not (i and typed[i - 1] == "--rounds")
-    )]  # fmt: skip
+    train_screen.show(console, outcome)
 
 
 @app.command()

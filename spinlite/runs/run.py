@@ -10,7 +10,8 @@ snapshots/k.safetensors  the policy after round k; k-u.safetensors: after update
 opponent_errors/         the opponent's errors in the round under way, if they are measured in advance
 good/u.safetensors       the policy after update u of the round under way; the last two, for a guard to go back to
 samples/round-k.png      fixed captions drawn by base | previous | current
-export/NAME.safetensors  the LoRA of the best round, for other programs; NAME-last.safetensors: of the last, if that is another
+export/NAME.safetensors  the LoRA of the best round, for other programs; not if that is round 0, which nobody trained
+export/NAME-last.safetensors  the LoRA of the last round, if that is not the best
 """
 
 import math
@@ -167,7 +168,7 @@ class Run:
 
     @property
     def export_path(self) -> Path:
-        """The LoRA of the best round."""
+        """The LoRA of the best round; there is no such file if no round was better than the start."""
         return self.folder / "export" / f"{self.name}.safetensors"
 
     @property
@@ -196,7 +197,7 @@ class Run:
         if not isinstance(written, dict):  # {file: checksum}; an older version wrote True
             return bool(written) and self.export_path.is_file()
         files = {self.export_path.with_name(name): crc for name, crc in written.items()}
-        return bool(files) and all(path.is_file() and checksum(path) == crc for path, crc in files.items())
+        return all(path.is_file() and checksum(path) == crc for path, crc in files.items())
 
     def log(self, event: str, **fields: Any) -> None:
         """Append an event to the journal, with the time."""
