@@ -17,9 +17,6 @@ from spinlite.cli import runs as cli_runs
 from spinlite.cli import settings as cli_settings
 from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
-from spinlite.config.presets import USUAL
-from spinlite.config.spelling import to_type
-from spinlite.cli.options import DataFolder, Overrides, Preset, Runs, takes
 from spinlite.errors import SpinliteError
 from spinlite.runs.names import check_name
 

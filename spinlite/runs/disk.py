@@ -22,6 +22,7 @@ def write_bytes(path: Path, content: bytes, before: Path | None = None) -> None:
     try:
         with draft.open("wb") as file:
             file.write(content)
+            file.flush()
             sync(file.fileno())
         if before:
             if damage := find_damage(draft):  # the old file stays until the new one was read back

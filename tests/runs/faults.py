@@ -1,6 +1,7 @@
 """A small run in which every kind of file occurs, to damage, to cut off and to compare."""
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ from spinlite.config.settings import Settings
 from spinlite.data import looks
 from spinlite.errors import SpinliteError
 from spinlite.runs import disk, journal, store
+from spinlite.runs.checksum import read_header
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import learn, opponent_errors
@@ -167,3 +169,8 @@ def outcome_of(settings: Settings, source: Path, work: Path, damage: Callable[[P
     except SpinliteError as error:
         return f"{error.problem} / {error.fix}"
     return lora_of(work / "r")
+
+
+def journal_size(state: Path) -> int:
+    """How much of the journal a save names."""
+    return json.loads(read_header(state)["state"])["journal"]
