@@ -11,7 +11,7 @@ from spinlite.errors import SpinliteError
 from spinlite.runs import disk
 from spinlite.runs.disk import write_bytes
 from spinlite.runs.files import fingerprint
-from spinlite.runs.store import Store, fingerprint, read_tensors, write_tensors
+from spinlite.runs.store import Store, read_tensors, write_tensors
 from tests.runs.faults import flip
 
 
