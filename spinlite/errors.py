@@ -1,5 +1,8 @@
 """The one exception that a user is meant to read."""
 
+from functools import partial
+from typing import Any
+
 
 class SpinliteError(Exception):
     """Something that the user can fix: `problem` says what is wrong and where, `fix` the one thing to do about it.
@@ -11,3 +14,7 @@ class SpinliteError(Exception):
         super().__init__(f"{problem}\nfix: {fix}")
         self.problem = problem
         self.fix = fix
+
+    def __reduce__(self) -> Any:
+        """To be sent to another process."""
+        return partial(SpinliteError, fix=self.fix), (self.problem,)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 Progress = Callable[[int, int], None]  # called with (done, of)
@@ -20,6 +20,18 @@ class Watch(Protocol):
     def show_facts(self, facts: dict[str, str]) -> None: ...
     def phase(self, title: str, total: int) -> contextlib.AbstractContextManager[Callable[..., None]]: ...
     def show_round(self, round_: int, rounds: int, figures: dict[str, Any], /) -> None: ...
+
+
+class Silent:
+    """A watch that says nothing: of all but one of several processes."""
+
+    def say(self, text: str) -> None: ...
+    def show_facts(self, facts: dict[str, str]) -> None: ...
+    def show_round(self, round_: int, rounds: int, figures: dict[str, Any]) -> None: ...
+
+    @contextlib.contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        yield lambda done, of, **found: None
 
 
 class Pace:

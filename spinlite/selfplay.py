@@ -4,8 +4,11 @@ train -> _play_rounds -> _prepare (look at the data, plan, load, encode), then r
 judge) -> _export. What one round does is in `training/`.
 """
 
+import contextlib
 import shutil
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,14 @@ from spinlite.export.export import ExportOptions, export
 from spinlite.families.family import Family
 from spinlite.families.load import load_family, require_base, size_and_step
 from spinlite.lora.start import describe_start, make_slots
-from spinlite.memory import device
+from spinlite.memory import device, processes
 from spinlite.memory.device import Device, Levers
 from spinlite.memory.oom import Fallback, explain_out_of_memory
 from spinlite.memory.spill import watch_spill
 from spinlite.plan.make import plan_device
 from spinlite.plan.plan import Plan, cache_folder
 from spinlite.plan.timing import expected_seconds
-from spinlite.progress import Watch, describe_duration
+from spinlite.progress import Silent, Watch, describe_duration
 from spinlite.runs.checksum import checksum
 from spinlite.runs.lock import hold
 from spinlite.runs.run import Run
@@ -60,8 +63,26 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
 
     Raises SpinliteError for everything that the user can fix, also if another command is at work there.
     """
-    with hold(folder):
-        return _train(Run(folder, settings), watch)
+    with _own(folder) as own:
+        run = Run(own, settings, folder.parent / "cache")
+        outcome = _train(run, watch if processes.leads() else Silent())
+        processes.gather(lambda: None)
+        return outcome
+
+
+@contextlib.contextmanager
+def _own(folder: Path) -> Iterator[Path]:
+    """The run folder that this process may write to. All but the lead have a copy of it, for as long as they train."""
+    with contextlib.ExitStack() as stack:
+        processes.from_lead(lambda: stack.enter_context(hold(folder)))
+        if processes.leads():
+            processes.gather(lambda: None)
+            yield folder
+        else:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / folder.name
+            left_out = shutil.ignore_patterns(".lock*", "export", "samples")
+            processes.gather(lambda: shutil.copytree(folder, copy, ignore=left_out))
+            yield copy
 
 
 def _train(run: Run, watch: Watch) -> Outcome:
@@ -70,7 +91,7 @@ def _train(run: Run, watch: Watch) -> Outcome:
     done, rounds = run.state.get("round", 1) - 1, run.settings.run.rounds
     stopped = run.state.get("stopped") if run.settings.judge.stop else None
     complete = bool(stopped) or done >= rounds
-    if complete and run.is_exported:
+    if processes.from_lead(lambda: complete and run.is_exported):
         return _outcome(run, stopped, already=True)
     if run.state:
         watch.say(_where(run))
@@ -80,7 +101,7 @@ def _train(run: Run, watch: Watch) -> Outcome:
         for note in run.open():
             watch.say(note)
     outcome = _outcome(run, stopped, already=False)
-    _export(outcome, watch)
+    processes.from_lead(lambda: _export(outcome, watch))
     return outcome
 
 
@@ -145,9 +166,10 @@ def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
 def _prepare(run: Run, left: int, watch: Watch) -> Session:
     """Everything that the remaining `left` rounds need: records, device and plan, the base with its LoRA, encoded pictures."""
     require_base(run.settings.model)  # a base that is not there is said now, not after the pictures are looked at
-    pictures = _survey(run, watch)
+    pictures = processes.from_lead(lambda: _survey(run, watch))
     settings, method = _count_in(run, pictures), run.settings.build_method()
-    where, plan = _plan(run, settings, len(pictures.train), len(pictures.heldout), watch)
+    where, plan = processes.from_lead(lambda: _plan(run, settings, len(pictures.train), len(pictures.heldout), watch))
+    where = replace(where, device=device.choose_device().device)
     watch = watch_spill(watch, where.device)
     base = load_family(settings.model, where)
     make_scheduler(base, settings.play, "cpu")  # refuses wrong settings now, not after hours of encoding
@@ -158,7 +180,7 @@ def _prepare(run: Run, left: int, watch: Watch) -> Session:
         run.save_lowered()
 
     fallback = Fallback(where, "policy_fake" in required_errors(method), run.lowered, report_lowered)
-    seconds = left * fallback.run("learn", settings.learn.batch, lambda levers: expected_seconds(
+    seconds = left / processes.count() * fallback.run("learn", settings.learn.batch, lambda levers: expected_seconds(
         base, slots, method, settings, levers, len(pictures.train), len(pictures.heldout[:JUDGED])
     ))  # fmt: skip
     watch.show_facts(run_facts(settings, base, pictures, method, str(where)) | {
@@ -187,8 +209,8 @@ def _count_in(run: Run, pictures: Survey) -> Settings:
     if not run.state:
         return with_pictures(run.settings, count_pictures(pictures.train), len(pictures.heldout[:JUDGED]))
     began = run.events("begin")[0]["settings"]
-    learn = run.settings.learn.model_copy(update={"updates": began["learn"]["updates"]})
-    judge = run.settings.judge.model_copy(update={"draws": began["judge"]["draws"]})
+    learn = run.settings.learn.model_copy(update={"updates": began["updates"]})
+    judge = run.settings.judge.model_copy(update={"draws": began["draws"]})
     return run.settings.model_copy(update={"learn": learn, "judge": judge})
 
 
@@ -224,7 +246,7 @@ def _encode(
         names = list_names(encoded.changed)
         watch.say(f"{len(encoded.changed)} pictures changed meanwhile and are read again: {names}")
         shutil.rmtree(run.cache / "looks", ignore_errors=True)  # what it remembers of the files may be wrong
-        pictures = _survey(run, watch)
+        pictures = processes.from_lead(lambda: _survey(run, watch))
         encoded = _encode_once(run, base, pictures, fallback, watch)
     return encoded, *_usable(pictures, encoded, watch)
 

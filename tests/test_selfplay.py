@@ -102,7 +102,7 @@ def test_the_length_of_a_round_follows_from_the_pictures_and_stays_as_the_run_be
     with pytest.raises(KeyboardInterrupt):
         train(settings, place, watch)
     began = Run.open_existing(place).events("begin")[0]["settings"]
-    length = began["learn"]["updates"]
+    length = began["updates"]
     assert length == 2 * began["train"], "8 times each, 4 in a step"
     assert f"rounds: 1 of {length} steps (updates), batch 4: each picture is seen 8 times a round" in watch.said
     assert load_settings(str(place / "settings.toml")) == settings and settings.learn.updates is None

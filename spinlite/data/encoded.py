@@ -16,11 +16,13 @@ from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, 
 from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family, Picture
+from spinlite.memory import processes
 from spinlite.progress import Progress
 from spinlite.runs.files import fingerprint, fingerprint_bytes
 from spinlite.runs.store import Store
 
 T = TypeVar("T")
+Waiting = tuple["Item", str, Picture]  # a picture to be encoded, and the name that its latents are kept under
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ class Encoded:
         self.faults: dict[str, str] = {}
         self.changed: list[str] = []
         items = {(item.key, item.shape): item for r in (*records, *others) for item in self._items(r)}
-        missing = [item for each in items.values() if (item := self._missing(each)).flips]
+        missing = processes.from_lead(lambda: [item for each in items.values() if (item := self._missing(each)).flips])
         captions = ["", *(text for r in records for text in (r.caption, *r.wordings))]
         self.chunks = family.count_chunks(list(dict.fromkeys(captions)))
         texts = {self._prompt_key(text): text for text in captions}
-        prompts = [(key, text) for key, text in texts.items() if key not in self._prompts]
+        prompts = processes.from_lead(lambda: [(key, text) for key, text in texts.items() if key not in self._prompts])
         masked = [r for r in {self._mask_names(r): r for r in records}.values() if not self._has(self._mask_names(r))]
         done, total = 0, len(missing) + len(masked) + len(prompts)
 
@@ -88,12 +90,17 @@ class Encoded:
             done += count
             progress(done, total)
 
+        def encode_captions(chunk: Sequence[tuple[str, str]]) -> Cond:
+            return family.encode_captions([text for _, text in chunk], self.chunks)
+
         pictures = len({item.key for item in items.values()})
         self._encode(family, missing, pictures, batch, advance)
-        self._encode_masks(masked, pictures, advance)
-        with self._prompts:
-            for chunk in chunks(prompts, batch):
-                self._prompts.add([key for key, _ in chunk], family.encode_captions([text for _, text in chunk], self.chunks))
+        processes.from_lead(lambda: self._encode_masks(masked, pictures, advance))
+        self.faults, self.changed = processes.from_lead(lambda: (self.faults, self.changed))
+        with processes.writing(self._prompts):
+            for chunk, rows in processes.spread(chunks(prompts, batch), encode_captions):
+                if processes.leads():
+                    self._prompts.add([key for key, _ in chunk], rows)
                 advance(len(chunk))
         family.free()
 
@@ -162,22 +169,34 @@ class Encoded:
         return replace(item, flips=tuple(f for f, n in zip(item.flips, item.names(), strict=True) if n not in self._pictures))
 
     def _encode(self, family: Family, missing: Sequence[Item], total: int, batch: int, advance: Callable[[int], None]) -> None:
-        """Threads decode while the family encodes; pictures of one shape go together."""
+        """Encode pictures, those of one shape together, and keep the results without NaN."""
+
+        def encode(some: Sequence[Waiting]) -> dict[str, Tensor]:
+            names = [name for _, name, _ in some] if self._settings.latents == "sample" else None
+            return family.encode_pictures([picture for *_, picture in some], names)
+
+        with silence_pillow(), processes.writing(self._pictures):
+            for some, rows in processes.spread(self._decoded(missing, total, batch, advance), encode):
+                self._add(some, rows, total)
+
+    def _decoded(
+        self, missing: Sequence[Item], total: int, batch: int, advance: Callable[[int], None]
+    ) -> Iterator[Sequence[Waiting]]:
+        """Pictures, `batch` of one shape at a time. Threads decode them while others are encoded."""
         order = [missing[i] for run in group_by_shape([item.shape for item in missing], len(missing)) for i in run]
-        waiting: list[tuple[Item, str, Picture]] = []
-        with silence_pillow(), self._pictures:
-            for place, loaded in enumerate(in_order(self._load, order), 1):
-                item = loaded.item
-                if loaded.changed:
-                    self.changed.append(item.path.name)
-                elif loaded.fault:
-                    self._fault(item, loaded.fault, total)
-                waiting += [(item, name, picture) for name, picture in loaded.pictures.items()]
-                last = place == len(order) or order[place].shape != item.shape
-                while len(waiting) >= batch or (last and waiting):
-                    self._add(family, waiting[:batch], total)
-                    waiting = waiting[batch:]
-                advance(1)
+        waiting: list[Waiting] = []
+        for place, loaded in enumerate(in_order(self._load, order), 1):
+            item = loaded.item
+            if loaded.changed:
+                self.changed.append(item.path.name)
+            elif loaded.fault:
+                self._fault(item, loaded.fault, total)
+            waiting += [(item, name, picture) for name, picture in loaded.pictures.items()]
+            last = place == len(order) or order[place].shape != item.shape
+            while len(waiting) >= batch or (last and waiting):
+                yield waiting[:batch]
+                waiting = waiting[batch:]
+            advance(1)
 
     def _encode_masks(self, masked: Sequence[Record], total: int, advance: Callable[[int], None]) -> None:
         """Keep the masks of encoded pictures, at the resolution of their latents."""
@@ -213,13 +232,12 @@ class Encoded:
         both = {False: picture, True: mirror(picture)}
         return Loaded(item, {name: both[flip] for name, flip in zip(item.names(), item.flips, strict=True)})
 
-    def _add(self, family: Family, some: Sequence[tuple[Item, str, Picture]], total: int) -> None:
-        """Encode pictures of one shape, and keep the results without NaN."""
-        names = [name for _, name, _ in some]
-        rows = family.encode_pictures([picture for *_, picture in some], names if self._settings.latents == "sample" else None)
-        finite = [bool(torch.isfinite(row).all()) for row in rows["x0"]]
+    def _add(self, some: Sequence[Waiting], rows: dict[str, Tensor], total: int) -> None:
+        """Keep the encoded pictures without NaN."""
+        names, finite = [name for _, name, _ in some], [bool(torch.isfinite(row).all()) for row in rows["x0"]]
         kept = torch.tensor(finite)
-        self._pictures.add([name for name, ok in zip(names, finite, strict=True) if ok], {k: v[kept] for k, v in rows.items()})
+        if processes.leads():
+            self._pictures.add([n for n, ok in zip(names, finite, strict=True) if ok], {k: v[kept] for k, v in rows.items()})
         for (item, *_), ok in zip(some, finite, strict=True):
             if not ok:
                 self._fault(item, "encodes to NaN (the VAE overflows: set model.vae to another of the same kind)", total)

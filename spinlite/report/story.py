@@ -118,7 +118,7 @@ def _facts(run: Run, events: list[dict[str, Any]]) -> dict[str, str]:
     begin = next((event for event in events if event["event"] == "begin"), None)
     if begin:
         counts = begin["settings"]
-        facts["rounds"] = f"{settings.run.rounds} of {counts['learn']['updates']} steps, batch {settings.learn.batch}"
+        facts["rounds"] = f"{settings.run.rounds} of {counts['updates']} steps, batch {settings.learn.batch}"
         facts |= {"pictures": f"{counts['train']} to learn from, {counts['heldout']} unseen", "device": begin["device"]}
         facts["took"] = f"{describe_duration(events[-1]['time'] - begin['time'])} from its first to its last event"
     return facts

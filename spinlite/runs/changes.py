@@ -11,7 +11,7 @@ from spinlite.runs.journal import Journal
 
 MEMORY_SETTINGS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
 ALWAYS = {"about", "run.rounds", "judge.stop"} | MEMORY_SETTINGS  # may change whenever a run is continued
-NOT_SETTINGS = ("train", "heldout")  # what the journal's begin event counts beside the settings
+NOT_SETTINGS = ("train", "heldout", "updates", "draws")  # what the journal's begin event counts beside the settings
 PLACES = ("data.folder", "model.base", "model.vae", "model.init_lora")  # compared as places, not letter by letter
 AFTER_GUARD = {"learn.lr", "method.beta"}  # may change too after a guard undid a round
 

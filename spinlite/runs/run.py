@@ -38,13 +38,14 @@ TORN = "the journal ended in a torn line (a power cut, or a full disk?): the wor
 class Run:
     """A run folder, new or to be continued. Only its holder (`runs/lock.py:hold`) may change it."""
 
-    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
-        """An existing run keeps its own settings if none are given.
+    def __init__(self, folder: Path, settings: Settings | None = None, cache: Path | None = None) -> None:
+        """An existing run keeps its own settings if none are given. Its cache lies beside it, if not said otherwise.
 
         Raises SpinliteError if the folder was made with other settings, if nothing in it says where the run stands, or if it
         is no run and no settings are given. Changes nothing on disk. `notes` says what was found damaged.
         """
         self.folder, self.notes = folder, list[str]()
+        self.cache = cache or folder.parent / "cache"  # shared with the runs beside it: encoded pictures and captions, fakes
         self.journal, self._saved = Journal(folder / JOURNAL), Saved(folder)
         self.snapshots, self.good = Snapshots(folder), GoodPolicies(folder / "good")
         self.state = self._find_state()
@@ -108,11 +109,6 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
-
-    @property
-    def cache(self) -> Path:
-        """The cache that this run shares with the runs beside it: encoded pictures and captions, fakes, checked files."""
-        return self.folder.parent / "cache"
 
     def remember_cache(self, folder: Path) -> None:
         """Note that the run uses a folder of the cache, for `spinlite runs clean`."""

@@ -83,7 +83,7 @@ class Store:
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._block: contextlib.ExitStack | None = None
         self._bytes, self._since = 0, 0.0
-        self._read_folder()
+        self.reread()
 
     def __contains__(self, key: str) -> bool:
         while (place := self._places.get(key)) and place[0] not in self._whole:
@@ -97,7 +97,7 @@ class Store:
         with contextlib.ExitStack() as block:
             block.enter_context(hold(self.folder, WAIT))
             remove_drafts(self.folder)
-            self._read_folder()  # what another process has written meanwhile
+            self.reread()  # what another process has written meanwhile
             self._block = block.pop_all()
         return self
 
@@ -157,8 +157,8 @@ class Store:
         self._index(shard)
         self._whole.add(len(self._shards) - 1)
 
-    def _read_folder(self) -> None:
-        """Index the shards that are not known yet."""
+    def reread(self) -> None:
+        """Find what another process has written meanwhile: index the shards that are not known yet."""
         known = {path for path, _ in self._shards}
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard not in known and OURS.fullmatch(shard.name):

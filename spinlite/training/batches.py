@@ -56,6 +56,10 @@ class Batch:
         for start in range(0, len(self.t), size):
             yield _slice(self, slice(start, start + size))
 
+    def share(self, number: int, count: int) -> "Batch":
+        """Every `count`-th sample, from `number` on: what one of several processes takes."""
+        return self if count == 1 else _slice(self, slice(number, None, count))
+
 
 def _slice(value: Any, rows: slice) -> Any:
     match value:

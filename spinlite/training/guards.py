@@ -25,8 +25,11 @@ class Diverged(Exception):
     """A guard acted. `guard` names it, the message says why; `update` is the last one that was made, or 0."""
 
     def __init__(self, guard: str, why: str, update: int = 0) -> None:
-        super().__init__(why)
-        self.guard, self.update = guard, update
+        super().__init__(guard, why, update)
+        self.guard, self.why, self.update = guard, why, update
+
+    def __str__(self) -> str:
+        return self.why
 
 
 def pull(method: Method, errors: Errors, weight: Tensor | None = None) -> float:

@@ -15,6 +15,7 @@ from spinlite.data.records import Record
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.maths.draws import generator
+from spinlite.memory import processes
 from spinlite.progress import Progress
 from spinlite.training.batches import Errors, make_batch
 from spinlite.training.step import measure
@@ -37,10 +38,14 @@ def heldout_errors(
     rows = [(record, epoch) for record in records for epoch in range(draws)]
     found = {name: torch.empty(len(rows)) for name in names}
     done = 0
-    for run in group_by_shape([record.bucket for record, _ in rows], batch):
+
+    def measure_some(run: list[int]) -> Errors:
         made = make_batch(family, encoded, [rows[i] for i in run], fakes, None, ("heldout",))
+        return {name: measure(family, slots, name, made).cpu() for name in names}
+
+    for run, measured in processes.spread(group_by_shape([record.bucket for record, _ in rows], batch), measure_some):
         for name in names:
-            found[name][run] = measure(family, slots, name, made).cpu()
+            found[name][run] = measured[name]
         progress(done := done + len(run), len(rows))
     return {name: values.view(len(records), draws).mean(1) for name, values in found.items()}
 

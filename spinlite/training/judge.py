@@ -11,6 +11,7 @@ from spinlite.data.records import Record
 from spinlite.data.split import enough_to_judge
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
+from spinlite.memory import processes
 from spinlite.memory.device import Levers
 from spinlite.progress import Progress
 from spinlite.training.batches import Fakes
@@ -136,6 +137,8 @@ def _spread(items: list[T], most: int) -> list[T]:
 def _sheet(
     session: Session, k: int, captions: list[str], sides: dict[str, list[Tensor]], strips: list[dict[str, Tensor]]
 ) -> None:
+    if not processes.leads():
+        return
     rows = [*sides.values(), *(list(strip.values()) for strip in strips)]
 
     def decode(levers: Levers) -> list[list[Image]]:

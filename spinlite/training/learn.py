@@ -16,6 +16,7 @@ from spinlite.config.settings import Learn
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.maths.auto_beta import automatic_beta, running_mean
+from spinlite.memory import processes
 from spinlite.memory.device import Levers, averaged_weights, training_weights
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
@@ -227,13 +228,24 @@ def _add_gradient(
     """
     now = state.method(method, settings.aim)
     beta = getattr(now, "beta", 1.0) if settings.aim else 1.0
-    loss, of_batches = torch.zeros(()), []
-    for batch in batches:  # each counts by its share of the update's pictures
-        share = len(batch.t) / settings.batch
-        part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
-        loss, of_batches = loss + part.cpu(), [*of_batches, errors]
+
+    def add_own() -> tuple[Tensor, list[Errors], list[Tensor]]:
+        loss, of_batches, weights = torch.zeros(()), [], []
+        for batch in (batch.share(processes.number(), processes.count()) for batch in batches):
+            if len(batch.t):  # each counts by its share of the update's pictures
+                share = len(batch.t) / settings.batch
+                part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
+                loss, of_batches = loss + part.cpu(), [*of_batches, {name: value.cpu() for name, value in errors.items()}]
+                if batch.weight is not None:
+                    weights.append(batch.weight.cpu())
+        return loss, of_batches, weights
+
+    found = processes.gather(add_own)
+    processes.sum_gradients(slots.parameters())
+    loss = torch.stack([part for part, _, _ in found]).sum()
+    of_batches = [errors for _, each, _ in found for errors in each]
     errors = {name: torch.cat([each[name] for each in of_batches]) for name in of_batches[0]}
-    weights = [batch.weight for batch in batches if batch.weight is not None]
+    weights = [weight for _, _, each in found for weight in each]
     weight = torch.cat(weights) if weights else None
     if settings.aim:
         state.track_margins(errors, weight)

@@ -5,7 +5,7 @@ opponent makes of it is one number, 4 bytes on disk.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
+from spinlite.memory import processes
 from spinlite.progress import Progress
 from spinlite.runs.files import fingerprint, fingerprint_files
 from spinlite.runs.snapshots import SnapshotName
@@ -46,10 +47,13 @@ def measure_opponent(
     errors = read_tensors(path)[0] if path.exists() else {name: torch.empty(0) for name in names}
     done = saved_count = len(errors[names[0]])
     saved = time.monotonic()
+
+    def measure_some(some: Sequence[int]) -> Errors:
+        same_shape = batches.at_places(some)
+        return {name: measure(family, slots, name, same_shape).cpu() for name in names}
+
     try:
-        while done < len(order):
-            same_shape = batches.at_places(order[done : min(done + batch, next(end for end in ends if end > done))])
-            more = {name: measure(family, slots, name, same_shape).cpu() for name in names}
+        for _, more in processes.spread(_runs(order, done, ends, batch), measure_some):
             errors = {name: torch.cat([errors[name], more[name]]) for name in names}
             done = len(errors[names[0]])
             progress(done, len(places))
@@ -61,6 +65,14 @@ def measure_opponent(
             write_tensors(path, errors, {"name": path.stem})
     row_of = {place: row for row, place in enumerate(order)}
     return {name: value[[row_of[place] for place in places]] for name, value in errors.items()}
+
+
+def _runs(order: Sequence[int], start: int, ends: Sequence[int], batch: int) -> Iterator[Sequence[int]]:
+    """The places from `start` on, `batch` at a time; no run reaches over one of the `ends`."""
+    while start < len(order):
+        to = min(start + batch, next(end for end in ends if end > start))
+        yield order[start:to]
+        start = to
 
 
 def known_errors(session: Session, k: int, batches: Batches) -> Errors:

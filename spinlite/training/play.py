@@ -16,6 +16,7 @@ from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import gaussian, generator, permutation
+from spinlite.memory import processes
 from spinlite.progress import Progress
 from spinlite.runs.files import fingerprint
 from spinlite.runs.store import Store
@@ -41,23 +42,28 @@ def play(
 
     Raises Diverged if a fake is not finite, and SpinliteError if the settings don't go together.
     """
-    done = 0
-    with store:
-        for chunk in ([records[i] for i in run] for run in group_by_shape([r.bucket for r in records], batch)):
-            if any(fake_key(r) not in store for r in chunk):
-                shape = encoded.real(chunk).shape[1:]
-                noise = torch.stack([gaussian(shape, "play", *names, r.key) for r in chunk])
-                chance = [generator("sampler", *names, r.key) for r in chunk]
-                path = PathRecorder(
-                    settings, len(make_scheduler(family, settings, "cpu").timesteps), [(*names, r.key) for r in chunk]
-                )
-                fakes = sample(
-                    family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
-                    path.record if settings.points else None,
-                )  # fmt: skip
-                if not fakes.isfinite().all():
-                    raise Diverged("numbers", "samples are not numbers")
-                store.add([fake_key(r) for r in chunk], {"x0": fakes, **path.tensors()})
+    steps, done = len(make_scheduler(family, settings, "cpu").timesteps), 0
+
+    def make(chunk: list[Record]) -> dict[str, Tensor]:
+        noise = torch.stack([gaussian(encoded.real([r]).shape[1:], "play", *names, r.key) for r in chunk])
+        chance = [generator("sampler", *names, r.key) for r in chunk]
+        path = PathRecorder(settings, steps, [(*names, r.key) for r in chunk])
+        fakes = sample(
+            family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
+            path.record if settings.points else None,
+        )  # fmt: skip
+        if not fakes.isfinite().all():
+            raise Diverged("numbers", "samples are not numbers")
+        return {"x0": fakes, **path.tensors()}
+
+    chunks = [[records[i] for i in run] for run in group_by_shape([r.bucket for r in records], batch)]
+    missing = processes.from_lead(lambda: [chunk for chunk in chunks if any(fake_key(r) not in store for r in chunk)])
+    done = len(records) - sum(map(len, missing))
+
+    with processes.writing(store):
+        for chunk, made in processes.spread(missing, make):
+            if processes.leads():
+                store.add([fake_key(r) for r in chunk], made)
             progress(done := done + len(chunk), len(records))
 
 

@@ -19,6 +19,7 @@ from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.lora.metadata import tag_counts
 from spinlite.maths.draws import generator, partners
+from spinlite.memory import processes
 from spinlite.memory.device import Device
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
@@ -125,7 +126,7 @@ class Session:
         """
         settings = self._play_settings(names)
         store = self._store(snapshot if who != "base" else None, settings, names)
-        if any(fake_key(r) not in store for r in records):
+        if processes.from_lead(lambda: any(fake_key(r) not in store for r in records)):
             if store.damaged:
                 self.watch.say(f"damaged fakes in {store.folder}, made again: {', '.join(store.damaged)}")
             if who == "opponent":
@@ -180,7 +181,7 @@ class Session:
 
     def forget_fakes(self, k: int) -> None:
         """Delete what round k, which is over, has learned from. The fakes of round 1 stay: other runs may begin with them."""
-        if self.method.fakes != "played":
+        if self.method.fakes != "played" or not processes.leads():
             return
         for snapshot in self.opponents(k) if k > 1 else ():
             if self.run.snapshot_path(snapshot).exists():
@@ -225,7 +226,8 @@ def begin(session: Session) -> None:
     }
     if not run.state:
         keep_records(run, records)
-        settings = {**session.settings.model_dump(), "train": len(session.train), "heldout": len(session.heldout)}
+        counted = {"updates": session.settings.learn.length, "draws": session.settings.judge.draws}
+        settings = run.settings.model_dump() | {"train": len(session.train), "heldout": len(session.heldout), **counted}
         tags = tag_counts(r.caption for r in session.train)
         run.log("begin", **made_of, device=str(session.device), levers=levers, settings=settings, tags=tags)
         session.save_snapshot(0)

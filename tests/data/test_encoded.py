@@ -190,7 +190,7 @@ def test_encoding_that_is_killed_20_times_ends_with_the_same_store(
     whole, kept, cut = contents(tmp_path / "whole"), [], []
     assert len(whole) == 80 + len({r.caption for r in records} | {""})
     for attempt in range(21):
-        cut.append(killed(lambda: encode("cut"), chance.randrange(1, 8000) if attempt < 20 else 0))
+        cut.append(killed(lambda: encode("cut"), chance.randrange(1, 20_000) if attempt < 20 else 0))
         kept.append(len(contents(tmp_path / "cut")))
     assert not cut[-1] and sum(cut) >= 10, list(zip(cut, kept, strict=True))
     assert len({count for count in kept if 0 < count < len(whole)}) >= 5
