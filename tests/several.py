@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,18 +19,21 @@ from tests.toy import TOY, Quiet
 
 
 def main(jobs: Path) -> None:
-    """Each job: {"folder", "data", "set": [...], "kill": [process, update] or null}."""
+    """Each job: {"folder", "data", "set": [...], "kill": (which process, in which of its updates)}."""
     torch.set_num_threads(1)
+    add_up = processes.sum_gradients
     for job in json.loads(jobs.read_text(encoding="utf-8")):
-        settings = load_settings(TOY, job["set"], data__folder=job["data"])
-        number, update = job.get("kill") or (-1, 0)
+        settings, updates = load_settings(TOY, job["set"], data__folder=job["data"]), 0
 
-        def plug(title: str, done: int, number: int = number, update: int = update) -> bool:
-            if processes.number() == number and "learn" in title and done == update:
+        def sum_gradients(parameters: Any, job: Any = job) -> None:
+            nonlocal updates
+            updates += 1
+            if [processes.number(), updates] == job.get("kill"):
                 os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
-            return False
+            add_up(parameters)
 
-        train(settings, Path(job["folder"]), Quiet(plug))
+        processes.sum_gradients = sum_gradients
+        train(settings, Path(job["folder"]), Quiet())
     processes.leave()
 
 
