@@ -51,9 +51,9 @@ def test_processes_learn_what_one_learns_and_go_on_when_one_was_lost(swatches: P
     def job(name: str, *words: str) -> dict[str, Any]:
         return {"folder": str(tmp_path / name / "runs" / "r"), "data": str(swatches), "set": [*COMMON, *words]}
 
-    lost = job("lost", "learn.updates=40")
+    lost = job("lost", "learn.updates=20", "method.beta=5.0")  # a beta that does not make much of rounding
     two, three = ([job(name, *words) for name, words in cases.items()] for cases in (METHODS_ALONE, WAYS))
-    ended = together(2, [*two, lost | {"kill": [1, 20]}], tmp_path)
+    ended = together(2, [*two, lost | {"kill": [1, 10]}], tmp_path)
     assert ended.returncode != 0 and all((Path(each["folder"]) / "export").exists() for each in two), ended.stderr[-3000:]
     assert not (Path(lost["folder"]) / "export").exists()
     ended = together(3, [lost, *three], tmp_path)
