@@ -31,6 +31,7 @@ from spinlite.plan.make import plan_device
 from spinlite.plan.plan import Plan, cache_folder
 from spinlite.plan.timing import expected_seconds
 from spinlite.progress import Silent, Watch, describe_duration
+from spinlite.report.page import write_report
 from spinlite.runs.checksum import checksum
 from spinlite.runs.lock import hold
 from spinlite.runs.run import Run
@@ -121,6 +122,8 @@ def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str 
         stopped, following, undone = _round(session, k)
         run.save({}, round=following, update=0, stopped=stopped, undone=undone)
         run.forget_round()
+        if processes.leads():
+            _report(run, watch)
         if following > k:
             session.forget_fakes(k)
         k = following
@@ -137,6 +140,14 @@ def _round(session: Session, k: int) -> tuple[str | None, int, bool]:
     except Diverged as error:
         return undo(session, k, error), k, True
     return undone or stopped, k + 1, bool(undone)
+
+
+def _report(run: Run, watch: Watch) -> None:
+    """Write the page about the run. It is for looking at alone: the run does without."""
+    try:
+        write_report([run.folder], run.folder / "report.html")
+    except (OSError, SpinliteError) as error:
+        watch.say(f"no page about the run: {error}")
 
 
 def _export(outcome: Outcome, watch: Watch) -> None:
@@ -156,6 +167,7 @@ def _export(outcome: Outcome, watch: Watch) -> None:
         run.log("export", round=k, file=path.name, verified=verified)
         watch.say(f"exported round {k} as {path.name}: {verified}")
     run.save({}, **(run.state | {"exported": {path.name: checksum(path) for path in files.values()}}))
+    _report(run, watch)
 
 
 def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:

