@@ -4,10 +4,7 @@ train -> _play_rounds -> _prepare (look at the data, plan, load, encode), then r
 judge) -> _export. What one round does is in `training/`.
 """
 
-import contextlib
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +30,13 @@ from spinlite.plan.timing import expected_seconds
 from spinlite.progress import Silent, Watch, describe_duration
 from spinlite.report.page import write_report
 from spinlite.runs.checksum import checksum
-from spinlite.runs.lock import hold
 from spinlite.runs.run import Run
 from spinlite.summary import describe_levers, explain_plan, run_facts, warnings
 from spinlite.training.guards import Diverged
 from spinlite.training.inputs import as_begun
 from spinlite.training.judge import judge
 from spinlite.training.learn import learn_round, undo
+from spinlite.training.own_folder import own_folder
 from spinlite.training.play import make_scheduler
 from spinlite.training.session import Session, begin
 from spinlite.training.step import required_errors
@@ -64,26 +61,11 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
 
     Raises SpinliteError for everything that the user can fix, also if another command is at work there.
     """
-    with _own(folder) as own:
+    with own_folder(folder) as own:
         run = Run(own, settings, folder.parent / "cache")
         outcome = _train(run, watch if processes.leads() else Silent())
         processes.gather(lambda: None)
         return outcome
-
-
-@contextlib.contextmanager
-def _own(folder: Path) -> Iterator[Path]:
-    """The run folder that this process may write to. All but the lead have a copy of it, for as long as they train."""
-    with contextlib.ExitStack() as stack:
-        processes.from_lead(lambda: stack.enter_context(hold(folder)))
-        if processes.leads():
-            processes.gather(lambda: None)
-            yield folder
-        else:
-            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / folder.name
-            left_out = shutil.ignore_patterns(".lock*", "export", "samples")
-            processes.gather(lambda: shutil.copytree(folder, copy, ignore=left_out))
-            yield copy
 
 
 def _train(run: Run, watch: Watch) -> Outcome:
