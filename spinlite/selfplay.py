@@ -11,14 +11,13 @@ from typing import Any
 
 from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
-from spinlite.data.buckets import Grid
 from spinlite.data.encoded import Encoded
 from spinlite.data.records import Record, Survey, count_pictures, list_names, other_pictures
-from spinlite.data.survey import survey
+from spinlite.data.survey import grid_of, survey
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, export
 from spinlite.families.family import Family
-from spinlite.families.load import load_family, require_base, size_and_step
+from spinlite.families.load import load_family, require_base
 from spinlite.lora.start import describe_start, make_slots
 from spinlite.memory import device, processes
 from spinlite.memory.device import Device, Levers
@@ -193,9 +192,8 @@ def _prepare(run: Run, left: int, watch: Watch) -> Session:
 def _survey(run: Run, watch: Watch) -> Survey:
     """Read and check every picture and caption."""
     settings, given = run.settings, run.settings.build_method().fakes == "given"
-    grid = Grid(*size_and_step(settings.model), settings.data.upscale, settings.data.buckets)
     with watch.phase("check pictures", 1) as progress:
-        return survey(settings.data, given, run.cache, progress, grid)
+        return survey(settings.data, given, run.cache, progress, grid_of(settings))
 
 
 def _count_in(run: Run, pictures: Survey) -> Settings:

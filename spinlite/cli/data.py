@@ -71,6 +71,9 @@ def _settings(data: Sequence[str], preset: str | None, set_: Sequence[str]) -> t
     from spinlite.config.load import load_settings
     from spinlite.config.settings import Source
 
+    if preset and len(data) == 1 and "folder" in (source := _source(data[0])):  # as `train` reads it
+        settings = load_settings(preset, set_, data__folder=source["folder"])
+        return settings, settings.build_method().fakes == "given"
     settings = load_settings(preset or PLAIN, set_)
     if data:
         rules = settings.data.model_dump(include=set(Source.model_fields)) | {"folder": None, "dataset": None}
@@ -94,18 +97,19 @@ def _source(text: str) -> dict[str, str]:
 def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
     """(the grid of picture shapes, the model in words, what counts its tokens)."""
     from spinlite.data.buckets import Grid
+    from spinlite.data.survey import grid_of
     from spinlite.families.clip import build_counter, counter_of
 
     if preset is None:
         side = settings.model.resolution
-        model = "as asked" if side else "the size of SDXL (add --preset NAME for another)"
-        size, step, counter = (side, side) if side else NATIVE, STEP, build_counter()
+        grid, counter = Grid((side, side) if side else NATIVE, STEP, settings.data.upscale, settings.data.buckets), build_counter()
     else:
-        from spinlite.families.load import load_tokenizer, size_and_step
+        from spinlite.families.load import load_tokenizer
 
-        (size, step), model, tokenizer = size_and_step(settings.model), preset, load_tokenizer(settings.model)
+        grid, tokenizer = grid_of(settings), load_tokenizer(settings.model)
         counter = counter_of(tokenizer) if tokenizer else None
-    return Grid(size, step, settings.data.upscale, settings.data.buckets), f"{size[0]} x {size[1]} px, {model}", counter
+    model = preset or ("as asked" if settings.model.resolution else "the size of SDXL (add --preset NAME for another)")
+    return grid, f"{grid.native[0]} x {grid.native[1]} px, {model}", counter
 
 
 def register(app: typer.Typer) -> None:

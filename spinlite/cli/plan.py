@@ -99,16 +99,20 @@ def _free_memory() -> list[Any]:
 
 
 def _count(preset: str, data: str | None, set_: list[str]) -> Count:
-    """The pictures as a run would count them; 100 where no folder is named."""
-    if data is None:
-        return Count(TRAIN, HELDOUT, TRAIN, "100 pictures (add --data FOLDER to count yours)")
+    """The pictures as a run would count them; 100 where none are named."""
     from spinlite.config.load import load_settings
     from spinlite.data.records import count_pictures
+    from spinlite.data.sources import sources_of
     from spinlite.data.split import explain_few
-    from spinlite.data.survey import examine
+    from spinlite.data.survey import examine, grid_of
 
     settings = load_settings(preset, set_, data__folder=data)
-    survey = examine(settings.data, settings.build_method().fakes == "given", headers=True)
+    sources = sources_of(settings.data)
+    if not sources:
+        return Count(TRAIN, HELDOUT, TRAIN, "100 pictures (add --data FOLDER to count yours)")
+    if any(source.dataset is not None for source in sources):
+        return Count(TRAIN, HELDOUT, TRAIN, "100 pictures (those of a data set are counted when they are fetched)")
+    survey = examine(settings.data, settings.build_method().fakes == "given", grid=grid_of(settings), headers=True)
     if survey.stop:
         raise survey.stop
     train, heldout = count_pictures(survey.train), count_pictures(survey.heldout)

@@ -29,10 +29,8 @@ def split(records: Sequence[Record], share: float) -> tuple[list[Record], list[R
     hash among them. If captions hardly differ (a trigger word alone), pictures are split instead. Neither side is empty. If
     `share` gives fewer than ENOUGH pictures, those of the next hashes are held out too.
     """
-    names = _group_captions(records) if len({r.caption for r in records}) > len(records) / 2 else []
-    by_caption = len(set(names)) > 1
-    if not by_caption:
-        names = [r.key + r.lose_key for r in records]
+    by_caption = splits_by_caption(records)
+    names = _group_captions(records) if by_caption else [r.key + r.lose_key for r in records]
     groups: dict[str, list[Record]] = {}
     for name, r in zip(names, records, strict=True):
         groups.setdefault(name, []).append(r)
@@ -42,6 +40,11 @@ def split(records: Sequence[Record], share: float) -> tuple[list[Record], list[R
     for name, r in zip(names, records, strict=True):
         sides[name in chosen].append(r)
     return sides
+
+
+def splits_by_caption(records: Sequence[Record]) -> bool:
+    """Whether captions decide who is held out, not the contents of pictures."""
+    return len({r.caption for r in records}) > len(records) / 2 and len(set(_group_captions(records))) > 1
 
 
 def _choose(ranks: Mapping[str, float], counts: Mapping[str, int], share: float) -> set[str]:

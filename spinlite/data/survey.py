@@ -1,5 +1,6 @@
 """Sources -> checked records, and a list of the files that will not be used, with reasons."""
 
+import contextlib
 import math
 import shlex
 from collections.abc import Sequence
@@ -8,16 +9,16 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from spinlite.config.settings import Data
+from spinlite.config.settings import Data, Settings
 from spinlite.data.alike import find_alike
 from spinlite.data.buckets import Grid, kept_share
 from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
 from spinlite.data.records import Entry, Record, Survey, count_pictures, list_names, whole_numbers
 from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
-from spinlite.data.split import split
+from spinlite.data.split import split, splits_by_caption
 from spinlite.data.wordings import reword
 from spinlite.errors import SpinliteError
-from spinlite.runs.files import fingerprint
+from spinlite.runs.files import fingerprint, fingerprint_files
 
 CACHE = Path("runs") / "cache"  # if no other is given
 SAME_SHAPE = 0.98  # share of a mask that a crop to its picture's shape would keep
@@ -46,7 +47,8 @@ def examine(
 ) -> Survey:  # fmt: skip
     """Like `survey`, but an error that would stop a run is returned in `Survey.stop`.
 
-    With `headers` only headers are read: no picture is decoded, and only duplicates have a hash of the contents as their key.
+    With `headers` only headers are read: no picture is decoded, and where captions differ only duplicates have a hash of their
+    contents as their key.
     Raises SpinliteError if a source does not exist or its settings contradict.
     """
     try:
@@ -67,12 +69,27 @@ def examine(
     repeats = _repeats(every, found)
     read = [(entry.name, r) for entry, count in zip(every, repeats, strict=True) for r in _records(entry, count, found, grid)]
     records = reword(_remove_duplicates(read, found), {entry.path: entry.source for entry in every})
+    if headers and not splits_by_caption(records):  # hashes decide who is held out: the same pictures as in a run
+        records = [replace(r, key=_hash(r.path), lose_key=_hash(r.lose) if r.lose else "") for r in records]
     _note_alike(every, found)
     found.stop = _reason_to_stop(settings, len(every), records, found)
     if count_pictures(records) > 1:
         found.train, heldout = split(records, settings.heldout)
         found.heldout = [replace(r, wordings=()) for r in heldout]  # every round measures them with the same texts
     return found
+
+
+def grid_of(settings: Settings) -> Grid:
+    """The picture shapes of a run with these settings. Raises SpinliteError if the base model can't be read."""
+    from spinlite.families.load import size_and_step
+
+    return Grid(*size_and_step(settings.model), settings.data.upscale, settings.data.buckets)
+
+
+def _hash(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return fingerprint_files([path])
+    return ""
 
 
 def _reason_to_stop(settings: Data, count: int, records: Sequence[Record], found: Survey) -> SpinliteError | None:
