@@ -67,7 +67,7 @@ class Source(Section):
     caption_column: str | None = None  # none: caption, captions, text, prompt or tags, or the only column with text
     limit: int | None = Field(default=None, ge=1, examples=[1000])  # how many rows of a data set to read at most; none: all
     weight: float = Field(default=1.0, gt=0, le=1000)  # repeats: how often each picture is shown, relative to other sources
-    trigger: str = ""  # trigger words, put in front of every caption
+    trigger: str = ""  # trigger words, put in place of [trigger] in a caption, or in front of it
     lines: Literal["join", "each"] = "join"  # lines of a .txt: joined into one caption, or a caption each
     uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: left out; by file name; `caption`; stop
     caption: str = ""  # the caption for pictures without one, with uncaptioned = "fixed"
@@ -86,7 +86,7 @@ class Data(Source):
     crop: Literal["centre", "random"] = "centre"  # which part of a picture is kept if its shape differs from its bucket
     flip: bool = False  # also show every picture mirrored, in turn
     latents: Literal["mean", "sample"] = "mean"  # the VAE's latent of a picture: the mean of its distribution, or one sample
-    heldout: float = Field(default=0.1, gt=0, lt=0.9)  # validation: share of captions that is measured, never trained on
+    heldout: float = Field(default=0.1, gt=0, lt=0.9)  # validation: share that is measured, never trained on; at least 4 of 12
     max_unusable: float = Field(default=0.1, ge=0, le=1)  # the run stops if a larger share of pictures is unreadable
     unmasked_weight: float = Field(default=0.0, ge=0, le=1)  # what counts where a mask is black: 0 nothing, 1 as much as white
 
