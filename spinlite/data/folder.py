@@ -117,9 +117,9 @@ class _Folder:
             for path in some[1:]:
                 self.found.note(f"beside {self.tree.name(some[0])}, not used", self.tree.name(path))
         inside: dict[Path, dict[str, Path]] = {place: {} for place in tables}
-        for path in (path for _, files in layers for path in files if is_picture(path)):
-            for place in (place for place in path.parents if place in tables):
-                inside[place][within(path, place)] = path
+        for folder, files in layers:
+            for place in tables.keys() & {folder, *folder.parents}:
+                inside[place] |= {within(path, place): path for path in files if is_picture(path)}
         for place, (name, rows) in tables.items():
             row_of = pair_names(inside[place], rows)
             self.in_tables |= {inside[place][own]: (name, rows[row]) for own, row in row_of.items() if rows[row]}

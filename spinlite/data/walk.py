@@ -47,11 +47,10 @@ class Tree:
             try:
                 with os.scandir(folder) as inside:
                     for item in (item for item in inside if not item.name.startswith(".")):
-                        path = folder / item.name
-                        if path.is_dir():  # item.is_dir() fails where a link leads to itself
-                            folders.append(path)
-                        elif path.is_file() or path.is_symlink():  # a link that leads nowhere is named, a pipe would block
-                            files.append(path)
+                        if _is_folder(item):
+                            folders.append(folder / item.name)
+                        elif item.is_symlink() or item.is_file():  # a link that leads nowhere is named, a pipe would block
+                            files.append(folder / item.name)
             except OSError as error:
                 if folder == self.root:
                     raise
@@ -100,6 +99,13 @@ def _by_form(names: Collection[str], form: Callable[[str], str]) -> dict[str, li
     for name in names:
         formed.setdefault(form(name), []).append(name)
     return formed
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_inside(path: str, folder: str) -> bool:
