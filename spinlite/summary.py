@@ -9,6 +9,7 @@ from spinlite.data.sources import describe_sources, sources_of
 from spinlite.data.split import explain_few
 from spinlite.families.clip import find_syntax
 from spinlite.families.family import Family
+from spinlite.families.syntax import find_syntax
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import Method
 from spinlite.plan.plan import Plan

@@ -101,8 +101,8 @@ def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
     from spinlite.families.clip import build_counter, counter_of
 
     if preset is None:
-        side = settings.model.resolution
-        grid, counter = Grid((side, side) if side else NATIVE, STEP, settings.data.upscale, settings.data.buckets), build_counter()
+        side, counter = settings.model.resolution, build_counter()
+        grid = Grid((side, side) if side else NATIVE, STEP, settings.data.upscale, settings.data.buckets)
     else:
         from spinlite.families.load import load_tokenizer
 

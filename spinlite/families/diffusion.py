@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind, locate
-from spinlite.families.clip import count_chunks, tokenize
+from spinlite.families.chunks import CHUNK, count_chunks, tokenize
 from spinlite.families.family import Family, Picture
 from spinlite.families.names import kohya_keys, kohya_name, module_shapes
 from spinlite.families.open import open_checkpoint
@@ -45,7 +45,6 @@ LOADERS: dict[Kind, Any] = {
 }
 VARIANTS = 64  # compiled versions of one block: its sizes x policy, opponent, base x with and without gradient
 OWN_SKIP: dict[Kind, int] = {"sd1": 1, "sd2": 2, "sdxl": 2}  # the layer that a kind was trained with, from the end
-CHUNK = 75  # tokens of a caption that CLIP reads at once
 
 
 class Diffusion(Family):

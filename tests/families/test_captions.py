@@ -13,9 +13,11 @@ from spinlite.config.settings import Model, Settings
 from spinlite.data.encoded import Encoded
 from spinlite.data.records import Record, Survey
 from spinlite.errors import SpinliteError
-from spinlite.families.clip import build_tokenizer, count_chunks, find_syntax, tokenize
+from spinlite.families.chunks import count_chunks, tokenize
+from spinlite.families.clip import build_tokenizer
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
+from spinlite.families.syntax import find_syntax
 from spinlite.memory import device
 from spinlite.runs.files import fingerprint_files
 from spinlite.summary import warnings
