@@ -137,8 +137,8 @@ def test_a_preset_extends_shipped_ones_by_name_and_files_from_where_it_stands(pr
 
 
 NEAREST = {
-    "dmo": "did you mean 'demo'?", "demo-stf": "did you mean 'demo-sft'?", "nothing-like-it": "use one of: demo",
-    "": "use one of: demo", ".": "use one of: demo",
+    "dmo": "did you mean 'demo'?", "demo-stf": "did you mean 'demo-sft'?", "nothing-like-it": "use one of: animagine, demo",
+    "": "use one of: animagine, demo", ".": "use one of: animagine, demo",
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def replace_by(place: str, make: Callable[[Path], Any]) -> Callable[[Path], None
     return spoiled
 
 
-BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (lambda base: shutil.rmtree(base / "tokenizer"), "has no tokenizer"),
     "no second tokenizer": (lambda base: shutil.rmtree(base / "tokenizer_2"), "has no tokenizer_2"),
     "no second text encoder": (lambda base: shutil.rmtree(base / "text_encoder_2"), "has no text_encoder_2"),

@@ -46,7 +46,7 @@ def test_latents_pictures_and_size_conditioning_follow_the_resolution(kind: str,
     assert made.step == plain.step and made.base_hash == plain.base_hash
     encoded = made.encode_pictures([resize_and_crop(Image.new("RGB", (200, 150)), made.size)])
     assert encoded["x0"].shape == (1, *made.latent_shape)
-    seen: list[Tensor] = []
+    seen: list[dict[str, Tensor]] = []
     net: Any = made.net
     net.register_forward_pre_hook(lambda net, args, named: seen.append(named.get("added_cond_kwargs")), with_kwargs=True)
     with torch.no_grad():
