@@ -22,7 +22,7 @@ class Console:
     def __init__(self, screen: RichScreen | None = None) -> None:
         self.screen = screen or Screen()
         self.stopping = False  # whether someone asked to stop after this step
-        self._round_began = time.monotonic()
+        self._round_began: float | None = None
 
     def say(self, text: str) -> None:
         self.screen.print(Text(text))
@@ -43,6 +43,8 @@ class Console:
         """Show a progress bar while the block runs, then one line. Yields progress(done, of, **figures)."""
         self._stop_if_asked()
         start, pace = time.monotonic(), Pace()
+        if self._round_began is None and title.startswith("round "):  # not before: a run prepares itself only once
+            self._round_began = start
         last = ""
         with self._bar(title, total, pace) if self.screen.is_terminal else self._lines(title, pace) as advance:
 
@@ -63,9 +65,8 @@ class Console:
 
     def show_round(self, round_: int, rounds: int, figures: dict[str, Any], /) -> None:
         """A line after a round, with what its judge measured and how long the run will still take."""
-        now = time.monotonic()
-        left = (rounds - round_) * (now - self._round_began)
-        self._round_began = now
+        left = (rounds - round_) * (time.monotonic() - self._round_began) if self._round_began else 0
+        self._round_began = None
         self.screen.print(Text.assemble(
             (f"round {round_} of {rounds}", "bold"), f": error on unseen pictures {figures['policy_real']:.4f}, "
             f"base {figures['base_real']:.4f} (lower is better); "

@@ -2,7 +2,10 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +22,11 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change a setting (see `spinlite settings`); repeatable"),
 ]
 OF_PRESETS = [name for name in SHORT if name != "data"]  # the short options of the commands that take a preset
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words as they are typed in this computer's shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

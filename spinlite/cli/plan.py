@@ -2,14 +2,13 @@
 
 import os
 import re
-import shlex
 import sys
 from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
-from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, takes
+from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, command_line, takes
 from spinlite.config.presets import preset_texts, shipped_presets
 from spinlite.config.spelling import to_type
 from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan, cache_folder, cache_name, load_plan, save_plan
@@ -50,7 +49,7 @@ def _train_command(preset: str, data: str | None) -> str:
             words.append(word)
     if data is None and not any(re.search(r"(?m)^(folder|dataset) *=", text) for text in preset_texts(preset)):
         words += ["--data", "MY-PICTURES"]
-    return shlex.join(["spinlite", "train", *words])
+    return command_line(["spinlite", "train", *words])
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,10 @@ def test_a_round_says_how_long_the_run_will_still_take(clock: Callable[[float], 
     console, file = terminal(200)
     figures = {"policy_real": 0.0198, "base_real": 0.0201, "accuracy": 0.94}
     for k in (1, 2, 3):
-        clock(3600)
+        clock(999)
+        with console.phase(f"round {k}/3 · learn", 1):
+            clock(3600)
         console.show_round(k, 3, figures)
-    first, second, last = file.getvalue().splitlines()
+    first, second, last = (line for line in file.getvalue().splitlines() if "error on" in line)
     assert "prefers your picture to its own in 94 % of pairs; about 2.0 h left for the run" in first
     assert "about 60 min left" in second and last.endswith("94 % of pairs")
