@@ -7,7 +7,6 @@ from spinlite.config.settings import Settings
 from spinlite.data.records import Survey, count_pictures, list_names
 from spinlite.data.sources import describe_sources, sources_of
 from spinlite.data.split import explain_few
-from spinlite.families.clip import find_syntax
 from spinlite.families.family import Family
 from spinlite.families.syntax import find_syntax
 from spinlite.memory.device import Levers

@@ -21,7 +21,7 @@ def preset_page(name: str) -> str:
     said: dict[str, list[str]] = {}
     for text in texts:
         for place, comment in _comments(text):
-            said.setdefault(place, comment)
+            said[place] = said.get(place, []) + comment if place.endswith(".") else said.get(place, comment)
     lines = [*_head(texts[0]), *_written("about", tree.pop("about"))]
     method = tree["method"]["name"]
     defaults = {entry.place: entry for entry in entries() if entry.method in ("", method)}
@@ -31,6 +31,7 @@ def preset_page(name: str) -> str:
         given = [key for key in keys if f"{section}.{key}" in said and values[key] is not None]
         for key in given:
             lines += [*said[f"{section}.{key}"], *_written(key, values[key])]
+        lines += said.get(f"{section}.", [])
         for entry in (defaults[f"{section}.{key}"] for key in keys if key not in given):
             lines.append(f"# {entry.place.partition('.')[2]} = {entry.default}  # {entry.text}")
         for source in values.get("sources", []):
@@ -40,16 +41,16 @@ def preset_page(name: str) -> str:
 
 
 def _comments(text: str) -> Iterator[tuple[str, list[str]]]:
-    """("section.key", the lines of comment right above it) of each key in a preset's text."""
+    """("section.key", the lines of comment right above it) of each key; ("section.", lines) for comments above no key."""
     section, comment = "", []
-    for line in text.splitlines():
-        if table := TABLE.match(line):
-            section, comment = table[1], []
-        elif key := KEY.match(line):
-            yield f"{section}.{key[1]}", comment
-            comment = []
-        else:
-            comment = [*comment, line.strip()] if line.lstrip().startswith("#") else []
+    for line in [*text.splitlines(), ""]:
+        if line.lstrip().startswith("#"):
+            comment.append(line.strip())
+            continue
+        key, table = KEY.match(line), TABLE.match(line)
+        if key or (section and comment):
+            yield f"{section}.{key[1] if key else ''}", comment
+        section, comment = table[1] if table else section, []
 
 
 def _head(text: str) -> list[str]:

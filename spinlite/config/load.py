@@ -108,10 +108,11 @@ def _parse(path: Path) -> dict[str, Any]:
         raise other
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text)
     except UnicodeDecodeError:
         fix = "save it as UTF-8 in your editor, or name another file"
         raise SpinliteError(f"{path} is not text in UTF-8", fix=fix) from None
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpinliteError(f"{path} is not valid TOML: {error}", fix=repair(text, str(error))) from None
     except (ValueError, RecursionError):

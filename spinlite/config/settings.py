@@ -58,7 +58,7 @@ class Model(Section):
 class Source(Section):
     """Where pictures and captions come from, and how captions are used."""
 
-    folder: PathText | None = None  # pictures with .txt captions beside them; "demo" is the built-in set
+    folder: PathText | None = Field(default=None, examples=["my-pictures"])  # pictures with .txt captions; or "demo"
     recursive: bool = False  # also use its subfolders
     dataset: PathText | None = None  # instead of a folder: a data set's hub id, or a local folder or file of one
     subset: str | None = None  # if the data set has several

@@ -137,8 +137,8 @@ def test_a_preset_extends_shipped_ones_by_name_and_files_from_where_it_stands(pr
 
 
 NEAREST = {
-    "dmo": "did you mean 'demo'?", "demo-stf": "did you mean 'demo-sft'?", "nothing-like-it": "use one of: animagine, demo",
-    "": "use one of: animagine, demo", ".": "use one of: animagine, demo",
+    "dmo": "did you mean 'demo'?", "demo-stf": "did you mean 'demo-sft'?", "nothing-like-it": "use one of: ",
+    "": "use one of: ", ".": "use one of: ",
 }  # fmt: skip
 
 
@@ -174,7 +174,7 @@ SET = [
     ("learn.lr=0,002", "lr = '0,002' in [learn] should be a number", "--lr 0.002"),
     ("memory.one_graph=1", "one_graph = '1' in [memory] should be true or false", "--set memory.one_graph=true"),
     ("learn.lr=[1]", "lr = '[1]' in [learn] should be a number", "--lr 0.0001"),
-    ("data.folder=", "folder = '' in [data] should not be empty", "--data none"),
+    ("data.folder=", "folder = '' in [data] should not be empty", "--data my-pictures"),
     ("data.folder=a\tb", "folder = 'a\\tb' in [data] should not hold a tab", "--data a/tb"),
     ("data.uncaptioned=drop", "uncaptioned = 'drop' in [data] should be skip, error, fixed or name", "data.uncaptioned=skip"),
     ("data.crop=center", "crop = 'center' in [data] should be centre or random", "--set data.crop=centre"),
