@@ -96,8 +96,10 @@ class Console:
         """Shipped presets: name, model, card, planned peak and method in one line; the description below."""
         headings = ("preset", "model", "card", "planned", "method")
         widths = [max(map(len, column)) for column in zip(headings, *(row[:-1] for row in rows), strict=True)]
+        if self.screen.is_terminal:  # a long model's name is cut, so that a preset stays on its line
+            widths[1] = max(8, min(widths[1], self.screen.width - sum(widths) + widths[1] - 2 * len(headings[1:])))
         for *cells, about in [(*headings, ""), *rows]:
-            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+            line = "  ".join(_fit(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
             self.screen.print(Text(line, style="" if about else "dim"))
             if about:
                 self.screen.print(Text(f"    {about}", style="dim"))
@@ -144,6 +146,10 @@ def _left(pace: Pace) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 90 else describe_duration(seconds)
+
+
+def _fit(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _brief(figures: dict[str, float]) -> str:

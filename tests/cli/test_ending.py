@@ -137,6 +137,14 @@ def test_a_command_stays_on_one_line_so_that_it_can_be_copied():
     assert [text.strip() for text in file.getvalue().splitlines()] == [line, f"next       {line}"]
 
 
+def test_a_preset_stays_on_its_line():
+    console, file = terminal()
+    console.show_presets([("sdxl-12gb", "a-model-with-a-name-of-many-words-" * 3, "12 GB", "10.8 GB", "spin", "about it")])
+    heading, row, about = file.getvalue().splitlines()
+    assert len(row) <= 80 and row.split() == ["sdxl-12gb", row.split()[1], "12", "GB", "10.8", "GB", "spin"] and "…" in row
+    assert heading.startswith("preset") and about.strip() == "about it"
+
+
 def test_outside_a_terminal_a_line_is_a_line():
     file = io.StringIO()
     Console(Screen(file=file)).show_facts({"captions": LONG, "x": PATH})
