@@ -61,12 +61,14 @@ def test_snapshot_0_is_the_base_and_later_ones_are_not(toy: Settings, tmp_path: 
     assert all((ladder[1][name] != ladder[2][name]).any() and (ladder[1][name] != 0).any() for name in ups)
 
 
-@pytest.mark.parametrize("method", ["spin", "seppo", "sft", "spin, the opponent ahead", "seppo, each"])
+@pytest.mark.parametrize("method", ["spin", "seppo", "sft", "spin, the opponent ahead", "seppo, each", "spin, averaged"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: str, toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(learn_module, "SAVE_SECONDS", 0.0)
     settings = changed(toy, method__name=method.partition(",")[0], memory__cache_opponent="ahead" in method)
+    if "averaged" in method:
+        settings = changed(settings, learn__ema=0.9, learn__snapshot_every=8)
     if "each" in method:
         settings = changed(settings, method__reference="each", learn__snapshot_every=8)
     train(settings, tmp_path / "a" / "r", Quiet())

@@ -17,7 +17,7 @@ def show(console: Console, outcome: Outcome) -> None:
         console.say(f"{outcome.run.folder} is complete.")
     if outcome.stopped:
         console.say(f"A guard stopped the run: {outcome.stopped}.")
-    console.show_rounds(outcome.rounds, outcome.best)
+    console.show_rounds(outcome.rounds, -1 if _too_few(outcome) else outcome.best)
     console.show_facts(_results(outcome) | {name: shlex.join(words) for name, words in _next_commands(outcome).items()})
 
 
@@ -33,12 +33,17 @@ def _nothing_better(outcome: Outcome) -> str:
     )
 
 
+def _too_few(outcome: Outcome) -> bool:
+    """Whether there were too few held-out pictures to choose the best round by."""
+    return any(event.get("enough") is False for event in outcome.rounds)
+
+
 def _results(outcome: Outcome) -> dict[str, str]:
     """Where everything is, and how much was learned."""
     run, last, best, facts = outcome.run, len(outcome.rounds), outcome.best, {}
     if best and run.export_path.exists():
-        chosen = any(event.get("enough") is False for event in outcome.rounds)
-        why = ", the last: too few pictures are held out to choose by" if chosen else ", the best" if best < last else ""
+        few = ", the last: too few pictures are held out to choose by" if _too_few(outcome) else ""
+        why = few or (", the best" if best < last else "")
         facts["LoRA"] = f"{run.export_path} (round {best}{why})"
     if best < last and run.last_export_path.exists():
         facts["last"] = f"{run.last_export_path} (round {last})"

@@ -65,6 +65,9 @@ def validate_settings(tree: Mapping[str, Any], typed: Collection[str] = ()) -> S
     if learn.updates and learn.epochs:
         problem = f"learn.updates = {learn.updates} and learn.epochs = {learn.epochs:g} both say how long a round is"
         raise SpinliteError(problem, fix="type --set learn.updates=none, or remove one of them")
+    if learn.ema and learn.optimizer == "schedulefree":
+        problem = "learn.ema averages the weights, and the optimizer schedulefree does so already"
+        raise SpinliteError(problem, fix="type --set learn.ema=0, or choose another learn.optimizer")
     prodigy = learn.optimizer == "prodigy"
     if learn.lr and (learn.lr < 0.1 if prodigy else learn.lr == 1):
         reason = "finds the rate itself: its lr is a factor on that, 1 unless it diverges" if prodigy else "needs far less"

@@ -127,6 +127,7 @@ class Learn(Section):
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of samples that learn without caption (for CFG)
     snapshot_every: int = Field(default=0, ge=0)  # steps between extra snapshots in a round, for a random reference; 0: none
     epochs: float | None = Field(default=None, gt=0, examples=[10])  # times a round shows each picture; none: 32, or updates
+    ema: float = Field(default=0.0, ge=0, lt=1, examples=[0.99])  # a round saves its weights' average (EMA); 0: the last ones
 
     @property
     def length(self) -> int:

@@ -12,6 +12,7 @@ from spinlite.plan.card import CONTEXT, FRAGMENTS, GIB, PYTHON, Card, measure_ca
 from spinlite.plan.fit import Combination, Fit
 from spinlite.plan.phase_costs import PhaseCosts
 from spinlite.plan.plan import Plan, cache_name
+from spinlite.progress import describe_size
 
 
 def card_for(settings: Settings, vram: float | None) -> Card:
@@ -52,13 +53,13 @@ def make_plan(
     disk = {
         "encoded": (train + heldout) * (sizes.latent * (1 + settings.data.flip) + sizes.cond),
         "fakes": rounds * (train * played + 2 * heldout) * sizes.latent,
-        "snapshots": (rounds + 1) * lora + lora + sizes.states + lora // 2,
+        "snapshots": (rounds + 1) * lora + lora + sizes.states + lora // 2 + lora * (settings.learn.ema > 0),
     }
     ram = chosen.peak if card.kind == "cpu" else round(max(sizes.weights, 2 * lora) + PYTHON + CONTEXT)
     title = f"{settings.model.base}, {sizes.width}x{sizes.height} px"
     return Plan(
         preset, title, type(method).__name__, card.name, round(card.memory), asdict(chosen.levers), chosen.memory,
-        chosen.seconds, rounds, ram, disk, [_row(t, t is chosen, card) for t in tried], _assumed(card),
+        chosen.seconds, rounds, ram, disk, [_row(t, t is chosen, card) for t in tried], _assumed(settings, lora, card),
     )  # fmt: skip
 
 
@@ -67,7 +68,13 @@ def _row(tried: Combination, chosen: bool, card: Card) -> dict[str, object]:
     return {"levers": asdict(tried.levers), "memory": tried.memory, "seconds": tried.seconds, "fits": fits, "chosen": chosen}
 
 
-def _assumed(card: Card) -> list[str]:
+def _assumed(settings: Settings, lora: int, card: Card) -> list[str]:
+    """What is estimated, and what takes more than it must; `lora` in bytes."""
+    average = [f"the average of the weights (learn.ema) takes {describe_size(lora)} of it"] if settings.learn.ema else []
+    return average + _estimated(card)
+
+
+def _estimated(card: Card) -> list[str]:
     if card.kind == "cpu":
         memory = f"{PYTHON / GIB:.1f} GB for the process itself are an estimate"
         return [memory, "times are estimated from short timings of this CPU"]

@@ -104,7 +104,8 @@ class PhaseCosts:
         step = max(step, self.forward.peak(micro)) if live else step
         gradients = 4 * s.learnt  # already there at the peak if an earlier graph ran its backward pass
         step = step + gradients if micro < batch or (levers.one_graph and policy > 1) else max(step, gradients)
-        return self.net + s.states + batch * (3 * s.latent + s.cond) + step
+        average = 4 * s.learnt if self._settings.learn.ema else 0
+        return self.net + s.states + average + batch * (3 * s.latent + s.cond) + step
 
     @cached_property
     def encode(self) -> Cost:

@@ -24,6 +24,7 @@ from spinlite.progress import Stopped
 from spinlite.runs.snapshots import update_of
 from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
+from spinlite.training.average import Average
 from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
 from spinlite.training.fakes import compare_with_real, warn_of_few_steps
 from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, find_alarm, keep_recent, pull, updates_for, won
@@ -128,8 +129,10 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
     """Learn from where `state` stands. After each update: journal, progress, and whatever is due to be saved."""
     settings, guarded = session.settings.learn, session.settings.judge.stop
     optimizer = session.device.optimizer(settings.optimizer, session.slots.parameters(), settings.rate)
+    average = Average(settings.ema, session.slots.parameters())
     if state.update:
         restore_optimizer(optimizer, session.run.tensors().get("optimizer", {}))
+        average.restore(session.run.tensors().get("average", {}))
     draw, seed = session.settings.draw, session.settings.run.seed
     batches = Batches(session.family, session.encoded, session.train, fakes, settings, seed, k, draw, paths)
     batches.known = known_errors(session, k, batches)
@@ -139,24 +142,25 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
 
         def after_update(measured: dict[str, float]) -> None:
             nonlocal saved
+            average.update(state.update)
             session.run.log("update", round=k, **measured)
             asked: Stopped | None = None
             try:
                 progress(state.update, settings.length, **measured)
             except Stopped as stop:
                 asked = stop
-            snapshot_due, good_due = (
-                bool(every) and state.update % every == 0 for every in (settings.snapshot_every, good_every)
-            )
+            every = settings.snapshot_every, good_every
+            snapshot_due, good_due = (bool(count) and state.update % count == 0 for count in every)
             if (snapshot_due or good_due) and state.update < settings.length:
-                with averaged_weights(optimizer):
+                with averaged_weights(optimizer), average.applied():
                     if snapshot_due:
                         session.save_snapshot(f"{k}-{state.update}")
                     if good_due:
                         session.run.good.keep(k, state.update, session.slots.state("policy"))
             if asked or time.monotonic() - saved >= SAVE_SECONDS:
-                tensors = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
-                session.run.save(tensors, round=k, stopped=None, **asdict(state))
+                tensors = session.slots.state("policy"), optimizer_tree(optimizer), average.state()
+                named = dict(zip(("policy", "optimizer", "average"), tensors, strict=True))
+                session.run.save(named, round=k, stopped=None, **asdict(state))
                 saved = time.monotonic()
             if asked:
                 raise asked
@@ -166,6 +170,7 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                 session.family, session.slots, session.method, batches, optimizer, settings, session.fallback, state,
                 after_update, guarded,
             )  # fmt: skip
+    average.apply()
 
 
 def learning_rate(settings: Learn, update: int) -> float:
