@@ -11,7 +11,7 @@ from torch import Tensor
 from spinlite.config.settings import Data
 from spinlite.data.buckets import Size, crop_centre
 from spinlite.data.looks import in_order
-from spinlite.data.masks import fit_mask, load_mask
+from spinlite.data.mask_pixels import fit_mask, load_mask
 from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, silence_pillow
 from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from spinlite.config.settings import Source
 from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption_table
-from spinlite.data.masks import STRAY, is_label, masks_among
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
 from spinlite.data.walk import Tree, pair_names, within
@@ -139,8 +138,7 @@ class _Folder:
         for ending in BESIDE:
             for path in (path for path in files if path.suffix.lower() == ending):
                 texts.setdefault(path.stem, []).append(path)
-        pictures, masks = list(filter(is_picture, files)), masks_among(files)
-        labels = {mask.stem.lower() for mask in masks.values()}
+        pictures = list(filter(is_picture, files))
         text_of = pair_names({name for path in pictures for name in (path.stem, path.name)}, texts)
         entries = []
         for path in pictures:
@@ -148,10 +146,8 @@ class _Folder:
             captions, origin, fault = self._captions(path, beside)
             if caption and not captions and not fault:
                 captions, origin = (caption,), "folder name"
-            entries.append(Entry(path, self.tree.name(path), captions, origin, weight, None, fault, mask=masks.get(path.stem)))
-        unused = (path for path in filter(is_label, files) if path.stem.lower() not in labels)
-        self._leave_out(STRAY, unused)
-        others = (p for p in files if not (is_picture(p) or is_label(p)) and p.suffix.lower() not in BESIDE)
+            entries.append(Entry(path, self.tree.name(path), captions, origin, weight, None, fault))
+        others = (path for path in files if not is_picture(path) and path.suffix.lower() not in BESIDE)
         odd = (path for path in others if path.name.lower() not in TABLES)
         self._leave_out("with an ending that is not a picture's, not used", odd)
         unread = (text for stem in texts.keys() - text_of.values() for text in texts[stem])
@@ -195,8 +191,8 @@ class _Folder:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the file has the ending of a picture, and is not another picture's mask."""
-    return path.suffix.lower() in ENDINGS and not is_label(path)
+    """Whether the file has the ending of a picture."""
+    return path.suffix.lower() in ENDINGS
 
 
 def _is_within(row: str) -> bool:

@@ -3,15 +3,13 @@
 They are made from the caption alone, so that each is encoded once, whatever the seed of the run.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from spinlite.config.settings import Source
 from spinlite.data.records import Record
-from spinlite.maths.draws import generator, permutation
 
 SEPARATOR = "|||"  # kohya's: tags before the first stay first, tags after the second stay last
 TEXTS = 4000  # so many wordings are made of all captions together, with these limits for each caption:
@@ -34,12 +32,12 @@ def wordings(caption: str, source: Source, count: int) -> tuple[str, ...]:
     changes = (source.shuffle and len(free) > 1) or (source.tag_dropout and free)
     if not changes:
         return ()
-    made = []
+    made, name = [], trigger.rstrip(", ")
     for n in range(count):
-        order = permutation(len(free), "wording", caption, n) if source.shuffle else range(len(free))
-        chances = torch.rand(len(free), generator=generator("tags", caption, n)).tolist()
-        names_it = [bool(trigger) and trigger.rstrip(",") in tag for tag in free]
-        tags = [free[i] for i in order if chances[i] >= source.tag_dropout or names_it[i]]
+        chance = random.Random(repr(("wording", caption, n)))
+        ranks, chances = ([chance.random() for _ in free] for _ in range(2))
+        order = sorted(range(len(free)), key=ranks.__getitem__) if source.shuffle else range(len(free))
+        tags = [free[i] for i in order if chances[i] >= source.tag_dropout or (name and name in free[i])]
         made.append(", ".join([*first, *tags, *last] or free[:1]))
     return tuple(dict.fromkeys(made))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spinlite.config.settings import Data, Memory, Model
 from spinlite.data.encoded import Encoded
-from spinlite.data.masks import fit_mask, load_mask
+from spinlite.data.mask_pixels import fit_mask, load_mask
 from spinlite.data.pictures import mirror, resize_and_crop, silence_pillow
 from spinlite.data.records import Record, Survey
 from spinlite.data.survey import survey
@@ -65,6 +65,15 @@ def test_masks_beside_pictures_are_never_pictures(folder: Path):
         "labels (-masklabel, -condlabel) that no picture here uses": ["p2-condlabel.png", "p9-masklabel.png"]
     }
     assert found.noted["with a mask, which says where they are learned from"] == ["p0.png", "p1.png"]
+
+
+def test_names_of_masks_may_differ_in_case_and_in_the_form_of_unicode(folder: Path):
+    for old, new, mask in (("p0", "M\u00fcller", "Mu\u0308ller"), ("p1", "PHOTO", "photo")):
+        for ending in (".png", ".txt"):
+            (folder / f"{old}{ending}").rename(folder / f"{new}{ending}")
+        half(folder / f"{mask}-masklabel.png")
+    found = survey(Data(folder=str(folder)))
+    assert masks_of(found) == {"M\u00fcller.png": "Mu\u0308ller-masklabel.png", "PHOTO.png": "photo-masklabel.png"}
 
 
 def test_masks_among_the_files_of_a_data_set_are_no_rows(folder: Path, tmp_path: Path):
@@ -172,7 +181,7 @@ def test_however_a_mask_was_saved_white_is_1(kind: Callable[[Image.Image], Image
 
 def test_the_transparency_of_a_picture_is_its_mask(tmp_path: Path):
     picture = Image.effect_noise((64, 64), 80).convert("RGBA")
-    alpha = Image.linear_gradient("L").resize((64, 64)).point(lambda level: max(0, 2 * level - 255))
+    alpha = Image.linear_gradient("L").resize((64, 64)).point([max(0, 2 * level - 255) for level in range(256)])
     picture.putalpha(alpha)
     picture.save(tmp_path / "p.png")
     found = grey(tmp_path / "p.png", tmp_path / "p.png")
