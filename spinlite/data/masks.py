@@ -32,20 +32,21 @@ def add_masks(entries: Sequence[Entry], source: Source, found: Survey) -> list[E
         if path not in used:
             found.leave_out(STRAY, name)
     if source.mask_folder is not None:
-        pictures = _from_folder(pictures, Path(source.mask_folder), Path(str(source.folder)), found)
+        pictures = _from_folder(pictures, Path(source.mask_folder), found)
     return [replace(e, mask=e.path) if source.alpha_mask and not e.mask else e for e in pictures]
 
 
-def _from_folder(entries: Sequence[Entry], folder: Path, pictures: Path, found: Survey) -> list[Entry]:
+def _from_folder(entries: Sequence[Entry], folder: Path, found: Survey) -> list[Entry]:
     if not folder.is_dir():
         raise SpinliteError(f"there is no folder {folder} with masks", fix="add --set data.mask_folder=FOLDER")
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
     find = _finder((_name(path.relative_to(folder)).removesuffix(MASK), path) for path in files)
     given = []
     for entry in entries:
-        if entry.path.is_relative_to(folder):
+        if entry.path.absolute().is_relative_to(folder.absolute()):
             continue  # a mask that recursive = true took for a picture
-        mask = entry.mask or find(_name(entry.path.relative_to(pictures))) or find(entry.path.stem)
+        parts = entry.path.with_suffix("").parts
+        mask = entry.mask or next(filter(None, (find("/".join(parts[i:])) for i in range(len(parts)))), None)
         if mask is None:
             found.note(f"without a mask in {folder}: learned as a whole", entry.name)
         given.append(replace(entry, mask=mask))

@@ -115,11 +115,31 @@ def test_a_folder_of_masks_is_matched_by_name(ending: str, folder: Path, tmp_pat
     ]
 
 
-def test_a_folder_of_masks_within_the_pictures_holds_no_pictures(folder: Path):
+def test_a_mask_with_the_picture_s_own_subfolder_goes_first(folder: Path, tmp_path: Path):
+    for i, sub in enumerate(("one", "two")):
+        (folder / sub).mkdir()
+        (folder / f"p{i}.png").rename(folder / sub / "a.png")
+        (folder / sub / "a.txt").write_text(sub, encoding="utf-8")
+        (tmp_path / "masks" / sub).mkdir(parents=True)
+        half(tmp_path / "masks" / sub / "a.png", dark=i)
+    half(tmp_path / "masks" / "a.png")
+    found = survey(Data(folder=str(folder), mask_folder=str(tmp_path / "masks"), recursive=True))
+    masks = {r.path.parent.name: r.mask and r.mask.parent.name for r in found.train + found.heldout if r.path.name == "a.png"}
+    assert masks == {"one": "one", "two": "two"}
+
+
+def test_the_built_in_pictures_can_have_masks_too(tmp_path: Path):
+    half(tmp_path / "airplane-departure.png")
+    found = survey(Data(folder="demo", mask_folder=str(tmp_path)))
+    assert masks_of(found) == {"airplane-departure.png": "airplane-departure.png"}
+
+
+def test_a_folder_of_masks_within_the_pictures_holds_no_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch):
     (folder / "masks").mkdir()
+    monkeypatch.chdir(folder.parent)
     for i in range(4):
         half(folder / "masks" / f"p{i}.png")
-    found = survey(Data(folder=str(folder), mask_folder=str(folder / "masks"), recursive=True))
+    found = survey(Data(folder=str(folder), mask_folder="pictures/masks", recursive=True))
     assert len(masks_of(found)) == len(found.train + found.heldout) == 4 and not found.uncaptioned
 
 
