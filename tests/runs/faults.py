@@ -28,6 +28,7 @@ VALUES = [
     "learn.updates=7", "learn.batch=64", "learn.snapshot_every=3", "run.rounds=2", "judge.draws=1", "judge.prompts=1",
     "play.steps=2", "data.heldout=0.3", "method.name=seppo", "method.reference=each", "memory.cache_opponent=true",
 ]  # fmt: skip
+Lora = dict[str, list[float]]  # weights by name
 MID = ("round 2/2 · learn", 6)  # here a run is cut off: in mid-round, with a snapshot within it and a policy for the guards
 
 
@@ -50,13 +51,13 @@ def save_at_every_step(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "SAVE_SECONDS", 0.0)
 
 
-def cut_off(settings: Settings, folder: Path) -> None:
+def cut_off(settings: Settings, folder: Path, place: tuple[str, int] = MID) -> None:
     """A run that was killed in the middle of its second round."""
     with pytest.raises(KeyboardInterrupt):
-        train(settings, folder, Quiet(lambda title, done: (title, done) == MID))
+        train(settings, folder, Quiet(lambda title, done: (title, done) == place))
 
 
-def lora_of(folder: Path) -> dict[str, list[float]]:
+def lora_of(folder: Path) -> Lora:
     """The weights that were exported."""
     return {key: value.tolist() for key, value in read_tensors(folder / "export" / f"{folder.name}.safetensors")[0].items()}
 
@@ -159,7 +160,7 @@ def files_of(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
 
 
-def outcome_of(settings: Settings, source: Path, work: Path, damage: Callable[[Path], None]) -> dict[str, list[float]] | str:
+def outcome_of(settings: Settings, source: Path, work: Path, damage: Callable[[Path], None]) -> Lora | str:
     """The LoRA of the run that goes on in a damaged copy of `source`, or the error that it ends with."""
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(source, work)

@@ -12,7 +12,7 @@ import pytest
 from spinlite.config.settings import Settings
 from spinlite.selfplay import train
 from tests.runs import faults
-from tests.runs.faults import flip, lora_of
+from tests.runs.faults import Lora, flip, lora_of
 from tests.toy import Quiet
 
 
@@ -21,7 +21,7 @@ class Made(NamedTuple):
 
     settings: Settings
     cut: Path
-    lora: dict[str, list[float]]
+    lora: Lora
 
 
 @pytest.fixture(scope="module")
