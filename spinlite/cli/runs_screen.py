@@ -17,10 +17,9 @@ def show(screen: Screen, folder: Path, runs: Sequence[Listed]) -> None:
         screen.print(Text(f"there are no runs in {folder}"))
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading, side in (("run", "left"), ("round", "right"), ("error", "right"), ("against\nbase", "right")):
-        table.add_column(heading, justify=side, no_wrap=heading != "run", overflow="fold")
-    table.add_column("on disk", justify="right", no_wrap=True)
-    table.add_column("can be\nfreed", justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for heading in ("round", "error", "against\nbase", "on disk", "can be\nfreed"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for run in runs:
         table.add_row(Text(printable(run.name)), f"{run.round} of {run.rounds}", *_figures(run), describe_size(run.size),

@@ -91,7 +91,7 @@ def damage(_: int, root: Path, data: Path) -> str:
 
 def soak(rounds: int, root: Path, data: Path) -> str:
     few = ["learn.updates=1", "learn.batch=2", "learn.snapshot_every=0", "judge.stop=false", "method.name=spin"]
-    settings = faults.settings_for(data, *few, f"run.rounds={rounds}", "memory.cache_opponent=false")
+    settings = _settings(data, (*few, f"run.rounds={rounds}", "memory.cache_opponent=false"))
     process, marks, began = psutil.Process(), [], time.process_time()
 
     class Marks(Quiet):

@@ -68,7 +68,7 @@ def test_what_may_change_is_kept_in_the_journal(small: Settings, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("section", "said"),
-    [({"learn": {"warmup": 3}}, "unknown key 'warmup'"), ({"extras": {"a": 1}}, "unknown section [extras]")],
+    [({"learn": {"warmup": 3}}, "unknown key 'warmup'"), ({"extras": {"a": 1}}, "unknown key 'extras'")],
 )
 def test_settings_of_another_version_are_named_by_the_file(section: dict[str, object], said: str, tmp_path: Path):
     journal = Journal(tmp_path / "journal.jsonl")
@@ -148,9 +148,7 @@ def test_the_best_and_the_last_round_are_told_by_their_numbers(tmp_path: Path, s
 def test_fakes_of_rounds_that_are_over_are_removed(small: Settings, tmp_path: Path):
     outcome = train(changed(small, run__rounds=4, judge__stop=False), tmp_path / "r", Quiet())
     stores = list((tmp_path / "cache" / "fake").iterdir())
-    assert len(stores) == 1 + 1 + 4, (
-        "training fakes of round 1, which other runs may begin with; held-out ones of base and rounds"
-    )
+    assert len(stores) == 1 + 1 + 4, "of round 1 to learn from, for other runs too; held-out ones of the base and each round"
     assert len(outcome.rounds) == 4
 
 
@@ -166,7 +164,7 @@ def test_runs_are_listed_with_how_they_stand(command: Command, pictures: Path):
     for state in Path("runs/cut").glob("state*"):
         state.write_bytes(b"damaged")
     ended = command("runs")
-    lines = {line.split()[0]: line for line in ended.out.splitlines() if line.startswith(("toy", "cut"))}
+    lines = {line.split()[0]: line.rstrip() for line in ended.out.splitlines() if line.startswith(("toy", "cut"))}
     assert lines["toy"].endswith("done") and "1 of 1" in lines["toy"] and "%" in lines["toy"]
     assert "can't go on" in " ".join(ended.out.split()) and ended.code == 0
 
@@ -186,7 +184,7 @@ def test_what_can_be_made_again_is_shown_and_freed(command: Command, pictures: P
     assert "no run 'nobody'" in problem and "b, toy" in fix
 
 
-def test_a_run_goes_back_to_an_earlier_round_and_on_to_the_same_lora(small: Settings, tmp_path: Path, command: Command):
+def test_a_run_goes_back_to_an_earlier_round_and_on_to_the_same_lora(command: Command, small: Settings, tmp_path: Path):
     train(small, tmp_path / "r", Quiet())
     whole = lora_of(tmp_path / "r")
     (tmp_path / "r" / "snapshots" / "2.safetensors").write_bytes(b"damaged")
