@@ -46,7 +46,7 @@ def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
     assert wanted <= events[0].keys()
     assert all(wanted - {"base_real", "drift_mean", "drift_deviation"} <= e.keys() for e in outcome.run.events("update"))
     assert [event["round"] for event in events] == [1, 2] and not outcome.already
-    assert len(outcome.run.events("update")) == 2 * toy.learn.updates
+    assert len(outcome.run.events("update")) == 2 * toy.learn.length
     assert [p["loss"] for p in outcome.run.events("probe")] == pytest.approx([math.log(2)] * 2)
     for event in outcome.run.events("fakes"):
         assert {len(event[f"{who}_{what}"]) for who in ("real", "fake") for what in ("mean", "deviation")} == {2}

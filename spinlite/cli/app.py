@@ -17,6 +17,7 @@ from spinlite.cli import runs as cli_runs
 from spinlite.cli import settings as cli_settings
 from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
+from spinlite.config.presets import USUAL
 from spinlite.errors import SpinliteError
 from spinlite.runs.names import check_name
 
@@ -25,13 +26,13 @@ from spinlite.runs.names import check_name
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of 4-bit kernels that are not needed
 
-HELP = """Train LoRAs for diffusion models by self-play, from your own captioned pictures.
+HELP = f"""Train LoRAs for diffusion models by self-play, from your own captioned pictures.
 
 \b
 See it work (3 minutes, no GPU, no download):
   spinlite train demo
 Your pictures (name.png + name.txt) and your checkpoint:
-  spinlite train sdxl-12gb --data my-pictures --base model.safetensors \\
+  spinlite train {USUAL} --data my-pictures --base model.safetensors \\
     --name mystyle
 """
 

@@ -19,7 +19,7 @@ ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
 HALVES: set[Fault] = {"no up", "no down"}
 REFUSED: dict[str, set[Fault]] = {  # faults of one module at which a program refuses the file; at others it loses the module
     "A1111 1.10": HALVES, "ComfyUI, SwarmUI": {"no down"}, "reForge": {"no down"}, "Forge": {"no down"}, "SD.Next": set(),
-    "InvokeAI": HALVES | {"unfit"}, "sd-scripts": {"unfit", "tucker"}, "diffusers": {*HALVES, "unfit", "tucker"},
+    "InvokeAI": {*HALVES, "unfit"}, "sd-scripts": {"unfit", "tucker"}, "diffusers": {*HALVES, "unfit", "tucker"},
 }  # fmt: skip
 READ: dict[Fault, set[str]] = {  # programs that read a module as it is meant in spite of its fault
     "alpha 0": {"sd-scripts"},  # as the rank

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed, nn
@@ -49,7 +49,7 @@ def spread(items: Iterable[T], work: Callable[[T], R]) -> Iterator[tuple[T, R]]:
     while some := list(islice(rest, count())):
         mine = some[number()] if number() < len(some) else None
         results = gather(lambda mine=mine: None if mine is None else work(mine))
-        yield from zip(some, results, strict=False)
+        yield from zip(some, cast(list[R], results), strict=False)
 
 
 def gather(work: Callable[[], R]) -> list[R]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,9 +159,8 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                     if good_due:
                         session.run.good.keep(k, state.update, session.slots.state("policy"))
             if asked or time.monotonic() - saved >= SAVE_SECONDS:
-                tensors = session.slots.state("policy"), optimizer_tree(optimizer), average.state()
-                named = dict(zip(("policy", "optimizer", "average"), tensors, strict=True))
-                session.run.save(named, round=k, stopped=None, **asdict(state))
+                tensors: dict[str, Any] = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
+                session.run.save(tensors | {"average": average.state()}, round=k, stopped=None, **asdict(state))
                 saved = time.monotonic()
             if asked:
                 raise asked

@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from spinlite.cli.plan import _pictures
+from spinlite.cli.plan import _count
 from spinlite.config.load import load_settings
 from spinlite.data.records import Survey, count_pictures
 from spinlite.errors import SpinliteError
@@ -80,13 +81,14 @@ def test_all_three_say_the_same(name: str, rules: tuple[str, ...], tmp_path: Pat
         if isinstance(run, SpinliteError):
             assert (ended.code, found["problem"], found["fix"]) == (1, run.problem, run.fix)
             with pytest.raises(SpinliteError) as caught:
-                _pictures(TOY, str(folder), list(rules))
+                _count(TOY, str(folder), list(rules))
             assert (caught.value.problem, caught.value.fix) == (run.problem, run.fix)
         else:
             counts = [count_pictures(run.train), count_pictures(run.heldout)]
             assert not ended.code and [found["learned"], found["heldout"]] == counts and found["problem"] is None
-            train, heldout, words = _pictures(TOY, str(folder), list(rules))
-            assert [train, heldout] == [len(run.train), len(run.heldout)]
+            count = _count(TOY, str(folder), list(rules))
+            assert [count.train, count.heldout] == [len(run.train), len(run.heldout)]
+            words = count.words
             assert re.findall(r"\d+", words)[:2] == list(map(str, counts)) and ("too few" in words) == bool(found["few"])
 
 
@@ -100,6 +102,6 @@ def test_a_plan_counts_the_pictures_that_a_preset_names(tmp_path: Path):
     fill(tmp_path / "own", 20)
     preset = tmp_path / "own.toml"
     preset.write_text(f"extends = {json.dumps(TOY)}\n[data]\nfolder = {json.dumps(str(tmp_path / 'own'))}\n")
-    assert _pictures(str(preset), None, [])[:2] == (16, 4)
-    assert _pictures(TOY, None, [])[:2] == (90, 10)
-    assert "data set" in _pictures(TOY, None, ["data.dataset=some/body"])[2]
+    assert astuple(_count(str(preset), None, []))[:2] == (16, 4)
+    assert astuple(_count(TOY, None, []))[:2] == (90, 10)
+    assert "data set" in _count(TOY, None, ["data.dataset=some/body"]).words

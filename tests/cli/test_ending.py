@@ -81,8 +81,8 @@ def terminal(width: int = 80) -> tuple[Console, io.StringIO]:
 @pytest.mark.parametrize("text", STEERING)
 @pytest.mark.parametrize("live", [False, True])
 def test_what_steers_a_terminal_is_spelt_out(text: str, live: bool):
-    console, file = terminal() if live else (Console(Screen(file=(plain := io.StringIO()))), None)
-    file = file or plain
+    plain = io.StringIO()
+    console, file = terminal() if live else (Console(Screen(file=plain)), plain)
     console.say(f"a {text} b")
     console.show_facts({text: text})
     console.show_presets([(text, text, text, text, text, text)])

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from spinlite.config.settings import Data
 from spinlite.data import folder
 from spinlite.data.records import Survey
-from spinlite.data.survey import examine, survey
+from spinlite.data.survey import examine
 from spinlite.data.walk import Tree, pair_names
-from spinlite.errors import SpinliteError
 
 ELSEWHERE = "in subfolders, not used (data.recursive = true uses them)"
 KOHYA = "beside kohya's folders, not used"
@@ -277,5 +277,5 @@ def test_the_folder_itself_must_be_there_to_be_opened(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("where", [{"folder": ""}, {"dataset": ""}, {"sources": [{"folder": ""}]}])
 def test_an_empty_name_is_refused(where: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(fill(tmp_path, "a.png", "b.png"))
-    with pytest.raises(SpinliteError, match="is empty"):
-        survey(Data.model_validate(where))
+    with pytest.raises(ValidationError, match="should not be empty"):
+        Data.model_validate(where)

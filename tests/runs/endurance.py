@@ -95,7 +95,7 @@ def soak(rounds: int, root: Path, data: Path) -> str:
     process, marks, began = psutil.Process(), [], time.process_time()
 
     class Marks(Quiet):
-        def show_round(self, round_: int, *_: object) -> None:
+        def show_round(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
             nonlocal began
             self.said, self.phases = [], []
             if round_ % max(1, rounds // 10) == 0:

@@ -29,7 +29,7 @@ def line(arm: str, seed: int, round_: int, kid: list[float], seconds: dict[str, 
 def test_every_arm_is_given_the_same_policy_passes():
     for cell in (Cell(arm, 0, FULL) for arm in ARMS):
         settings = cell.settings("demo")
-        passes = settings.learn.updates * settings.learn.batch * cell.policy_errors
+        passes = settings.learn.length * settings.learn.batch * cell.policy_errors
         assert passes == pytest.approx(cell.arm.effort * FULL.passes, rel=0.01), cell.name
         assert settings.method["name"] == cell.arm.method["name"] and not settings.judge.stop
     assert Cell(NAMED["sft"], 0, FULL).updates == 2 * Cell(NAMED["spin"], 0, FULL).updates
