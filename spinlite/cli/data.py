@@ -86,6 +86,8 @@ def _settings(data: Sequence[str], preset: str | None, set_: Sequence[str]) -> t
 
 
 def _source(text: str) -> dict[str, str]:
+    if not text.strip():
+        raise SpinliteError("the name of the data folder is empty", fix="type spinlite check my-pictures (a single . is this folder)")
     if Path(text).is_dir() or text == "demo":
         return {"folder": text}
     if Path(text).is_file():

@@ -219,7 +219,7 @@ OTHER = NAME.replace("attn1_to_q", "attn2_to_k")
 CROSS = {f"{OTHER}.lora_down.weight": torch.ones(4, 768), f"{OTHER}.lora_up.weight": torch.ones(1280, 4)}
 COMFY = {"A1111 1.10", "ComfyUI, SwarmUI", "reForge", "Forge", "SD.Next", "InvokeAI"}
 # tensors changed (None: gone) -> programs that load both modules, programs that load nothing; the others lose one of two
-FAULTS: dict[str, tuple[dict[str, Tensor | None], set[str], set[str]]] = {
+FAULTS: dict[str, tuple[Mapping[str, Tensor | None], set[str], set[str]]] = {
     "no up": ({KEYS["lora_up.weight"]: None}, set(), {"A1111 1.10", "InvokeAI", "diffusers"}),
     "no down": ({KEYS["lora_down.weight"]: None}, set(),
                 {"A1111 1.10", "ComfyUI, SwarmUI", "reForge", "Forge", "InvokeAI", "diffusers"}),
