@@ -77,8 +77,9 @@ def read_caption_table(path: Path, note: Note, name: str) -> dict[str, tuple[str
     except (OSError, ValueError, csv.Error) as error:
         raise SpinliteError(f"{name} can't be read: {error}", fix="fix it, or write a .txt beside each picture") from None
     if rows and not any(captions_of.values()):
-        columns = f"columns file_name and {' or '.join(FIELDS)}"
-        raise SpinliteError(f"{name} has no captions", fix=f"give it the {columns}, or remove it")
+        problem = f"{name} has no captions" if captions_of else f"{name} names no pictures: no row has a file_name"
+        fix = f"give it the columns file_name and caption (or {', '.join(FIELDS[1:])}), or remove it"
+        raise SpinliteError(problem, fix=fix)
     return {file: tuple(dict.fromkeys(captions)) for file, captions in captions_of.items()}
 
 

@@ -105,6 +105,7 @@ def _open(source: Source) -> tuple[Any, str]:
     import datasets  # takes 2 s to import: only for those who use it
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what matters comes as an error
     WebDataset.DECODERS.pop("pth", None)  # PyTorch's files are pickles: never opened
     place = Path(str(source.dataset)).expanduser()
     builder: Any
@@ -120,7 +121,8 @@ def _open(source: Source) -> tuple[Any, str]:
         if place.is_file():
             kind = MODULES.get(place.suffix.lower())
             if kind is None:
-                raise ValueError(f"a file must end in {', '.join(MODULES)}")
+                problem = f"{place} is no data set: such files end in {', '.join(MODULES)}"
+                raise SpinliteError(problem, fix=f"for a folder of pictures type --data {shlex.quote(str(place.parent))}")
             builder = datasets.load_dataset_builder(kind, data_files={source.split: str(place)})
         else:
             builder = datasets.load_dataset_builder(str(place) if place.is_dir() else str(source.dataset), source.subset)

@@ -149,7 +149,7 @@ class _Folder:
             entries.append(Entry(path, self.tree.name(path), captions, origin, weight, None, fault))
         others = (path for path in files if not is_picture(path) and path.suffix.lower() not in BESIDE)
         odd = (path for path in others if path.name.lower() not in TABLES)
-        self._leave_out("with an ending that is not a picture's, not used", odd)
+        self._leave_out("with an ending that is not read here, not used", odd)
         unread = (text for stem in texts.keys() - text_of.values() for text in texts[stem])
         self.found.orphans += sorted(map(self.tree.name, unread))
         return entries

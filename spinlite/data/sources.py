@@ -1,13 +1,14 @@
 """The sources in [data] -> entries."""
 
 import re
+import shlex
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 from spinlite.config.presets import PACKAGE
 from spinlite.config.settings import Data, Source
-from spinlite.data.dataset import list_dataset
+from spinlite.data.dataset import MODULES, list_dataset
 from spinlite.data.folder import list_folder, list_pairs
 from spinlite.data.looks import Progress
 from spinlite.data.masks import add_masks
@@ -82,7 +83,10 @@ def _folder(source: Source, found: Survey) -> Path:
             found.note(other, BUILT_IN)
         folder = PACKAGE / "demo" / "fluent"
     if not folder.is_dir():
-        fix = f"for a data set: --set data.dataset={folder}" if folder.is_file() else "check the path after --data"
+        fix = "check the path after --data"
+        if folder.is_file():
+            is_set = folder.suffix.lower() in MODULES
+            fix = f"for a data set: --set data.dataset={folder}" if is_set else f"type --data {shlex.quote(str(folder.parent))}"
         raise SpinliteError(f"there is no folder {folder}", fix=fix)
     return folder
 

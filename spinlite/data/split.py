@@ -18,8 +18,9 @@ def explain_few(heldout: Sequence[Record]) -> str:
     """What it means that these held-out pictures are too few to judge by; "" if they are enough."""
     if enough_to_judge(heldout):
         return ""
-    few = f"{count_pictures(heldout)} for validation are too few to judge by: their error is measured, but it stops nothing"
-    return f"{few}. {ENOUGH} would do, which takes {ENOUGH * SHARE} pictures"
+    count = count_pictures(heldout)
+    few = f"validation has {count} picture{'s' * (count != 1)}, too few to judge by: the error is measured, but stops nothing"
+    return f"{few}. {ENOUGH} would do, which takes {ENOUGH * SHARE} pictures in all"
 
 
 def split(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:

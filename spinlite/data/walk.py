@@ -49,8 +49,10 @@ class Tree:
                     for item in (item for item in inside if not item.name.startswith(".")):
                         if _is_folder(item):
                             folders.append(folder / item.name)
-                        elif item.is_symlink() or item.is_file():  # a link that leads nowhere is named, a pipe would block
+                        elif item.is_symlink() or item.is_file():  # also a link that leads nowhere; a pipe would block
                             files.append(folder / item.name)
+                        else:
+                            self._found.leave_out("neither a file nor a folder, not used", self.name(folder / item.name))
             except OSError as error:
                 if folder == self.root:
                     raise

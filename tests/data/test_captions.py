@@ -87,6 +87,12 @@ def test_rows_with_whole_paths_or_detours_are_used_within_the_folder_and_named_o
     assert found.orphans == ["/no/such.png (metadata.jsonl)"]
 
 
+def test_a_table_that_names_no_pictures_says_which_column_it_lacks(three: Path):
+    (three / "metadata.csv").write_text("image;caption\na.png;a\nb.png;b")
+    with pytest.raises(SpinliteError, match="no row has a file_name"):
+        look(three)
+
+
 def test_a_row_for_a_file_that_is_no_picture_is_named(three: Path):
     (three / "d.xyz").write_text("x")
     rows = [{"file_name": f"{name}", "text": "t"} for name in ("a.png", "b.png", "c", "d.xyz")]

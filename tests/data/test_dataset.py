@@ -320,7 +320,7 @@ def test_what_can_not_be_reached_or_read_is_one_clear_error(tmp_path: Path, cach
     with pytest.raises(SpinliteError, match=r"bad\.parquet can't be read"):
         look(tmp_path / "bad.parquet", cache)
     (tmp_path / "weights.pkl").write_bytes(b"\x80\x04.")
-    with pytest.raises(SpinliteError, match="must end in"):
+    with pytest.raises(SpinliteError, match="such files end in"):
         look(tmp_path / "weights.pkl", cache)
 
 

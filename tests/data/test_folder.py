@@ -78,7 +78,9 @@ def test_a_missing_folder_is_named(tmp_path: Path):
 
 def test_a_file_is_no_folder(swatches: Path):
     error = refused(swatches / "p0.png")
-    assert "no folder" in error.problem and error.fix.startswith("for a data set: --set data.dataset=")
+    assert "no folder" in error.problem and error.fix == f"type --data {swatches}"
+    (swatches / "set.parquet").write_bytes(b"")
+    assert refused(swatches / "set.parquet").fix.startswith("for a data set: --set data.dataset=")
 
 
 def test_a_run_without_a_folder_says_how_to_name_one():

@@ -263,7 +263,7 @@ def test_files_that_are_no_pictures_are_named(three: Path):
     picture(three / "d.png").rename(three / "d.xyz")
     (three / "d.txt").write_text("d")
     found = look(three)
-    assert found.notes == ["2 with an ending that is not a picture's, not used: d.xyz, photo.heic"]
+    assert found.notes == ["2 with an ending that is not read here, not used: d.xyz, photo.heic"]
     assert found.orphans == ["d.txt"]
 
 
@@ -271,7 +271,7 @@ def test_a_name_with_escape_codes_is_spelt_out(three: Path):
     for name in "abc":
         (three / f"{name}.txt").write_text(name)
     (three / "\x1b[2J.xyz").write_bytes(b"")
-    assert look(three).notes == ["1 with an ending that is not a picture's, not used: \\x1b[2J.xyz"]
+    assert look(three).notes == ["1 with an ending that is not read here, not used: \\x1b[2J.xyz"]
 
 
 # Captions that are missing, and triggers

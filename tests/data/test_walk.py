@@ -101,6 +101,13 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path):
     assert found.unusable[1].startswith("d.txt: the caption can't be read: ")
 
 
+@LINKS
+def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path):
+    fill(tmp_path, "a.png", "b.png")
+    os.mkfifo(tmp_path / "c.png")
+    assert look(tmp_path).unused == {"neither a file nor a folder, not used": ["c.png"]}
+
+
 @pytest.mark.parametrize("recursive", [True, False])
 def test_a_folder_that_can_not_be_opened_is_named_and_the_rest_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recursive: bool
