@@ -87,7 +87,7 @@ def _settings(data: Sequence[str], preset: str | None, set_: Sequence[str]) -> t
 
 def _source(text: str) -> dict[str, str]:
     if not text.strip():
-        raise SpinliteError("the name of the data folder is empty", fix="type spinlite check my-pictures (a single . is this folder)")
+        raise SpinliteError("the name of the data folder is empty", fix="type e.g. spinlite check my-pictures")
     if Path(text).is_dir() or text == "demo":
         return {"folder": text}
     if Path(text).is_file():

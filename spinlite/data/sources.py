@@ -61,8 +61,6 @@ def _check(source: Source) -> None:
     if source.folder is None and source.dataset is None:
         problem = "a [[data.sources]] has neither folder nor dataset"
         raise SpinliteError(problem, fix='add folder = "FOLDER" or dataset = "ID" to it')
-    if "" in (source.folder, source.dataset):
-        raise SpinliteError("the name of the data folder is empty", fix="type --data FOLDER (a single . for this folder)")
     if source.folder is not None and source.dataset is not None:
         problem = f"one source is both the folder {source.folder} and the data set {source.dataset}"
         raise SpinliteError(problem, fix="remove one, or make it a [[data.sources]] of its own")

@@ -20,17 +20,14 @@ WORDS: dict[Fault, str] = {
 
 def find_faults(file: LoraFile) -> dict[str, Fault]:
     """The first fault of each module that has one, by the module's name in the file."""
-    found: dict[str, Fault | None] = {file.written[name]: _fault(parts) for name, parts in file.parts.items()}
-    return {name: fault for name, fault in found.items() if fault}
+    return {file.written[name]: fault for name, parts in file.parts.items() if (fault := _fault(parts))}
 
 
 def _fault(parts: Mapping[str, Stored]) -> Fault | None:
     if not all(stored.is_whole for stored in parts.values()):
         return "broken"
-    if "up" not in parts:
-        return "no up"
-    if "down" not in parts:
-        return "no down"
+    if "up" not in parts or "down" not in parts:
+        return "no down" if "up" in parts else "no up"
     down, up = parts["down"].shape, parts["up"].shape
     if not (len(up) in (2, 4) and len(down) in (2, 4) and math.prod(up[1:]) == down[0]):
         return "unfit"
