@@ -47,7 +47,7 @@ class SingleFile(Checkpoint):
         self.name, self._path = path.name, path
         if not path.is_file():
             what = f"{path} is not a plain file" if path.exists() else f"there is no file {path}"
-            raise SpinliteError(what, fix="check model.base")
+            raise SpinliteError(what, fix="check model.base, or name the file you have: --set model.base=FILE.safetensors")
         self._shapes, self._metadata = read_header(path)
         self.kind = self._read_kind()
         check_network(self.name, self._shapes, self.kind)
