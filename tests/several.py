@@ -1,6 +1,6 @@
 """What one of several processes does in a test: train toy runs, one after the other, as the command line says.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m tests.several JOBS.json
+python -m torch.distributed.run --nproc-per-node 2 -m tests.several JOBS.json
 """
 
 import json

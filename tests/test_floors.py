@@ -21,7 +21,8 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "memory": (3, {"torch", "bitsandbytes", "xformers", "accelerate", "schedulefree", "prodigyopt"}),
     "lora": (4, {"torch", "peft", "safetensors", "PIL", "numpy"}),
     "families": (
-        5, {"torch", "accelerate", "diffusers", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL"},
+        5,
+        {"torch", "accelerate", "diffusers", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL"},
     ),
     "data": (6, {"torch", "datasets", "fsspec", "imagehash", "numpy", "PIL", "pyarrow"}),
     "training": (7, {"torch", "PIL"}),

@@ -26,6 +26,8 @@ WAYS = {
     "weighed": ["draw.weight=min-snr", "learn.aim=0.2"],
     "fewer pictures than processes": ["learn.batch=2"],
 }  # fmt: skip
+
+
 def together(count: int, jobs: list[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]

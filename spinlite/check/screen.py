@@ -59,9 +59,7 @@ def facts(findings: Findings) -> dict[str, str]:
     if findings.tokens:
         t = findings.tokens
         over = f" and ignores the rest; longer captions: {len(t.over):,}, {list_names(t.over, COMMON)}" if t.over else ""
-        lines["tokens"] = (
-            f"{t.least} to {t.most} per caption, median {t.middle}; the model reads the first {t.limit}" + over
-        )
+        lines["tokens"] = f"{t.least} to {t.most} per caption, median {t.middle}; the model reads the first {t.limit}" + over
     lines["words"] = _counts(findings.words, "{0} {1:,}")
     return lines
 

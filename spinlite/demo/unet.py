@@ -168,9 +168,7 @@ def train_pair(
         x0 = latents[shows, torch.randint(latents.shape[1], (BATCH,), generator=chance)].float()
         eps = torch.randn(x0.shape, generator=chance)
         x_t = schedule.add_noise(x0, eps, t)[mine]  # type: ignore[arg-type]
-        made = pair(
-            x_t.to(where, memory_format=torch.channels_last), t[mine].to(where), tokens.to(where), which.to(where)
-        )
+        made = pair(x_t.to(where, memory_format=torch.channels_last), t[mine].to(where), tokens.to(where), which.to(where))
         return (made - eps[mine].to(where)).square().mean()
 
     train(pair, mean, loss_at, lambda: keep(mean), path=work / "unet.pt", steps=steps, peak=PEAK, longest=0.9995)

@@ -168,9 +168,7 @@ def _through_vae(bench: _Bench, records: Sequence[Record]) -> Tensor:
     return styles(pictures)[:, None]
 
 
-def _samples(
-    bench: _Bench, path: Path, k: int, records: Sequence[Record], sampling: Play, draws: int, phase: Phase
-) -> Tensor:
+def _samples(bench: _Bench, path: Path, k: int, records: Sequence[Record], sampling: Play, draws: int, phase: Phase) -> Tensor:
     """A snapshot's samples -> (n, draws, S)."""
     state, about = read_tensors(path)
     if json.loads(about["spinlite"])["base"] != bench.base.base_hash:

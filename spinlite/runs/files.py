@@ -24,4 +24,3 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 def fingerprint_bytes(content: bytes) -> str:
     """16 hex digits: the hash that `fingerprint_files` gives for one file with this content."""
     return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()[:16]
-

@@ -1,9 +1,9 @@
 """The study's command.
 
-    python -m spinlite.study                     # go on with all of it
-    python -m spinlite.study --only headline     # some of it: groups or arms
-    python -m spinlite.study --report            # tables and figures from the results that are there
-    python -m spinlite.study --small             # two cells, a minute: that it works
+python -m spinlite.study                     # go on with all of it
+python -m spinlite.study --only headline     # some of it: groups or arms
+python -m spinlite.study --report            # tables and figures from the results that are there
+python -m spinlite.study --small             # two cells, a minute: that it works
 """
 
 import argparse

@@ -27,6 +27,8 @@ from spinlite.selfplay import train
 from tests.toy import Quiet
 
 NOTHING: Any = lambda *_: None  # noqa: E731
+
+
 @pytest.fixture
 def toy_model() -> Toy:
     made = load_family(Model(base="0", family="toy"), device.choose_device(Memory()))

@@ -79,8 +79,11 @@ def test_ways_do_what_they_are_called():
     assert variety.faded(rgb, chance()).std((1, 2, 3)).max() < 0.55 * rgb.std((1, 2, 3)).min()
     turned = variety.recoloured(rgb, chance())
     assert ((turned[:, :, 32, 32] - rgb[:, :, 32, 32]).abs().max(1).values > 0.2).all()
-    assert variety.pixelated(rgb, chance())[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3).allclose(
-        variety.pixelated(rgb, chance())
+    assert (
+        variety.pixelated(rgb, chance())[:, :, ::4, ::4]
+        .repeat_interleave(4, 2)
+        .repeat_interleave(4, 3)
+        .allclose(variety.pixelated(rgb, chance()))
     )
     size = variety.small(x, chance())[:, 3].mean((1, 2)) / x[:, 3].mean((1, 2))
     assert size.min() + 0.03 > 0.45**2 and size.max() < 0.65**2 + 0.03

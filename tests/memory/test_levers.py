@@ -201,9 +201,7 @@ def test_a_quantised_layer_is_the_layer_of_its_decoded_weight(kind: str):
 def test_nf4_is_that_of_bitsandbytes():
     torch.manual_seed(0)
     linear, x = nn.Linear(640, 320), torch.randn(3, 640)
-    theirs = bitsandbytes.nn.Linear4bit(
-        640, 320, quant_type="nf4", compress_statistics=True, compute_dtype=torch.float32
-    )
+    theirs = bitsandbytes.nn.Linear4bit(640, 320, quant_type="nf4", compress_statistics=True, compute_dtype=torch.float32)
     theirs.load_state_dict(linear.state_dict())
     assert torch.equal(theirs.to("cpu")(x), Quantized(linear, "nf4", torch.device("cpu"))(x))
 

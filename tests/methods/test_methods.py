@@ -168,7 +168,6 @@ def test_slopes_agree_with_differences(method):
     torch.manual_seed(1)
     values = {name: (torch.rand(7, dtype=torch.float64) * 1e-3 + 0.1).requires_grad_() for name in required_errors(method)}
 
-
     def loss(*errors: Tensor) -> Tensor:
         return method.loss(**dict(zip(values, errors, strict=True)))
 

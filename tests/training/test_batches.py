@@ -56,7 +56,10 @@ def test_separate_noise_is_the_fakes_alone(toy, exact):  # noqa: F811
 @pytest.mark.parametrize("one_graph", [False, True])
 @pytest.mark.parametrize("ahead", [False, True], ids=["live", "ahead"])
 def test_on_its_own_path_a_fakes_gain_is_the_squared_distance_from_what_the_opponent_said(
-    one_graph: bool, ahead: bool, toy, exact  # noqa: F811
+    one_graph: bool,
+    ahead: bool,
+    toy,
+    exact,  # noqa: F811
 ):
     """The margin by hand, its gradient by autograd; the opponent is asked about the real ones alone."""
     family, slots = toy
