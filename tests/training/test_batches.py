@@ -58,7 +58,7 @@ def test_separate_noise_is_the_fakes_alone(toy, exact):  # noqa: F811
 def test_on_its_own_path_a_fakes_gain_is_the_squared_distance_from_what_the_opponent_said(
     one_graph: bool,
     ahead: bool,
-    toy,
+    toy,  # noqa: F811
     exact,  # noqa: F811
 ):
     """The margin by hand, its gradient by autograd; the opponent is asked about the real ones alone."""
