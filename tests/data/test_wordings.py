@@ -106,7 +106,7 @@ def test_each_wording_is_encoded_once_and_other_settings_encode_only_the_new_one
         path.write_text(path.read_text(encoding="utf-8").replace(" ", ", ") + ", round", encoding="utf-8")
     seen: list[str] = []
     whole = toy_model.encode_captions
-    monkeypatch.setattr(toy_model, "encode_captions", lambda some, chunks: (seen.extend(some), whole(some, chunks))[1])
+    monkeypatch.setattr(toy_model, "encode_captions", lambda some, *more: (seen.extend(some), whole(some, *more))[1])
 
     def encode(**settings: Any) -> list[Record]:
         found = survey(Data(folder=str(swatches), **settings))
