@@ -233,7 +233,7 @@ FAULTS: dict[str, tuple[Mapping[str, Tensor | None], set[str], set[str]]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_programs_do_with_a_module_that_is_not_right(name: str, tmp_path: Path):
     changed, whole, nothing = FAULTS[name]
-    tensors = {key: value for key, value in (PAIR | CROSS | changed).items() if value is not None}
+    tensors = {key: value for key, value in {**PAIR, **CROSS, **changed}.items() if value is not None}
     found = inspect(tiny.save(tmp_path / "x.safetensors", tensors))
     assert isinstance(found, LoraReport) and found.notes
     said = {v.program: v for v in found.programs if v.program in PROGRAMS}
