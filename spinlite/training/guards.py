@@ -54,6 +54,12 @@ def _sum_slopes(method: Method, errors: Errors) -> float:
     return sum(slope.abs().sum().item() for slope in slopes if slope is not None)
 
 
+def look_out(recent: Sequence[Figures], batch: int, played: bool, update: int, guarded: bool) -> None:
+    """Raises Diverged if the round is guarded and has gone wrong by this update (`find_alarm`)."""
+    if guarded and (alarm := find_alarm(recent, batch, played)):
+        raise Diverged(*alarm, update)
+
+
 def find_alarm(recent: Sequence[Figures], batch: int, played: bool) -> tuple[str, str] | None:
     """(guard, why) if the last PAIRS pairs show that the round has gone wrong; None if all is well.
 

@@ -28,7 +28,7 @@ from spinlite.runs.trees import optimizer_tree, restore_optimizer
 from spinlite.training.average import Average
 from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
 from spinlite.training.fakes import compare_with_real, warn_of_few_steps
-from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, find_alarm, keep_recent, pull, updates_for, won
+from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, keep_recent, look_out, pull, updates_for, won
 from spinlite.training.opponent_errors import known_errors
 from spinlite.training.probe import probe
 from spinlite.training.session import Session
@@ -145,11 +145,7 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
             nonlocal saved
             average.update(state.update)
             session.run.log("update", round=k, **measured)
-            asked: Stopped | None = None
-            try:
-                progress(state.update, settings.length, **measured)
-            except Stopped as stop:
-                asked = stop
+            asked = _report(progress, state.update, settings.length, measured)
             every = settings.snapshot_every, good_every
             snapshot_due, good_due = (bool(count) and state.update % count == 0 for count in every)
             if (snapshot_due or good_due) and state.update < settings.length:
@@ -171,6 +167,15 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                 after_update, guarded,
             )  # fmt: skip
     average.apply()
+
+
+def _report(progress: Callable[..., None], update: int, updates: int, measured: dict[str, float]) -> Stopped | None:
+    """Tell progress; returns what it raises if someone asked to stop, so that this update can be saved first."""
+    try:
+        progress(update, updates, **measured)
+    except Stopped as stop:
+        return stop
+    return None
 
 
 def learning_rate(settings: Learn, update: int) -> float:
@@ -197,13 +202,14 @@ def learn(
     method and model. When memory runs out within an update, its gradients are dropped and the same pictures are tried again
     with cheaper memory settings.
     """
-    parameters = slots.parameters()
+    parameters, played = slots.parameters(), method.fakes == "played"
 
     def try_update(levers: Levers) -> tuple[Tensor, Errors, dict[str, float]]:
         optimizer.zero_grad(set_to_none=True)
         family.set_checkpointing(levers.checkpointing)
         return _add_gradient(family, slots, method, batches.for_update(state.update), levers, settings, state)
 
+    look_out(state.recent, settings.batch, played, state.update, guarded)  # the run may have ended between a save and a guard
     while state.update < settings.length and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, state.update)
@@ -220,8 +226,7 @@ def learn(
         measured = figures(errors) | more
         state.recent = keep_recent([*state.recent, measured], settings.batch)
         after_update({"update": state.update, "loss": loss.item(), "grad_norm": norm, **measured})
-        if guarded and (alarm := find_alarm(state.recent, settings.batch, method.fakes == "played")):
-            raise Diverged(*alarm, state.update)
+        look_out(state.recent, settings.batch, played, state.update, guarded)
 
 
 def _add_gradient(

@@ -1,4 +1,4 @@
-"""The long versions of the fault tests, by hand: `python -m tests.runs.endurance WHAT COUNT`. Prints a line of figures.
+"""The long versions of the fault tests, by hand: `python -m tests.runs.endurance WHAT COUNT`. Prints figures as it goes.
 
 kills    a run is killed (SIGKILL, SIGTERM or SIGINT) at COUNT random instants, over several methods; not on Windows (fork)
 changes  killed, and failing with ENOSPC, EIO and EACCES, at every COUNT-th change of the disk
@@ -47,6 +47,7 @@ def kills(count: int, root: Path, data: Path) -> str:
         if chance.random() < 0.5:  # half of them are killed once more as they go on
             _start_and_kill(settings, root / "r", chance.uniform(0, seconds / 2), chance.choice(SIGNALS))
         found[_finish(settings, root, lora_of(whole / "r"))] += 1
+        print(number + 1, dict(found), flush=True)
     return f"{count} runs killed: {dict(found)}"
 
 
@@ -60,6 +61,7 @@ def changes(step: int, root: Path, data: Path) -> str:
         for error in (errno.ENOSPC, errno.EIO, errno.EACCES):
             faults.failing_at(number, error, settings, root)
             found[f"{errno.errorcode[error]}: {_finish(settings, root, wanted)}"] += 1
+        print(number, dict(found), flush=True)
     return f"{total} changes of the disk, each {step}th tried: {dict(found)}"
 
 
