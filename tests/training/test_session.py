@@ -77,7 +77,8 @@ def test_each_picture_meets_the_fakes_and_the_errors_of_its_own_opponent(
                     assert_close(said, one.path_points.own, rtol=1e-4, atol=1e-5)
                 else:
                     fake = session.sample_snapshot("opponent", snapshot, [record], "again", *session._names(k))([record])
-                    assert one.fake is not None and torch.equal(fake, one.fake)
+                    assert one.fake is not None  # the round is over, so this fake is made again, in another batch
+                    assert_close(fake, one.fake, rtol=1e-4, atol=1e-5)
     assert {snapshot for k, snapshot in seen if k == 3} == {0, "1-2", 1, "2-2", 2}
     needed = {"opponent_real"} if points else {"opponent_real", "opponent_fake"}
     assert all(set(batch.known) == needed for k, _, batch in watched.batches if k > 1), "a step needs no opponent"
