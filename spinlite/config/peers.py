@@ -41,6 +41,7 @@ SAME = {  # our setting: their words for it
     "learn.batch": "train_batch_size batch_size total_batch_size",
     "learn.optimizer": "optimizer_type optim optimiser",
     "learn.updates": "max_train_steps num_train_steps train_steps",
+    "learn.ema": "use_ema ema_decay ema_weight",
     "learn.epochs": "max_train_epochs num_train_epochs num_epochs epoch",
     "learn.caption_dropout": "caption_dropout_rate caption_dropout_probability caption_dropout",
     "memory.precision": "mixed_precision train_dtype weight_dtype dtype",

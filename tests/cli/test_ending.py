@@ -78,11 +78,14 @@ def terminal(width: int = 80) -> tuple[Console, io.StringIO]:
     return Console(Screen(file=file, force_terminal=True, color_system=None, width=width)), file
 
 
+def piped() -> tuple[Console, io.StringIO]:
+    return Console(Screen(file=(file := io.StringIO()))), file
+
+
 @pytest.mark.parametrize("text", STEERING)
 @pytest.mark.parametrize("live", [False, True])
 def test_what_steers_a_terminal_is_spelt_out(text: str, live: bool):
-    plain = io.StringIO()
-    console, file = terminal() if live else (Console(Screen(file=plain)), plain)
+    console, file = terminal() if live else piped()
     console.say(f"a {text} b")
     console.show_facts({text: text})
     console.show_presets([(text, text, text, text, text, text)])
@@ -146,8 +149,8 @@ def test_a_preset_stays_on_its_line():
 
 
 def test_outside_a_terminal_a_line_is_a_line():
-    file = io.StringIO()
-    Console(Screen(file=file)).show_facts({"captions": LONG, "x": PATH})
+    console, file = piped()
+    console.show_facts({"captions": LONG, "x": PATH})
     assert len(file.getvalue().splitlines()) == 2
 
 
