@@ -29,8 +29,9 @@ def check(
     console = Console()
     if preset is None and len(data) == 1 and _is_preset(data[0]):
         preset, data = data[0], []
-    settings, pairs = _settings(data, preset, set_)
-    findings = _examine(None if json else console, settings, preset, pairs, full, runs)
+    based = next((word.partition("=")[2] for word in set_ if word.startswith("model.base=")), None)
+    settings, pairs = _settings(data, preset or (PLAIN if based else None), set_)
+    findings = _examine(None if json else console, settings, based or preset, pairs, full, runs)
     if html:
         from spinlite.check.page import write_page
 
@@ -41,15 +42,15 @@ def check(
         raise typer.Exit(1)
 
 
-def _examine(console: Any, settings: Any, preset: str | None, pairs: bool, full: bool, runs: Path) -> Any:
+def _examine(console: Any, settings: Any, model: str | None, pairs: bool, full: bool, runs: Path) -> Any:
     """Look at the data and print the findings: on the console, or as JSON without one."""
     from spinlite.check import screen
     from spinlite.check.findings import examine_sources
 
-    grid, model, counter = _model(settings, preset)
+    grid, words, counter = _model(settings, model)
 
     def examine(progress: Any) -> Any:
-        return examine_sources(settings.data, pairs, runs / "cache", progress, full, grid, model, counter)
+        return examine_sources(settings.data, pairs, runs / "cache", progress, full, grid, words, counter)
 
     if console is None:
         findings = examine(lambda done, of: None)
@@ -96,24 +97,22 @@ def _source(text: str) -> dict[str, str]:
     raise SpinliteError(f"there is no folder, file or preset {text}", fix=fix)
 
 
-def _model(settings: Any, preset: str | None) -> tuple[Any, str, Any]:
+def _model(settings: Any, name: str | None) -> tuple[Any, str, Any]:
     """(the grid of picture shapes, the model in words, what counts its tokens)."""
     from spinlite.data.buckets import Grid
     from spinlite.data.survey import grid_of
-    from spinlite.families.clip import build_counter, counter_of
+    from spinlite.families.load import token_counter
 
-    if preset is None:
-        side, counter = settings.model.resolution, build_counter()
+    counter = token_counter(settings.model)
+    if name is None:
+        side = settings.model.resolution
         grid = Grid((side, side) if side else NATIVE, STEP, settings.data.upscale, settings.data.buckets)
     else:
-        from spinlite.families.load import load_tokenizer
-
-        grid, tokenizer = grid_of(settings), load_tokenizer(settings.model)
-        counter = counter_of(tokenizer) if tokenizer else None
-    model = preset or ("as asked" if settings.model.resolution else "the size of SDXL (add --preset NAME for another)")
+        grid = grid_of(settings)
+    model = name or ("as asked" if settings.model.resolution else "the size of SDXL (add --preset NAME for another)")
     return grid, f"{grid.native[0]} x {grid.native[1]} px, {model}", counter
 
 
 def register(app: typer.Typer) -> None:
     """Add this command to the program."""
-    app.command()(takes("resolution")(check))
+    app.command()(takes("base", "resolution")(check))

@@ -3,17 +3,17 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate import init_empty_weights
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from spinlite.config.settings import Model
-from spinlite.families.checkpoint import CLASSES, Checkpoint
+from spinlite.families.checkpoint import Checkpoint, class_of
 from spinlite.families.kinds import CONFIGS, FOLDERS, KINDS, Kind
 from spinlite.families.single_file import load_padded_tokenizer
 from spinlite.runs.files import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 BLANK = "blank:"
 KNOWN: dict[str, Kind] = {  # hub ids of a known kind: nothing is fetched to plan with them
@@ -51,10 +51,12 @@ class Blank(Checkpoint):
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
 
-    def load(self, part: str, dtype: torch.dtype) -> Any:
+    def load(self, part: str, dtype: "torch.dtype") -> Any:
         if part.startswith("tokenizer"):
             return self._shapes.load(part, dtype) if self._shapes else load_padded_tokenizer(self.kind, part)
-        kind, config = CLASSES[part], self.config(part)
+        from accelerate import init_empty_weights
+
+        kind, config = class_of(part), self.config(part)
         with init_empty_weights(include_buffers=False):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
         return _fill_weights(model, dtype)
@@ -63,7 +65,10 @@ class Blank(Checkpoint):
         return fingerprint(self.name)
 
 
-def _fill_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _fill_weights(model: "nn.Module", dtype: "torch.dtype") -> "nn.Module":
+    import torch
+    from torch import nn
+
     noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):

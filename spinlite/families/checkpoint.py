@@ -1,20 +1,20 @@
 """A base model that is not loaded yet: a diffusers folder, a hub id or one file, and what its files say about it."""
 
+import functools
 import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from typing import TYPE_CHECKING, Any, Literal
 
 from spinlite.errors import SpinliteError
 from spinlite.families.kinds import KINDS as KINDS
 from spinlite.families.kinds import Kind
+
+if TYPE_CHECKING:  # whoever only looks at a model needs no torch
+    import torch
+    from torch import nn
 
 Predictions = Mapping[str, Literal["eps", "v"]]  # the label that says so -> what the network predicts
 
@@ -23,14 +23,25 @@ FIX_INCOMPLETE = "download it again, or use a version that is not pruned"
 FIX_UNSUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-CLASSES: dict[str, Any] = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "tokenizer": CLIPTokenizer,
-    "text_encoder": CLIPTextModel,
-    "tokenizer_2": CLIPTokenizer,
-    "text_encoder_2": CLIPTextModelWithProjection,
-}
+
+
+@functools.cache
+def class_of(part: str) -> Any:
+    """The class of diffusers or transformers that a part is loaded with."""
+    import diffusers
+    import transformers
+
+    match part:
+        case "unet":
+            return diffusers.UNet2DConditionModel
+        case "vae":
+            return diffusers.AutoencoderKL
+        case "text_encoder":
+            return transformers.CLIPTextModel
+        case "text_encoder_2":
+            return transformers.CLIPTextModelWithProjection
+        case _:
+            return transformers.CLIPTokenizer
 
 
 class Checkpoint(ABC):
@@ -47,12 +58,34 @@ class Checkpoint(ABC):
         """The settings of a part, or of the "scheduler"."""
 
     @abstractmethod
-    def load(self, part: str, dtype: torch.dtype) -> Any:
+    def load(self, part: str, dtype: "torch.dtype") -> Any:
         """A part with its weights, on the CPU. Raises SpinliteError if it can't be read or is incomplete."""
 
     @abstractmethod
     def fingerprint(self, *parts: str) -> str:
         """A hash of the weights; with `parts`, of at least the parts that have names with these beginnings."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along one side."""
+        return 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
+
+    def size_and_step(self, resolution: int | None = None) -> tuple[tuple[int, int], int]:
+        """((width, height) of the model's pictures, step), px: sides of other pictures are multiples of `step`.
+
+        VAE and network can halve a multiple of the step without remainder. It is at least a 16th of the model's own side, so
+        that there are not more shapes than pictures. For SDXL it is 64, as in its paper. `resolution` replaces the model's own
+        size. Raises SpinliteError if that is no multiple of the step.
+        """
+        unet = self.config("unet")
+        own, halved = unet["sample_size"] * self.factor, self.factor * 2 ** (len(unet["block_out_channels"]) - 1)
+        step = halved * max(1, round(own / 16 / halved))
+        if resolution and resolution % step:
+            near = max(step, round(resolution / step) * step)
+            problem = f"model.resolution = {resolution} is not a multiple of {step}, as {self.name} needs"
+            raise SpinliteError(problem, fix=f"type --resolution {near}")
+        side = resolution or own
+        return (side, side), step
 
 
 def locate(name: str, setting: str) -> str:
@@ -98,7 +131,7 @@ def explain_errors(name: str, call: Callable[[], Any]) -> Any:
         ) from None
 
 
-def require_whole(name: str, part: str, model: nn.Module) -> nn.Module:
+def require_whole(name: str, part: str, model: "nn.Module") -> "nn.Module":
     """Return the model if it has all its weights. Raises SpinliteError otherwise."""
     missing = [key for key, p in model.named_parameters() if p.is_meta]
     if missing:
@@ -107,7 +140,7 @@ def require_whole(name: str, part: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def require_sound(name: str, part: str, model: nn.Module) -> nn.Module:
+def require_sound(name: str, part: str, model: "nn.Module") -> "nn.Module":
     """Return the model if all its weights are finite. Raises SpinliteError otherwise: nothing good can come of it."""
     broken = [key for key, weight in model.state_dict().items() if weight.is_floating_point() and not weight.isfinite().all()]
     if broken:
@@ -117,7 +150,7 @@ def require_sound(name: str, part: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def load_pretrained(kind: Any, place: str, dtype: torch.dtype, subfolder: str = "") -> Any:
+def load_pretrained(kind: Any, place: str, dtype: "torch.dtype", subfolder: str = "") -> Any:
     """A model of class `kind` from a folder or the hub; the fp16 files if there are no others. Only safetensors are read."""
     options: dict[str, Any] = {"subfolder": subfolder, "use_safetensors": True, "dtype": dtype}
     folder = Path(place) / subfolder

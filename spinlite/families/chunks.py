@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 75  # tokens of a caption in a chunk of CLIP
+from spinlite.families.clip import CHUNK as CHUNK
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], chunks: int = 1) -> Tensor:

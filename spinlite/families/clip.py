@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MERGES = Path(__file__).parent / "configs" / "clip_merges.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
+CHUNK = LENGTH - 2  # tokens of a caption that a text encoder reads at once
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import CLASSES, KINDS, Checkpoint, Kind, locate
+from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, class_of, locate
 from spinlite.families.chunks import CHUNK, count_chunks, tokenize
 from spinlite.families.family import Family, Picture
 from spinlite.families.names import kohya_keys, kohya_name, module_shapes
@@ -67,8 +67,8 @@ class Diffusion(Family):
         chosen, zero = resolve_prediction(self._checkpoint, model.prediction, model.zero_snr)
         self._noise = noise_scheduler(self._checkpoint, chosen, zero)
         self.path = Path(chosen, self._noise.alphas_cumprod)
-        self.size, self.step = size_and_step_of(self._checkpoint, model.resolution)
-        self._factor = _vae_factor(self._checkpoint)  # pixels per latent, along one side
+        self.size, self.step = self._checkpoint.size_and_step(model.resolution)
+        self._factor = self._checkpoint.factor  # pixels per latent, along one side
         width, height = (side // self._factor for side in self.size)
         self.latent_shape = (self._checkpoint.config("unet")["in_channels"], height, width)
         self._most_chunks, self._layer = model.max_tokens // CHUNK, _layer_to_read(self._checkpoint, model.clip_skip)
@@ -206,7 +206,7 @@ def _without_weights(checkpoint: Checkpoint, part: str) -> nn.Module:
     if part == "text_encoder_2" and checkpoint.kind != "sdxl":
         problem = f"the LoRA changes a second text encoder, which {KINDS[checkpoint.kind]} does not have"
         raise SpinliteError(problem, fix="use a LoRA that was made for this kind of base model")
-    made = CLASSES[part]
+    made = class_of(part)
     with torch.device("meta"):
         return made(made.config_class(**checkpoint.config(part)))
 
@@ -224,25 +224,3 @@ def _layer_to_read(checkpoint: Checkpoint, clip_skip: int | None) -> int:
             fix=f"set model.clip_skip = {OWN_SKIP[kind]}, with which {KINDS[kind]} was trained, or remove it",
         )
     return layer
-
-
-def size_and_step_of(checkpoint: Checkpoint, resolution: int | None = None) -> tuple[tuple[int, int], int]:
-    """((width, height) of the model's pictures, step), px: sides of other pictures are multiples of `step`.
-
-    VAE and network can halve a multiple of the step without remainder. It is at least a 16th of the model's own side, so that
-    there are not more shapes than pictures. For SDXL it is 64, as in its paper. `resolution` replaces the model's own size.
-    Raises SpinliteError if that is no multiple of the step.
-    """
-    unet, factor = checkpoint.config("unet"), _vae_factor(checkpoint)
-    own, halved = unet["sample_size"] * factor, factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    step = halved * max(1, round(own / 16 / halved))
-    if resolution and resolution % step:
-        near = max(step, round(resolution / step) * step)
-        problem = f"model.resolution = {resolution} is no multiple of {step}, as {checkpoint.name} needs"
-        raise SpinliteError(problem, fix=f"set model.resolution = {near}")
-    side = resolution or own
-    return (side, side), step
-
-
-def _vae_factor(checkpoint: Checkpoint) -> int:
-    return 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)

@@ -10,11 +10,11 @@ from huggingface_hub import hf_hub_download
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import (
-    CLASSES,
     FIX_UNSUPPORTED,
     PREDICTIONS,
     Checkpoint,
     Kind,
+    class_of,
     explain_errors,
     load_pretrained,
     require_sound,
@@ -64,11 +64,11 @@ class Folder(Checkpoint):
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            return explain_errors(self.name, lambda: CLASSES[part].from_pretrained(self._place, subfolder=part))
+            return explain_errors(self.name, lambda: class_of(part).from_pretrained(self._place, subfolder=part))
         for index in self._listed or ():
             if index.startswith(f"{part}/") and is_index(index):
                 check_index(self.name, Path(hf_hub_download(self._place, index)), beside=False)
-        model = explain_errors(self.name, lambda: load_pretrained(CLASSES[part], self._place, dtype, part))
+        model = explain_errors(self.name, lambda: load_pretrained(class_of(part), self._place, dtype, part))
         return require_sound(self.name, part, require_whole(self.name, part, model))
 
     def fingerprint(self, *parts: str) -> str:
@@ -81,10 +81,10 @@ class Folder(Checkpoint):
         if part == "scheduler":
             kind: Any = type("Noise", (ConfigMixin,), {"config_name": "scheduler_config.json"})
         elif part.startswith("text_encoder"):
-            read: Any = CLASSES[part].config_class.from_pretrained
+            read: Any = class_of(part).config_class.from_pretrained
             return explain_errors(self.name, lambda: read(self._place, subfolder=part).to_dict())
         else:
-            kind = CLASSES[part]
+            kind = class_of(part)
         return explain_errors(self.name, lambda: dict(kind.load_config(self._place, subfolder=part)))
 
     def _read_kind(self, unet: Mapping[str, Any]) -> Kind:

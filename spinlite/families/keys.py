@@ -1,18 +1,20 @@
 """The tensors of a whole model in one file: which its network must have, which nothing reads, and scales of 8-bit weights."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import FIX_INCOMPLETE, Kind
 from spinlite.families.kinds import CONFIGS, FOLDERS
 from spinlite.families.names import original_name
+from spinlite.families.shapes import unet_keys
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NET = "model.diffusion_model."
 ENCODERS: dict[Kind, dict[str, str]] = {  # how the keys of each text encoder begin; the last one tells the kinds apart
@@ -55,7 +57,7 @@ def unread_keys(keys: Iterable[str]) -> list[str]:
     )  # fmt: skip
 
 
-def scaled(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def scaled(tensors: "Mapping[str, Tensor]", dtype: "torch.dtype") -> "dict[str, Tensor]":
     """The tensors without scales: a weight with a scale beside it (one number, or one a row) is multiplied by it."""
     found = {key: value for key, value in tensors.items() if not _is_scale(key)}
     for key, scale in tensors.items():
@@ -87,8 +89,6 @@ def _is_scale(key: str) -> bool:
 
 
 def _network_keys(kind: Kind) -> set[str]:
-    made: Any = UNet2DConditionModel
-    with torch.device("meta"):
-        net = made.from_config(made.load_config(CONFIGS / FOLDERS[kind], subfolder="unet"))
-    names = (key.rpartition(".") for key in net.state_dict())
+    config = json.loads((CONFIGS / FOLDERS[kind] / "unet" / "config.json").read_text(encoding="utf-8"))
+    names = (key.rpartition(".") for key in unet_keys(config))
     return {f"{NET}{original_name(module, kind == 'sdxl')}.{leaf}" for module, _, leaf in names}

@@ -1,16 +1,22 @@
 """From [model] settings to a family: finds out which kind of base model it is, and loads it."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spinlite.config.settings import Model
-from spinlite.families.blank import with_random_weights
-from spinlite.families.family import Family
+from spinlite.families.blank import BLANK, with_random_weights
+from spinlite.families.clip import CHUNK, TokenCounter, build_counter, counter_of
+from spinlite.families.kinds import KINDS
 from spinlite.families.open import open_checkpoint
-from spinlite.memory.device import Device
+from spinlite.families.single_file import SingleFile
+
+if TYPE_CHECKING:
+    from spinlite.families.family import Family
+    from spinlite.memory.device import Device
 
 
-def load_family(model: Model, device: Device) -> Family:
+def load_family(model: Model, device: "Device") -> "Family":
     """Load the base model, with its network on the device. Raises SpinliteError if it can't be read."""
     kind = model.family
     if kind == "auto":
@@ -37,12 +43,11 @@ def require_base(model: Model) -> None:
     """Raises SpinliteError at once if the base can't be reached, or is nothing to train on. Its weights are not loaded yet."""
     if model.family == "toy":
         return
-    from spinlite.families.diffusion import size_and_step_of
     from spinlite.families.schedule import resolve_prediction
 
     checkpoint = open_checkpoint(model.base)
     resolve_prediction(checkpoint, model.prediction, model.zero_snr)
-    size_and_step_of(checkpoint, model.resolution)
+    checkpoint.size_and_step(model.resolution)
 
 
 def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
@@ -54,15 +59,18 @@ def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
         from spinlite.families.toy import Toy
 
         return Toy.size, Toy.step
-    from spinlite.families.diffusion import size_and_step_of
-
-    return size_and_step_of(open_checkpoint(with_random_weights(model).base), model.resolution)
+    return open_checkpoint(with_random_weights(model).base).size_and_step(model.resolution)
 
 
-def load_tokenizer(model: Model) -> Any:
-    """The tokenizer of a base model, without loading the model; None if its captions have no limit."""
+def token_counter(model: Model) -> TokenCounter | None:
+    """What counts the tokens of captions for a base model, without loading it; None if its captions have no limit."""
     if model.family == "toy":
         return None
-    import torch
+    base = with_random_weights(model).base.removeprefix(BLANK)
+    if base in KINDS or isinstance(checkpoint := open_checkpoint(base), SingleFile):
+        counter = build_counter()
+    else:
+        import torch
 
-    return open_checkpoint(with_random_weights(model).base).load("tokenizer", torch.float32)
+        counter = counter_of(checkpoint.load("tokenizer", torch.float32))
+    return replace(counter, limit=counter.limit * (model.max_tokens // CHUNK))

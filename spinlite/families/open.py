@@ -5,7 +5,6 @@ from pathlib import Path
 from spinlite.config.presets import PACKAGE
 from spinlite.families.blank import BLANK, Blank
 from spinlite.families.checkpoint import Checkpoint, locate
-from spinlite.families.folder import Folder
 from spinlite.families.kinds import KINDS
 from spinlite.families.single_file import SingleFile
 
@@ -18,9 +17,11 @@ def open_checkpoint(base: str) -> Checkpoint:
     if base.startswith(BLANK):
         shape = base.removeprefix(BLANK)
         return Blank(shape, None if shape in KINDS else open_checkpoint(shape))
-    if base == "demo":
-        return Folder(base, str(PACKAGE / "demo" / "base"))
-    place = locate(base, "model.base")
+    place = base if base == "demo" else locate(base, "model.base")
     if place.lower().endswith(".safetensors"):
         return SingleFile(Path(place))
+    from spinlite.families.folder import Folder  # with diffusers, which takes seconds to import
+
+    if base == "demo":
+        return Folder(base, str(PACKAGE / "demo" / "base"))
     return Folder(base, place, on_hub=not Path(place).is_dir())

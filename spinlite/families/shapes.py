@@ -8,6 +8,10 @@ from typing import Any
 
 from spinlite.families.kinds import CONFIGS, FOLDERS, Kind
 
+NORMED = {  # the end of a layer's name -> that of the norm before it
+    ".conv1": ".norm1", ".conv2": ".norm2", ".proj_in": ".norm", "conv_out": "conv_norm_out",
+    ".attn1.to_q": ".norm1", ".attn2.to_q": ".norm2", ".ff.net.0.proj": ".norm3",
+}  # fmt: skip
 Named = Iterator[tuple[str, tuple[int, ...]]]
 
 
@@ -55,6 +59,17 @@ def unet_shapes(config: Mapping[str, Any]) -> Named:
     yield from block("mid_block", [widths[-1]], widths[-1], depths[-1])
     yield from _resnet("mid_block.resnets.1", widths[-1], widths[-1], time)
     yield "conv_out", (config["out_channels"], widths[0], 3, 3)
+
+
+def unet_keys(config: Mapping[str, Any]) -> Iterator[str]:
+    """The names of all weights of diffusers' UNet2DConditionModel: those of `unet_shapes`, their biases, and the norms."""
+    for name, _ in unet_shapes(config):
+        yield f"{name}.weight"
+        if not name.endswith((".to_q", ".to_k", ".to_v")):
+            yield f"{name}.bias"
+        for layer, norm in NORMED.items():
+            if name.endswith(layer):
+                yield from (f"{name.removesuffix(layer)}{norm}.{leaf}" for leaf in ("weight", "bias"))
 
 
 def _embedding(name: str, inputs: int, out: int) -> Named:

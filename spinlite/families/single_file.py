@@ -4,22 +4,18 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import CLIPTokenizer
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import (
-    CLASSES,
     FIX_UNSUPPORTED,
     KINDS,
     PREDICTIONS,
     Checkpoint,
     Kind,
+    class_of,
     explain_errors,
     require_sound,
     require_whole,
@@ -29,6 +25,11 @@ from spinlite.families.keys import ENCODERS, NET, check_network, scaled, unread_
 from spinlite.families.kinds import CONFIGS, FOLDERS
 from spinlite.families.others import describe_file, describe_inputs
 from spinlite.runs.files import fingerprint_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import CLIPTokenizer
 
 PADDED_BY_ZERO = {("sd2", "tokenizer"), ("sdxl", "tokenizer_2")}  # OpenCLIP's; OpenAI's CLIP is padded with its end token
 ARCHITECTURES: dict[str, Kind] = {
@@ -63,15 +64,17 @@ class SingleFile(Checkpoint):
             config["sample_size"] = config["sample_size"] * 2 // 3  # the 512 px model; v-prediction is the 768 px one
         return config
 
-    def load(self, part: str, dtype: torch.dtype) -> Any:
+    def load(self, part: str, dtype: "torch.dtype") -> Any:
         if part.startswith("tokenizer"):
             return load_padded_tokenizer(self.kind, part)
         tensors = self._tensors(part, dtype)
-        kind, config = CLASSES[part], str(CONFIGS / FOLDERS[self.kind])
+        kind, config = class_of(part), str(CONFIGS / FOLDERS[self.kind])
         if part in ("unet", "vae"):
             options: dict[str, Any] = {"config": config, "subfolder": part, "local_files_only": True, "dtype": dtype}
             model = explain_errors(self.name, lambda: kind.from_single_file(tensors, **options))
         else:
+            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
             options = {"config": config, "subfolder": part, "local_files_only": True, "torch_dtype": dtype}
             model = explain_errors(self.name, lambda: create_diffusers_clip_model_from_ldm(kind, tensors, **options))
         return require_sound(self.name, part, require_whole(self.name, part, model))
@@ -83,7 +86,7 @@ class SingleFile(Checkpoint):
     def _fingerprint(self) -> str:
         return fingerprint_files([self._path])
 
-    def _tensors(self, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _tensors(self, part: str, dtype: "torch.dtype") -> "dict[str, Tensor]":
         others = {"unet": NET, "vae": ("first_stage_model.", "vae.")}
         prefixes = others[part] if part in others else ENCODERS[self.kind][part]
         with safe_open(self._path, "pt") as file:
@@ -132,7 +135,7 @@ class SingleFile(Checkpoint):
         return found
 
 
-def load_padded_tokenizer(kind: Kind, part: str) -> CLIPTokenizer:
+def load_padded_tokenizer(kind: Kind, part: str) -> "CLIPTokenizer":
     """The "tokenizer" or "tokenizer_2" of a kind, with the padding that its text encoder was trained with."""
     tokenizer = build_tokenizer()
     if (kind, part) in PADDED_BY_ZERO:
@@ -143,7 +146,7 @@ def load_padded_tokenizer(kind: Kind, part: str) -> CLIPTokenizer:
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """(shapes by key, metadata) of a safetensors file, without its weights. Raises SpinliteError if it can't be read."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise SpinliteError(f"{path.name} is not a whole safetensors file: {error}", fix="download it again") from None

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
 from spinlite.families import single_file
-from spinlite.families.checkpoint import CLASSES
+from spinlite.families.checkpoint import class_of
 from spinlite.families.clip import build_tokenizer
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
@@ -59,7 +59,7 @@ def marked(bases: Path, to: Path, kind: str = "sdxl", keys: tuple[str, ...] = ()
 def test_the_shapes_in_the_package_are_those_of_the_published_models(kind: str):
     folder = single_file.CONFIGS / kind
     for part, expected in PARAMETERS[kind].items():
-        made: Any = CLASSES[part]
+        made: Any = class_of(part)
         with torch.device("meta"):
             if part in ("unet", "vae"):
                 model = made.from_config(made.load_config(folder, subfolder=part))

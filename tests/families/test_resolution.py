@@ -34,7 +34,7 @@ def test_size_and_buckets_follow_the_resolution_and_the_step_does_not(base: str,
 @pytest.mark.parametrize(("side", "near"), [(500, 512), (700, 704), (20, 64)])
 def test_a_resolution_that_the_network_cannot_halve_is_refused(side: int, near: int):
     with pytest.raises(
-        SpinliteError, match=rf"model.resolution = {side} is no multiple of 64.*\nfix: set model.resolution = {near}"
+        SpinliteError, match=rf"model.resolution = {side} is not a multiple of 64.*\nfix: type --resolution {near}"
     ):
         size_and_step(Model(base="blank:sdxl", resolution=side))
 

@@ -1,5 +1,6 @@
 """The shapes that are computed are those of diffusers' networks."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from spinlite.families.kinds import CONFIGS, FOLDERS, KINDS, Kind
 from spinlite.families.names import module_shapes
-from spinlite.families.shapes import published_shapes, unet_shapes
+from spinlite.families.shapes import published_shapes, unet_keys, unet_shapes
 from tests.families import tiny
 
 
@@ -19,6 +20,10 @@ def test_computed_shapes_are_those_of_the_published_network(kind: Kind):
         built = module_shapes(unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet")))
     computed = published_shapes(kind)
     assert computed == built
+    with torch.device("meta"):
+        whole = unet.from_config(unet.load_config(CONFIGS / FOLDERS[kind], subfolder="unet"))
+    config = json.loads((CONFIGS / FOLDERS[kind] / "unet" / "config.json").read_text(encoding="utf-8"))
+    assert sorted(unet_keys(config)) == sorted(whole.state_dict())
     assert [m for m in computed if m.endswith("attn1.to_q")] == [m for m in built if m.endswith("attn1.to_q")]
 
 
