@@ -32,6 +32,11 @@ def warnings(survey: Survey, settings: Settings) -> list[str]:
     if survey.unusable:
         count = len(survey.unusable)
         lines.append(f"{count} file{'s' * (count > 1)} can't be used: {list_names(survey.unusable)}")
+    if settings.model.base == "demo" and any(source.folder not in (None, "demo") for source in sources_of(settings.data)):
+        lines.append(
+            "These are your own pictures on the demo's model, which draws emoji at 64 px: no other program has that model. To "
+            "get a LoRA that you can use, name your checkpoint: --base MODEL.safetensors"
+        )
     if few := explain_few(survey.heldout):
         lines.append(few)
     for what, examples in find_syntax({r.caption: None for r in survey.train + survey.heldout}).items():

@@ -4,6 +4,7 @@ import shlex
 import sys
 
 from spinlite.cli.console import Console
+from spinlite.cli.options import command_line
 from spinlite.config.presets import USUAL
 from spinlite.config.spelling import to_type
 from spinlite.selfplay import Outcome
@@ -18,7 +19,7 @@ def show(console: Console, outcome: Outcome) -> None:
     if outcome.stopped:
         console.say(f"A guard stopped the run: {outcome.stopped}.")
     console.show_rounds(outcome.rounds, -1 if _too_few(outcome) else outcome.best)
-    console.show_facts(_results(outcome) | {name: shlex.join(words) for name, words in _next_commands(outcome).items()})
+    console.show_facts(_results(outcome) | {name: command_line(words) for name, words in _next_commands(outcome).items()})
 
 
 def _nothing_better(outcome: Outcome) -> str:
@@ -52,7 +53,9 @@ def _results(outcome: Outcome) -> dict[str, str]:
     if last:
         steps, captions = len(run.events("update")), run.events("begin")[0]["settings"]["train"]
         times = steps * run.settings.learn.batch / captions
-        facts["learned"] = f"{steps} steps in {last} rounds: each of {captions} captions was seen {times:.0f} times"
+        seen = f"{times:.0f}" if times >= 9.5 else f"{times:.1f}".removesuffix(".0")
+        rounds = f"{last} round{'s' * (last > 1)}"
+        facts["learned"] = f"{steps} steps in {rounds}: each of {captions} captions was seen {seen} times"
     return facts
 
 

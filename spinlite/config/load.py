@@ -42,6 +42,8 @@ def load_settings(preset: str, overrides: Iterable[str] = (), **direct: Any) -> 
         section, _, key = place.partition("__")
         if value is not None:
             changes.setdefault(section, {})[key] = value
+        if place == "data__folder" and value is not None:
+            changes["data"].setdefault("dataset", None)  # another place for the pictures, instead of the preset's
     for section, values in changes.items():
         _merge(tree, section, values, "--set")
     return validate_settings(tree, {f"{section}.{key}" for section, values in changes.items() for key in values})

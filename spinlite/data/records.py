@@ -57,7 +57,8 @@ class Record:
     @property
     def identity(self) -> list[Any]:
         """All that learning from it depends on, for hashes."""
-        return [self.key, self.lose_key, self.caption, *filter(None, (self.wordings, self.mask_key))]
+        repeats = self.repeats if self.repeats > 1 else None
+        return [self.key, self.lose_key, self.caption, *filter(None, (self.wordings, self.mask_key, repeats))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 
 from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
-from spinlite.training import learn as learn_module
+from spinlite.training import guards
 from tests.conftest import Command
 from tests.toy import TOY
 
@@ -73,8 +73,8 @@ def test_after_a_stop_the_way_on_is_a_gentler_run_of_its_own(command: Command, s
 
 
 def test_a_resumed_run_says_from_where_it_goes_on(command: Command, swatches: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learn_module, "SAVE_SECONDS", 0.0)
-    find, calls = learn_module.find_alarm, [0]
+    monkeypatch.setattr(guards, "SAVE_SECONDS", 0.0)
+    find, calls = guards.find_alarm, [0]
 
     def interrupted(*given: object) -> object:
         calls[0] += 1
@@ -82,7 +82,7 @@ def test_a_resumed_run_says_from_where_it_goes_on(command: Command, swatches: Pa
             raise KeyboardInterrupt
         return find(*given)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(learn_module, "find_alarm", interrupted)
+    monkeypatch.setattr(guards, "find_alarm", interrupted)
     words = ["train", TOY, "--data", str(swatches), "--rounds", "2"]
     assert command(*words).code == 130
     ended = command(*words)
