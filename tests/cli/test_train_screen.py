@@ -7,7 +7,7 @@ import pytest
 
 from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
-from spinlite.training import guards
+from spinlite.training import guards, learn
 from tests.conftest import Command
 from tests.toy import TOY
 
@@ -73,12 +73,12 @@ def test_after_a_stop_the_way_on_is_a_gentler_run_of_its_own(command: Command, s
 
 
 def test_a_resumed_run_says_from_where_it_goes_on(command: Command, swatches: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(guards, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(learn, "SAVE_SECONDS", 0.0)
     find, calls = guards.find_alarm, [0]
 
     def interrupted(*given: object) -> object:
         calls[0] += 1
-        if calls[0] == 27:  # of 20 a round
+        if calls[0] == 29:  # of 21 a round: at its start and after each update
             raise KeyboardInterrupt
         return find(*given)  # pyright: ignore[reportArgumentType]
 
