@@ -17,6 +17,8 @@ from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+USER_PAGES = ["getting-started", "troubleshooting", "settings", "data", "lora", "figures", "models"]
+FOR_USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in USER_PAGES)]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 NAMED = re.findall(r"`([\w/]+\.py):([\w.]+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES))
 FILE = re.compile(r"`((?:\w+/)*\w+/[\w-]+\.(?:py|md)|(?:spinlite|tests|docs|presets|\.ci)/[\w./-]*)[:\w.]*`")
@@ -126,3 +128,8 @@ def test_the_readme_is_short_and_begins_with_the_picture():
 def test_the_readme_holds_the_line_that_ci_runs():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert any(re.match(r"pip install .*&& pytest", line) for line in lines)
+
+
+def test_the_pages_for_users_can_be_read_in_an_hour():
+    words = {page_name(page): len(page.read_text(encoding="utf-8").split()) for page in FOR_USERS}
+    assert sum(words.values()) < 10_000, words
