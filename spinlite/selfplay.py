@@ -4,19 +4,15 @@ train -> _play_rounds -> _prepare (look at the data, plan, load, encode), then r
 judge) -> _export. What one round does is in `training/`.
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
-from spinlite.data.encoded import Encoded
-from spinlite.data.records import Record, Survey, count_pictures, list_names, other_pictures
-from spinlite.data.survey import grid_of, survey
+from spinlite.data.records import Survey, count_pictures
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, export
-from spinlite.families.family import Family
 from spinlite.families.load import load_family, require_base
 from spinlite.lora.start import describe_start, make_slots
 from spinlite.memory import device, processes
@@ -36,6 +32,7 @@ from spinlite.training.inputs import as_begun
 from spinlite.training.judge import judge
 from spinlite.training.learn import learn_round, undo
 from spinlite.training.own_folder import own_folder
+from spinlite.training.pictures import encode_pictures, survey_pictures
 from spinlite.training.play import make_scheduler
 from spinlite.training.session import Session, begin
 from spinlite.training.step import required_errors
@@ -159,7 +156,7 @@ def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
 def _prepare(run: Run, left: int, watch: Watch) -> Session:
     """Everything that the remaining `left` rounds need: records, device and plan, the base with its LoRA, encoded pictures."""
     require_base(run.settings.model)  # a base that is not there is said now, not after the pictures are looked at
-    pictures = processes.from_lead(lambda: _survey(run, watch))
+    pictures = processes.from_lead(lambda: survey_pictures(run, watch))
     settings, method = _count_in(run, pictures), run.settings.build_method()
     where, plan = processes.from_lead(lambda: _plan(run, settings, len(pictures.train), len(pictures.heldout), watch))
     where = replace(where, device=device.choose_device().device)
@@ -185,15 +182,8 @@ def _prepare(run: Run, left: int, watch: Watch) -> Session:
         watch.show_facts({"start": describe_start(base.start, Path(settings.model.init_lora or "").name)})
     for warning in warnings(pictures, settings):
         watch.say(warning)
-    encoded, train, heldout = _encode(run, base, pictures, fallback, watch)
+    encoded, train, heldout = encode_pictures(run, base, pictures, fallback, watch)
     return Session(run, settings, base, slots, method, encoded, *as_begun(run, train, heldout, JUDGED), where, fallback, watch)
-
-
-def _survey(run: Run, watch: Watch) -> Survey:
-    """Read and check every picture and caption."""
-    settings, given = run.settings, run.settings.build_method().fakes == "given"
-    with watch.phase("check pictures", 1) as progress:
-        return survey(settings.data, given, run.cache, progress, grid_of(settings))
 
 
 def _count_in(run: Run, pictures: Survey) -> Settings:
@@ -225,44 +215,3 @@ def _plan(run: Run, settings: Settings, train: int, heldout: int, watch: Watch) 
                 raise
             fix = "close other programs that use this memory, then type the same command again: it goes on from the last save"
             raise SpinliteError(error.problem, fix=fix) from None
-
-
-def _encode(
-    run: Run, base: Family, pictures: Survey, fallback: Fallback, watch: Watch
-) -> tuple[Encoded, list[Record], list[Record]]:
-    """(encoded pictures and captions, training records, held-out records). Reads pictures again if they changed meanwhile."""
-    encoded = _encode_once(run, base, pictures, fallback, watch)
-    if encoded.damaged:
-        watch.say(f"damaged files of {run.cache}, encoded again: {', '.join(encoded.damaged)}")
-    if encoded.changed:
-        names = list_names(encoded.changed)
-        watch.say(f"{len(encoded.changed)} pictures changed meanwhile and are read again: {names}")
-        shutil.rmtree(run.cache / "looks", ignore_errors=True)  # what it remembers of the files may be wrong
-        pictures = processes.from_lead(lambda: _survey(run, watch))
-        encoded = _encode_once(run, base, pictures, fallback, watch)
-    return encoded, *_usable(pictures, encoded, watch)
-
-
-def _encode_once(run: Run, base: Family, pictures: Survey, fallback: Fallback, watch: Watch) -> Encoded:
-    """Encode the pictures and captions that are not encoded yet; returns all of them."""
-    both, settings = pictures.train + pictures.heldout, run.settings.data
-    others = list(other_pictures(pictures.train).values()) if run.settings.build_method().fakes == "shuffled" else []
-    with watch.phase("encode pictures and captions", 1) as progress:
-        return fallback.run("encode", len(both), lambda levers: Encoded(
-            base, both, run.cache, levers.play_batch, progress, settings, others
-        ))  # fmt: skip
-
-
-def _usable(pictures: Survey, encoded: Encoded, watch: Watch) -> tuple[list[Record], list[Record]]:
-    """(training records, held-out records) that could be encoded. Reports the others."""
-    if encoded.changed:
-        problem = f"pictures keep changing while they are encoded: {list_names(encoded.changed)}"
-        raise SpinliteError(problem, fix="wait until no program writes to them, then type the same command again")
-    if encoded.faults:
-        faults = list(encoded.faults.values())
-        watch.say(f"{len(faults)} pictures can't be encoded and are left out: {list_names(faults)}")
-    train, heldout = encoded.usable(pictures.train), encoded.usable(pictures.heldout)
-    if not (train and heldout):
-        problem = "no picture is left to learn from, or none for validation"
-        raise SpinliteError(problem, fix="fix the files named above, or add other pictures")
-    return train, heldout

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from spinlite.config.settings import Data
 from spinlite.data.buckets import Size, crop_centre
+from spinlite.data.groups import chunks, group_by_shape
 from spinlite.data.looks import in_order
 from spinlite.data.mask_pixels import fit_mask, load_mask
 from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, silence_pillow
@@ -21,7 +21,6 @@ from spinlite.progress import Progress
 from spinlite.runs.files import fingerprint, fingerprint_bytes
 from spinlite.runs.store import Store
 
-T = TypeVar("T")
 Waiting = tuple["Item", str, Picture]  # a picture to be encoded, and the name that its latents are kept under
 
 
@@ -249,20 +248,6 @@ class Encoded:
                 f"{len(self.faults)} of {total} pictures can't be encoded: {list_names(list(self.faults.values()))}",
                 fix="fix or remove them, or raise data.max_unusable",
             )
-
-
-def group_by_shape(shapes: Sequence[object], most: int) -> list[list[int]]:
-    """Indices in groups of one shape, at most `most` in each; shapes come in the order in which they first appear."""
-    groups: dict[object, list[int]] = {}
-    for place, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(place)
-    return [list(run) for group in groups.values() for run in chunks(group, most)]
-
-
-def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in order, in parts of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _name(key: str, shape: Size, flip: bool) -> str:

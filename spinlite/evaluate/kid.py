@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from spinlite.config.settings import Data
-from spinlite.data.encoded import chunks
+from spinlite.data.groups import chunks
 from spinlite.data.records import Record
 from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError

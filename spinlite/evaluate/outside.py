@@ -18,7 +18,8 @@ from torch import Tensor
 
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Play, Settings
-from spinlite.data.encoded import Encoded, chunks
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import chunks
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.evaluate.kid import FEATURES, Estimate, contrasts, diversity, estimate, estimate_mean, off_diagonal

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from spinlite.config.presets import PACKAGE
 from spinlite.config.settings import Play, Settings
-from spinlite.data.encoded import Encoded, chunks
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import chunks
 from spinlite.data.pictures import open_picture
 from spinlite.data.records import Record
 from spinlite.evaluate.kid import FEATURES, contrasts, features, off_diagonal, read_reals, resampled

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from spinlite.config.settings import Draw, Learn
-from spinlite.data.encoded import Encoded, group_by_shape
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record, epoch_slots
 from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import draw, gaussian, generator, permutation, seed_of

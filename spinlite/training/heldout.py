@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spinlite.data.encoded import Encoded, group_by_shape
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots

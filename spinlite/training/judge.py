@@ -6,7 +6,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.data.encoded import group_by_shape
+from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record
 from spinlite.data.split import enough_to_judge
 from spinlite.errors import SpinliteError

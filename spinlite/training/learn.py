@@ -7,7 +7,7 @@ saved on the way) -> learn (the loop over updates) -> _add_gradient (one update'
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from spinlite.config.settings import Learn
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
-from spinlite.maths.auto_beta import automatic_beta, running_mean
 from spinlite.memory import processes
 from spinlite.memory.device import Levers, averaged_weights, training_weights
 from spinlite.memory.oom import Fallback
@@ -28,39 +27,14 @@ from spinlite.runs.trees import optimizer_tree, restore_optimizer
 from spinlite.training.average import Average
 from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
 from spinlite.training.fakes import compare_with_real, warn_of_few_steps
-from spinlite.training.guards import LONG, PAIRS, Diverged, Figures, keep_recent, look_out, pull, updates_for, won
+from spinlite.training.guards import LONG, PAIRS, Diverged, keep_recent, look_out, pull, updates_for, won
+from spinlite.training.learn_state import LearnState
 from spinlite.training.opponent_errors import known_errors
 from spinlite.training.probe import probe
 from spinlite.training.session import Session
-from spinlite.training.step import figures, margins, step
+from spinlite.training.step import figures, step
 
 SAVE_SECONDS = 10.0  # a run that is killed loses at most so much learning, and the update under way
-
-
-@dataclass
-class LearnState:
-    """Where a round's learning stands. With the policy and the optimizer it is all that a resume needs."""
-
-    update: int = 0  # how many were made
-    norm: float | None = None  # running mean of gradient norms
-    margin: float | None = None  # running mean of |weight x margin|, for the automatic beta
-    level: float | None = None  # running mean of weight x opponent's error on real, for the automatic beta
-    recent: list[Figures] = field(default_factory=list)  # of the last updates, for the guards
-
-    def method(self, method: Method, aim: float) -> Method:
-        """The method with the automatic beta of this moment. With aim = 0, or before the first update, it is unchanged."""
-        if not aim or "beta" not in {f.name for f in fields(method)} or self.margin is None or self.level is None:
-            return method
-        return replace(method, beta=automatic_beta(self.margin, self.level, aim))  # pyright: ignore[reportCallIssue]
-
-    def track_margins(self, errors: Errors, weight: Tensor | None) -> None:
-        """Update the running means that the automatic beta is made of."""
-        if "opponent_fake" not in errors:
-            return
-        weight = torch.ones_like(errors["policy_real"]) if weight is None else weight.to(errors["policy_real"].device)
-        margin = weight * margins(errors)
-        self.margin = running_mean(self.margin, margin.abs())
-        self.level = running_mean(self.level, weight * errors["opponent_real"])
 
 
 def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:

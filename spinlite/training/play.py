@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spinlite.config.settings import Play
-from spinlite.data.encoded import Encoded, group_by_shape
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family

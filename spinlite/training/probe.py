@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from spinlite.data.encoded import group_by_shape
+from spinlite.data.groups import group_by_shape
 from spinlite.errors import SpinliteError
 from spinlite.runs.snapshots import SnapshotName
 from spinlite.training.batches import Batch, Errors, FakePaths, Fakes, make_batch

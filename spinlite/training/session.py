@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spinlite.config.settings import Play, Settings
-from spinlite.data.encoded import Encoded, group_by_shape
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record, other_pictures
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots

@@ -13,7 +13,7 @@ from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
-from spinlite.training.learn import LearnState
+from spinlite.training.learn_state import LearnState
 from tests.toy import TOY, Quiet, changed
 
 

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from spinlite.config.load import load_settings, validate_settings
 from spinlite.config.settings import Data, Learn, Memory, Model, Play
 from spinlite.data.buckets import Grid
-from spinlite.data.encoded import Encoded, group_by_shape
+from spinlite.data.encoded import Encoded
+from spinlite.data.groups import group_by_shape
 from spinlite.data.pictures import mirror, resize_and_crop
 from spinlite.data.records import Record, other_pictures
 from spinlite.data.survey import survey
