@@ -1,7 +1,7 @@
 """Encodes pictures and captions once, and keeps the latents and conditioning on disk."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,42 +10,17 @@ from torch import Tensor
 from spinlite.config.settings import Data
 from spinlite.data.buckets import Size, crop_centre
 from spinlite.data.groups import chunks, group_by_shape
+from spinlite.data.items import Item, Loaded, Waiting, latent_name
 from spinlite.data.looks import in_order
 from spinlite.data.mask_pixels import fit_mask, load_mask
 from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, silence_pillow
 from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
-from spinlite.families.family import Cond, Family, Picture
+from spinlite.families.family import Cond, Family
 from spinlite.memory import processes
 from spinlite.progress import Progress
 from spinlite.runs.files import fingerprint, fingerprint_bytes
 from spinlite.runs.store import Store
-
-Waiting = tuple["Item", str, Picture]  # a picture to be encoded, and the name that its latents are kept under
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A picture in a shape, to be encoded as it is (flip False), mirrored (flip True), or both."""
-
-    path: Path
-    key: str
-    shape: Size
-    flips: tuple[bool, ...]
-
-    def names(self) -> list[str]:
-        """The names that its latents are kept under, one for each flip."""
-        return [_name(self.key, self.shape, flip) for flip in self.flips]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """An item on its way to the encoder: pictures by name, or why there are none."""
-
-    item: Item
-    pictures: dict[str, Picture]
-    fault: str = ""
-    changed: bool = False
 
 
 class Encoded:
@@ -89,18 +64,11 @@ class Encoded:
             done += count
             progress(done, total)
 
-        def encode_captions(chunk: Sequence[tuple[str, str]]) -> Cond:
-            return family.encode_captions([text for _, text in chunk], self.chunks)
-
         pictures = len({item.key for item in items.values()})
         self._encode(family, missing, pictures, batch, advance)
         processes.from_lead(lambda: self._encode_masks(masked, pictures, advance))
         self.faults, self.changed = processes.from_lead(lambda: (self.faults, self.changed))
-        with processes.writing(self._prompts):
-            for chunk, rows in processes.spread(chunks(prompts, batch), encode_captions):
-                if processes.leads():
-                    self._prompts.add([key for key, _ in chunk], rows)
-                advance(len(chunk))
+        self._encode_captions(family, prompts, batch, advance)
         family.free()
 
     @property
@@ -148,7 +116,7 @@ class Encoded:
 
     def _get(self, keys: Sequence[str], like: Sequence[Record]) -> dict[str, Tensor]:
         shapes = [r.bucket or self._own for r in like]
-        return self._pictures.get([_name(k, s, r.flip) for k, s, r in zip(keys, shapes, like, strict=True)])
+        return self._pictures.get([latent_name(k, s, r.flip) for k, s, r in zip(keys, shapes, like, strict=True)])
 
     def _items(self, record: Record) -> Iterator[Item]:
         for path, key in ((record.path, record.key), (record.lose, record.lose_key)):
@@ -196,6 +164,20 @@ class Encoded:
                 yield waiting[:batch]
                 waiting = waiting[batch:]
             advance(1)
+
+    def _encode_captions(
+        self, family: Family, prompts: Sequence[tuple[str, str]], batch: int, advance: Callable[[int], None]
+    ) -> None:
+        """Encode captions, (key, text) each, `batch` at a time."""
+
+        def encode(some: Sequence[tuple[str, str]]) -> Cond:
+            return family.encode_captions([text for _, text in some], self.chunks)
+
+        with processes.writing(self._prompts):
+            for chunk, rows in processes.spread(chunks(prompts, batch), encode):
+                if processes.leads():
+                    self._prompts.add([key for key, _ in chunk], rows)
+                advance(len(chunk))
 
     def _encode_masks(self, masked: Sequence[Record], total: int, advance: Callable[[int], None]) -> None:
         """Keep the masks of encoded pictures, at the resolution of their latents."""
@@ -248,7 +230,3 @@ class Encoded:
                 f"{len(self.faults)} of {total} pictures can't be encoded: {list_names(list(self.faults.values()))}",
                 fix="fix or remove them, or raise data.max_unusable",
             )
-
-
-def _name(key: str, shape: Size, flip: bool) -> str:
-    return f"{key}-{shape[0]}x{shape[1]}{'-mirrored' * flip}"

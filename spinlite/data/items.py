@@ -1,0 +1,38 @@
+"""A picture on its way to the encoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinlite.data.buckets import Size
+from spinlite.families.picture import Picture
+
+Waiting = tuple["Item", str, Picture]  # a picture to be encoded, and the name that its latents are kept under
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A picture in a shape, to be encoded as it is (flip False), mirrored (flip True), or both."""
+
+    path: Path
+    key: str
+    shape: Size
+    flips: tuple[bool, ...]
+
+    def names(self) -> list[str]:
+        """The names that its latents are kept under, one for each flip."""
+        return [latent_name(self.key, self.shape, flip) for flip in self.flips]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An item on its way to the encoder: pictures by name, or why there are none."""
+
+    item: Item
+    pictures: dict[str, Picture]
+    fault: str = ""
+    changed: bool = False
+
+
+def latent_name(key: str, shape: Size, flip: bool) -> str:
+    """The name that the latents of a picture in a shape are kept under."""
+    return f"{key}-{shape[0]}x{shape[1]}{'-mirrored' * flip}"
