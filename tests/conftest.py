@@ -19,6 +19,8 @@ from spinlite.config.load import load_settings
 from spinlite.config.settings import Settings
 from tests.toy import TOY
 
+torch.set_num_threads(1)  # also for fixtures of whole modules, which are made before those of a test
+
 
 class Ended(NamedTuple):
     code: Any

@@ -17,7 +17,7 @@ from spinlite.selfplay import train
 from tests.toy import TOY, Quiet
 
 COMMON = ["learn.updates=2", "learn.optimizer=adamw", "judge.stop=false", "learn.caption_dropout=0.5"]
-METHODS_ALONE = {name: [f"method.name={name}"] for name in METHODS if METHODS[name]().fakes != "given"}
+METHODS_ALONE = {name: [f"method.name={name}", "run.rounds=1"] for name in METHODS if METHODS[name]().fakes != "given"}
 WAYS = {
     "dpo": ["method.name=seppo", "method.reference=base", "method.gate=none"],
     "measured first": ["memory.cache_opponent=true", "memory.one_graph=true", "memory.micro_batch=1"],
@@ -69,7 +69,7 @@ def test_processes_learn_what_one_learns_and_go_on_when_one_was_lost(swatches: P
 def same(alone: Path, together: Path, what: str) -> None:
     """The same snapshots and figures, as near as another order of sums allows."""
     mine, theirs = snapshots(alone), snapshots(together)
-    assert mine.keys() == theirs.keys() >= {"0", "1", "2"}
+    assert mine.keys() == theirs.keys() >= {"0", "1"}
     for name, state in mine.items():
         for key, tensor in state.items():
             assert_close(theirs[name][key], tensor, rtol=1e-3, atol=1e-5, msg=f"{what}: {key} of {name}")

@@ -129,7 +129,7 @@ def test_a_run_made_with_other_settings_is_left_as_it_is(command: Command, swatc
     problem, fix = command("train", TOY, "--data", swatches, *QUICK, "--set", "learn.lr=0.02", "--set", "play.steps=5").error()
     assert "learn.lr = 0.01 there, 0.02 now" in problem and "play.steps = 4 there, 5 now" in problem
     assert "updates" not in problem
-    assert "--name" in fix and f"delete {Path('runs/toy')}" in fix
+    assert "--name" in fix and "delete" not in fix
     assert contents(Path("runs")) == before
     assert command("train", TOY, "--data", swatches, *QUICK, "--set", "learn.lr=0.02", "--name", "other").code == 0
 

@@ -177,7 +177,7 @@ def test_a_run_says_once_what_it_takes_literally():
     captions = ["a (red:1.2) cat", "a (red:1.2) cat", "a (blue:0.8) cat", "__hair__"]
     records = [Record(Path(f"{i}.png"), caption, str(i)) for i, caption in enumerate(captions)]
     survey = Survey(train=records[:3], heldout=records[3:])
-    assert warnings(survey, Settings()) == [
+    assert [line for line in warnings(survey, Settings()) if "plain text" in line] == [
         "2 captions hold prompt weights such as (red:1.2): they are learned as plain text",
         "1 caption holds wildcards such as __hair__: they are learned as plain text",
     ]

@@ -91,6 +91,8 @@ def test_a_restored_optimizer_steps_as_if_nothing_had_happened(kind: str, tmp_pa
     with contextlib.suppress(KeyboardInterrupt), device.training_weights(second):
         advance(second, twins, slice(0, 2))
         run = Run(tmp_path, toy)
+        run.open()
+        run.log("begin", settings=toy.model_dump(), levers={})
         run.save({"optimizer": optimizer_tree(second)}, round=1, update=2, stopped=None)
         raise KeyboardInterrupt
     resumed = CPU.optimizer(kind, twins, 1e-2)
@@ -103,7 +105,7 @@ def test_a_restored_optimizer_steps_as_if_nothing_had_happened(kind: str, tmp_pa
 def test_the_rate_is_what_the_optimizer_means_by_it(toy: Settings):
     assert Learn().rate == 3e-4 and Learn(lr=1e-5).rate == 1e-5
     assert Learn(optimizer="prodigy").rate == 1 and changed(toy, learn__optimizer="prodigy", learn__lr=1).learn.rate == 1
-    with pytest.raises(SpinliteError, match=r"learn\.lr = 0\.01, but prodigy finds the rate itself.*\nfix: set learn\.lr = 1"):
+    with pytest.raises(SpinliteError, match=r"learn\.lr = 0\.01, but prodigy finds the rate itself.*\nfix: type --lr 1"):
         changed(toy, learn__optimizer="prodigy")
     with pytest.raises(SpinliteError, match=r"learn\.lr = 1, but adamw8bit needs far less"):
         changed(toy, learn__lr=1)

@@ -46,7 +46,7 @@ def card(gb: float, kind: str = "cuda") -> Card:
 
 
 def tiny(tiny_bases: Path, **sections: Any) -> Settings:
-    return Settings(model=Model(base=str(tiny_bases / "sd15"), rank=4), **sections)
+    return Settings(**{"model": Model(base=str(tiny_bases / "sd15"), rank=4), "learn": Learn(updates=100)} | sections)
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +118,7 @@ def test_each_way_to_save_memory_saves_it_and_takes_longer(tiny_bases: Path, fit
 
 
 def test_the_fastest_that_fits_is_chosen(tiny_bases: Path, fit: Fitted):
-    settings = tiny(tiny_bases, learn=Learn(batch=256))
+    settings = tiny(tiny_bases, learn=Learn(updates=100, batch=256))
     chosen, tried = fit(settings, 1000).choose()
     assert chosen.levers.micro_batch is None and not chosen.levers.checkpointing
     assert chosen.time == min(row.time for row in tried)

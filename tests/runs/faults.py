@@ -58,8 +58,10 @@ def cut_off(settings: Settings, folder: Path, place: tuple[str, int] = MID) -> N
 
 
 def lora_of(folder: Path) -> Lora:
-    """The weights that were exported."""
-    return {key: value.tolist() for key, value in read_tensors(folder / "export" / f"{folder.name}.safetensors")[0].items()}
+    """The weights that were exported: of the best round, of the last, or of both."""
+    files = sorted((folder / "export").glob("*.safetensors"))
+    assert files
+    return {f"{path.stem} {key}": value.tolist() for path in files for key, value in read_tensors(path)[0].items()}
 
 
 class Killed(BaseException):

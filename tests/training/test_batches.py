@@ -153,7 +153,7 @@ def test_points_outside_the_range_count_nothing(toy_settings: Settings, tmp_path
 
 
 def test_a_range_the_wrong_way_round_is_refused():
-    with pytest.raises(ValueError, match="low below high"):
+    with pytest.raises(ValueError, match="above low"):
         Draw(low=0.5, high=0.4)
 
 
