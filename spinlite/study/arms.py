@@ -61,7 +61,7 @@ class Arm:
     title: str
     group: str
     method: Mapping[str, Any]
-    seeds: int = 2
+    seeds: int = 3
     changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rounds: int | None = None
     effort: float = 1.0
@@ -92,11 +92,11 @@ def _rate(lr: float) -> dict[str, dict[str, Any]]:
 
 
 ARMS = (
-    Arm("sft", "SFT", "headline", SFT, 5, judged=(1, 3)),
-    Arm("spin", "SPIN", "headline", SPIN, 5, judged=(1, 3)),
-    Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5),
-    Arm("sudo", "SUDO", "headline", SUDO, 5),
-    Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5),
+    Arm("sft", "SFT", "headline", SFT, 5, judged=(1, 2, 3)),
+    Arm("spin", "SPIN", "headline", SPIN, 5, judged=(1, 2, 3)),
+    Arm("seppo", "SePPO (sign, random)", "headline", SEPPO, 5, judged=(1, 2, 3)),
+    Arm("sudo", "SUDO", "headline", SUDO, 5, judged=(1, 2, 3)),
+    Arm("dpo", "DPO, fakes of the base", "headline", DPO, 5, judged=(1, 2, 3)),
     Arm("sft-time", "SFT, SPIN's time", "time", SFT, 3, effort=2.125),
     Arm("sudo-time", "SUDO, SPIN's time", "time", SUDO, 3, effort=1.5),
     Arm("spin-stay", "SPIN, 3 rounds' work in round 1", "stay", SPIN, 3, rounds=1, effort=3),
@@ -108,10 +108,10 @@ ARMS = (
         Arm(f"spin-anchor-{share}", f"SPIN, anchor {share}", "anchor", SPIN | {"anchor": share}, 3, judged=(1, 2, 3))
         for share in (0.05, 0.2)
     ),
-    Arm("sft-lr-1e-3", "SFT, lr 1e-3", "rate", SFT, changed=_rate(1e-3)),
-    Arm("sft-lr-1e-4", "SFT, lr 1e-4", "rate", SFT, changed=_rate(1e-4)),
-    Arm("spin-lr-1e-4", "SPIN, lr 1e-4", "rate", SPIN, changed=_rate(1e-4)),
-    Arm("spin-lr-1e-3", "SPIN, lr 1e-3", "rate", SPIN, changed=_rate(1e-3)),
+    *(
+        Arm(f"{name}-lr-{rate}", f"{title}, lr {rate}", "rate", method, changed=_rate(float(rate)))
+        for rate in ("1e-4", "1e-3", "2e-3") for name, title, method in (("sft", "SFT", SFT), ("spin", "SPIN", SPIN))
+    ),
     Arm("near", "SFT, 8 rounds' work in one", "near", SFT, rounds=1, effort=8),
     Arm("near-sft", "then SFT", "near", SFT, start="near"),
     Arm("near-spin", "then SPIN", "near", SPIN, start="near"),
