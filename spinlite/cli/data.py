@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spinlite.cli.options import Overrides, Runs, takes
+from spinlite.cli.paths import page_file
 from spinlite.config.presets import shipped_presets
 from spinlite.errors import SpinliteError
 
@@ -27,17 +28,18 @@ def check(
     from spinlite.cli.console import Console
 
     console = Console()
+    page = page_file(html, "--html") if html else None
     if preset is None and len(data) == 1 and _is_preset(data[0]):
         preset, data = data[0], []
     based = next((word.partition("=")[2] for word in set_ if word.startswith("model.base=")), None)
     settings, pairs = _settings(data, preset or (PLAIN if based else None), set_)
     findings = _examine(None if json else console, settings, based or preset, pairs, full, runs)
-    if html:
+    if page:
         from spinlite.check.page import write_page
 
-        write_page(findings, html)
+        write_page(findings, page)
         if not json:
-            console.say(f"  page      {html}")
+            console.say(f"  page      {page}")
     if findings.problem:
         raise typer.Exit(1)
 

@@ -113,6 +113,7 @@ def resize(
 
     console = Console()
     from spinlite.lora.resize import resize as write
+    from spinlite.lora.tensors import NOTHING
 
     path = new_file(output or file.with_name(f"{file.stem}-r{rank}"))
     with contextlib.nullcontext() if json else console.screen.status("lowering the rank"):
@@ -122,6 +123,8 @@ def resize(
         return
     worst = sorted(resized.errors.items(), key=lambda item: -item[1])
     middle = worst[len(worst) // 2][1]
+    if resized.nothing:
+        console.say(f"{file.stem}: {NOTHING}")
     sizes = f"{describe_size(file.stat().st_size)} to {describe_size(resized.size)}"
     console.show_facts({
         "LoRA": f"{path} (rank {resized.rank} to {rank}, {sizes})",

@@ -23,6 +23,15 @@ def new_file(path: Path, beside: Sequence[str] = ()) -> Path:
     return path.with_name(free + LORA)
 
 
+def page_file(path: Path, option: str) -> Path:
+    """`path` for a page. Makes its folder. Raises SpinliteError if `path` is a folder, or its folder can't be made."""
+    path = path.expanduser()
+    if path.is_dir() or not path.name:
+        raise SpinliteError(f"{path} is a folder", fix=f"name a file: {option} {path / 'page.html'}")
+    _make(path.parent)
+    return path
+
+
 def new_folder(path: Path) -> Path:
     """`path`, with a number if there is such a folder with anything in it. Makes it; raises SpinliteError if that fails."""
     path = path.expanduser().absolute() if not path.name else path.expanduser()
@@ -43,4 +52,4 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SpinliteError(f"can't make the folder {folder}: {error.strerror}", fix="give another -o") from None
+        raise SpinliteError(f"can't make the folder {folder}: {error.strerror}", fix="name another place") from None

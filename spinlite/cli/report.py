@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spinlite.cli.paths import page_file
 from spinlite.errors import SpinliteError
 
 
@@ -20,7 +21,7 @@ def report(
 
     if output is None and len(runs) > 1:
         raise SpinliteError("several runs are compared on one page, which needs a name", fix="add: -o compared.html")
-    path = output or runs[0] / "report.html"
+    path = page_file(output, "-o") if output else runs[0] / "report.html"
     write_report(runs, path)
     Console().show_facts({"page": str(path)})
 

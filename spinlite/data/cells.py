@@ -50,8 +50,10 @@ def find_columns(rows: Any, source: Source, pairs: bool) -> Columns:
     for name, setting, which in ((image, "image_column", pictures), (text, "caption_column", texts)):
         if name is None and (which or setting == "image_column"):
             kind = "pictures" if setting == "image_column" else "captions"
-            problem = f"{kind} may be in {' or '.join(which)}" if which else f"no {kind} in its columns {', '.join(names)}"
-            raise SpinliteError(f"{source.dataset}: {problem}", fix=f"add --set data.{setting}={(which or names)[0]}")
+            if not which:
+                raise _without_pictures(source, values)
+            problem = f"{source.dataset}: {kind} may be in {' or '.join(which)}"
+            raise SpinliteError(problem, fix=f"add --set data.{setting}={which[0]}")
         if name is not None and name not in names:
             problem = f"{source.dataset} has no column {name!r}: it has {', '.join(names)}"
             raise SpinliteError(problem, fix=f"set data.{setting} to one of these")
@@ -101,6 +103,14 @@ def _refused(source: Source, name: str, value: Any) -> SpinliteError:
     if kind == "web addresses":
         fix = "download the pictures (the program img2dataset does that), then name their folder: --data FOLDER"
     return SpinliteError(f"{source.dataset}: its column {name!r} holds {kind}, not pictures", fix=fix)
+
+
+def _without_pictures(source: Source, values: Mapping[str, Any]) -> SpinliteError:
+    """The error for a data set whose first rows hold no picture in any column."""
+    held = ", ".join(f"{name} holds {'nothing' if value is None else refusal(value)}" for name, value in values.items())
+    empty = next((name for name, value in values.items() if value is None), "NAME")
+    fix = f"use a data set with pictures; if they only begin further down, add --set data.image_column={empty}"
+    return SpinliteError(f"{source.dataset}: no column holds pictures: {held}", fix=fix)
 
 
 def _is_address(value: Any) -> bool:

@@ -21,6 +21,7 @@ from spinlite.runs.disk import write_bytes
 from spinlite.runs.files import fingerprint, fingerprint_bytes
 
 MODULES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": "imagefolder"}  # by a file's ending
+AGAIN = "run the same command again: it continues from there"
 SAVE_SECONDS = 10.0  # of fetching that an interrupted run may lose
 TIED, UNLABELLED = "with both pictures equally preferred, left out", "without a label, left out"
 Row = tuple[str, str, list[str], str]  # (picture file, file it was preferred to, captions, why the row is left out)
@@ -185,7 +186,10 @@ class _Index:
                 raise
             except Exception as error:  # the library and its readers raise anything
                 problem = f"{self.source.dataset} can't be read beyond row {len(self.rows)}: {' '.join(str(error).split())}"
-                raise SpinliteError(problem, fix="run the same command again: it continues from there") from None
+                place = Path(str(self.source.dataset)).expanduser()
+                plain = f"type --data {shlex.quote(str(place))} instead of data.dataset: it names the rows that can't be used"
+                has_table = any((place / name).is_file() for name in TABLES)
+                raise SpinliteError(problem, fix=plain if has_table else AGAIN) from None
         return self.rows[:limit]
 
     def _fetch(self, rows: Any, progress: Progress) -> None:

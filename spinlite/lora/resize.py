@@ -16,7 +16,7 @@ from spinlite.lora.layouts import to_diffusers, to_kohya
 from spinlite.lora.metadata import compute_hashes, network_keys
 from spinlite.lora.read import read_pairs
 from spinlite.lora.svd import lower_rank, total_error
-from spinlite.lora.tensors import Lora, Pair, describe_ranks, norm
+from spinlite.lora.tensors import Lora, Pair, changes_nothing, describe_ranks, norm
 from spinlite.runs.disk import write_bytes
 
 
@@ -27,6 +27,7 @@ class ResizeReport:
     rank: str  # before, in words: "32" or "8 to 32"
     errors: Mapping[str, float]  # by the module's name in the file
     total: float  # over all changes together
+    nothing: bool  # whether the LoRA changes nothing, before and after
     size: int  # bytes
 
 
@@ -60,7 +61,8 @@ def resize(path: Path, rank: int, to: Path) -> ResizeReport:
     header["spinlite.resized"] = json.dumps({"rank": rank, "before": describe_ranks(before), "error": round(total, 6)})
     content = save(tensors, {**header, **compute_hashes(tensors, header)})
     write_bytes(to, content)
-    return ResizeReport(describe_ranks(before), {file.written[name]: e for name, e in errors.items()}, total, len(content))
+    by_name = {file.written[name]: error for name, error in errors.items()}
+    return ResizeReport(describe_ranks(before), by_name, total, changes_nothing(before), len(content))
 
 
 def _tensors(file: LoraFile, lora: Lora, dtype: torch.dtype) -> tuple[dict[str, Tensor], float | None]:

@@ -8,7 +8,7 @@ from torch import nn
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
 from spinlite.lora.adapters import Slots
-from spinlite.lora.tensors import Lora, describe_ranks
+from spinlite.lora.tensors import NOTHING, Lora, changes_nothing, describe_ranks
 
 
 def make_slots(net: nn.Module, targets: Sequence[str], model: Model, seed: int, start: Lora) -> Slots:
@@ -42,4 +42,5 @@ def describe_start(start: Lora, name: str) -> str:
     """The LoRA that a run starts from, in words."""
     text = sum(not module.startswith("unet.") for module in start)
     frozen = f", and {text} of the text encoders, which are used but not trained" if text else ""
-    return f"{name}: rank {describe_ranks(start)}, {len(start) - text} modules of the network{frozen}"
+    idle = f"; {NOTHING}" if changes_nothing(start) else ""
+    return f"{name}: rank {describe_ranks(start)}, {len(start) - text} modules of the network{frozen}{idle}"

@@ -58,6 +58,14 @@ def test_a_file_that_can_not_be_read_is_named_without_a_trace(command: Command, 
     assert problem == "Permission denied: pics/a.png" and "can be read and written" in fix and "trace" not in fix
 
 
+@pytest.mark.parametrize("words", [["check", "pics", "--html"], ["report", "runs/x", "-o"]], ids=["check", "report"])
+@pytest.mark.parametrize("place", ["pics", "pics/", ""])
+def test_a_folder_in_place_of_a_page_is_named_before_anything_is_done(command: Command, words: list[str], place: str):
+    Path("pics").mkdir()
+    problem, fix = command(*words, place).error()
+    assert problem == f"{Path(place)} is a folder" and fix == f"name a file: {words[-1]} {Path(place) / 'page.html'}"
+
+
 @linux
 @pytest.mark.parametrize("words", ["presets", "settings"])
 @pytest.mark.parametrize("end", ["| head -c 10", ">&-", "2>&- >&-"])

@@ -180,3 +180,5 @@ def test_a_lora_of_zeros_is_said_to_change_nothing(command: Command, run: Run, c
         said = command("merge", what, "--round", "0", "--into", configs / "sd15.safetensors", "-o", "whole").error()
         assert "this LoRA changes nothing" in said[0] and "--round" in said[1]
     assert not Path("whole.safetensors").exists()
+    assert "changes nothing" in command("resize", "zero.safetensors", "--rank", "1").out
+    assert "changes nothing" not in command("resize", run.export_path, "--rank", "1").out

@@ -223,7 +223,22 @@ def test_a_column_without_pictures_is_said_with_what_it_holds(
     with pytest.raises(SpinliteError) as caught:
         look(place, cache, image_column=named)
     assert fix in caught.value.fix and "Strings" not in caught.value.problem
-    assert f"its column 'image' holds {kind}, not pictures" in caught.value.problem or not named
+    wanted = f"its column 'image' holds {kind}, not pictures" if named or "addresses" in kind else f"image holds {kind}"
+    assert wanted in caught.value.problem
+
+
+def test_a_folder_whose_table_the_library_refuses_is_read_as_a_plain_folder(tmp_path: Path, cache: Path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(content(i))
+    rows = [{"file_name": str(folder / f"{i}.png"), "text": f"caption {i}"} for i in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(SpinliteError, match=r"must be a relative path") as caught:
+        look(folder, cache)
+    assert caught.value.fix.startswith(f"type --data {folder} instead of data.dataset")
+    plain = survey(validate_settings({"data": {"folder": str(folder)}}).data, False, cache)
+    assert captions(plain) == expected(range(3))
 
 
 def test_a_data_set_without_captions_follows_the_rule_for_them(tmp_path: Path, cache: Path):

@@ -21,8 +21,8 @@ from spinlite.families.names import kohya_name, module_shapes, original_name
 from spinlite.lora.adapters import Slots
 from spinlite.lora.apply import applied
 from spinlite.lora.layouts import to_diffusers, to_kohya
-from spinlite.lora.start import make_slots
-from spinlite.lora.tensors import Pair, lora_of_snapshot
+from spinlite.lora.start import describe_start, make_slots
+from spinlite.lora.tensors import NOTHING, Pair, lora_of_snapshot
 from spinlite.memory import device
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
@@ -169,6 +169,8 @@ def test_the_slots_hold_the_file_exactly_and_captions_its_text_part(tiny_bases: 
     assert made.base_hash != plain.base_hash and not torch.equal(
         made.encode_captions(["a"])["prompt"], plain.encode_captions(["a"])["prompt"]
     )
+    assert NOTHING not in describe_start(made.start, "x")
+    assert NOTHING in describe_start({name: pair.times(0) for name, pair in made.start.items()}, "x")
     slots = make_slots(made.net, made.lora_targets["linear"], Model(rank=1, alpha=2.0), 0, made.start)
     assert slots.scale == 2 and isinstance(slots, Slots)
     x, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), made.encode_captions(["a", "b"])
