@@ -106,7 +106,7 @@ def test_the_length_of_a_round_follows_from_the_pictures_and_stays_as_the_run_be
     began = Run.open_existing(place).events("begin")[0]["settings"]
     length = began["updates"]
     assert length == 2 * began["train"], "8 times each, 4 in a step"
-    assert f"rounds: 1 of {length} steps (updates), batch 4: each picture is seen 8 times a round" in watch.said
+    assert f"rounds: 1 of {length} steps (updates), batch 4: each picture is seen 8 times a round on average" in watch.said
     assert load_settings(str(place / "settings.toml")) == settings and settings.learn.updates is None
     monkeypatch.setattr("spinlite.config.rounds.FEWEST", 200)  # as if another version counted differently
     monkeypatch.setattr("spinlite.config.rounds.MEASURED", 1000)

@@ -55,7 +55,7 @@ def _results(outcome: Outcome) -> dict[str, str]:
         times = steps * run.settings.learn.batch / captions
         seen = f"{times:.0f}" if times >= 9.5 else f"{times:.1f}".removesuffix(".0")
         rounds = f"{last} round{'s' * (last > 1)}"
-        facts["learned"] = f"{steps} steps in {rounds}: each of {captions} captions was seen {seen} times"
+        facts["learned"] = f"{steps} steps in {rounds}: each of {captions} captions was seen {seen} times on average"
     return facts
 
 

@@ -29,7 +29,7 @@ def with_pictures(settings: Settings, train: int, heldout: int) -> Settings:
 
 
 def describe_round(learn: Learn, pictures: int) -> str:
-    """The work of a round, in words: "100 steps (updates), batch 32: each picture is seen 32 times a round"."""
+    """The work of a round, in words: "100 steps (updates), batch 32: each picture is seen 32 times a round on average"."""
     times = learn.length * learn.batch / max(pictures, 1)
     number = f"{times:.0f}" if times >= 9.5 else f"{times:.1f}".removesuffix(".0")
-    return f"{learn.length} steps (updates), batch {learn.batch}: each picture is seen {number} times a round"
+    return f"{learn.length} steps (updates), batch {learn.batch}: each picture is seen {number} times a round on average"

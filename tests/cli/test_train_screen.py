@@ -37,7 +37,7 @@ def test_a_run_ends_with_its_lora_its_sheet_and_what_to_type_next(command: Comma
     learned = run.events("begin")[0]["settings"]["train"]
     for line in (
         f"LoRA       {run.export_path} (round 2)", f"sheet      {run.sheet_path(2)} (before, after, and your pictures)",
-        f"learned    80 steps in 2 rounds: each of {learned} captions was seen {80 * 8 / learned:.0f} times",
+        f"learned    80 steps in 2 rounds: each of {learned} captions was seen {80 * 8 / learned:.0f} times on average",
     ):  # fmt: skip
         assert line in ended.out
     assert "yours" not in end_of(ended.out) and "No round" not in ended.out

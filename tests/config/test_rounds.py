@@ -18,7 +18,7 @@ def test_a_round_of_the_sd15_preset_is_as_long_as_its_pictures_ask_within_bounds
     learn = with_pictures(load_settings("sd15-12gb"), pictures, 4).learn
     assert learn.length == updates
     assert describe_round(learn, pictures) == (
-        f"{updates} steps (updates), batch 32: each picture is seen {seen} times a round"
+        f"{updates} steps (updates), batch 32: each picture is seen {seen} times a round on average"
     )
 
 

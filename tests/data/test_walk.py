@@ -126,6 +126,21 @@ def test_a_folder_that_can_not_be_opened_is_named_and_the_rest_is_used(
     assert found.unused == {"folders can't be opened": ["lost+found (Permission denied)"]}
 
 
+def test_a_caption_that_can_not_be_opened_is_named_and_the_rest_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = fill(tmp_path, "a.png", "b.png", "c.png")
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:  # whoever runs the tests may be allowed to open everything
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = look(root)
+    assert used(found) == {"b.png", "c.png"} and not found.stop
+    assert found.unusable == ["a.txt: the caption can't be read: Permission denied"]
+
+
 def test_a_huge_subfolder_is_not_searched_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(folder, "GLANCE", 3)
     fill(tmp_path, "a.png", "b.png", *(f"sub{i}/{j}.png" for i in range(5) for j in range(2)))

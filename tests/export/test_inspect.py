@@ -242,6 +242,32 @@ def test_what_programs_do_with_a_module_that_is_not_right(name: str, tmp_path: P
     assert found.programs[-1].program == "spinlite --init-lora" and found.programs[-1].right == 0
 
 
+DOTTED = "mid_block.attentions.0.transformer_blocks.0.attn2"
+ENDS = {"down": torch.ones(4, 768), "up": torch.ones(1280, 4)}
+# one module under a rarer name -> the programs that load it
+NAMED: dict[str, tuple[dict[str, Tensor], set[str]]] = {
+    "dotted, with alpha": (
+        {f"unet.{DOTTED}.to_k.lora_A.weight": ENDS["down"], f"unet.{DOTTED}.to_k.lora_B.weight": ENDS["up"],
+         f"unet.{DOTTED}.to_k.alpha": torch.tensor(2.0)}, set(),
+    ),
+    "processor": (
+        {f"unet.{DOTTED}.processor.to_k_lora.{end}.weight": t for end, t in ENDS.items()},
+        {"ComfyUI, SwarmUI", "reForge", "Forge", "diffusers"},
+    ),
+    "processor without unet.": (
+        {f"{DOTTED}.processor.to_k_lora.{end}.weight": t for end, t in ENDS.items()}, {"ComfyUI, SwarmUI", "reForge", "Forge"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_rarer_names_of_a_module_are_read_where_programs_read_them(name: str, tmp_path: Path):
+    tensors, programs = NAMED[name]
+    found = inspect(tiny.save(tmp_path / "x.safetensors", tensors))
+    assert isinstance(found, LoraReport) and not found.notes
+    assert {v.program for v in found.programs if v.right} == programs | {"spinlite --init-lora"}
+
+
 def test_lora_mid_is_read_where_programs_read_it(tmp_path: Path):
     found = inspect(tiny.save(tmp_path / "x.safetensors", {**PAIR, **CROSS, **TUCKER}))
     assert isinstance(found, LoraReport)

@@ -158,6 +158,16 @@ def test_rounding_is_measured_and_other_precisions_can_be_had(configs: Path, tmp
         assert found.rounding == pytest.approx(off, rel=1e-3) and found.rounding > 0.05
 
 
+@pytest.mark.parametrize(("share", "lost"), [(1e-2, 0.02), (3e-4, 0.53)])
+def test_fp16_weights_lose_of_a_small_change_what_the_page_says(share: float, lost: float):
+    """However it gets there: merged into a file, or added by a program that keeps its weights in fp16."""
+    torch.manual_seed(0)
+    weight = (torch.randn(1000, 1000) / 30).half()
+    change = torch.randn(1000, 1000) * weight.float().std() * share
+    got = (weight.float() + change).half().float() - weight.float()
+    assert ((got - change).norm() / change.norm()).item() == pytest.approx(lost, rel=0.25)
+
+
 def test_what_can_not_be_merged_is_named_and_nothing_is_left(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     base = Base(str(configs / "sd15.safetensors"), torch.float32)
     to = tmp_path / "out" / "m.safetensors"

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
+from spinlite.export.export import CAREFUL
 from spinlite.lora.adapters import Slots, delta, module_names
 from spinlite.lora.bake import KEPT, bake_dora
 from spinlite.runs.store import read_tensors
@@ -88,3 +89,22 @@ def test_a_run_with_dora_exports_a_plain_lora(toy: Settings, tmp_path: Path):
     assert all("lora_" in name for name in read_tensors(outcome.run.export_path)[0])
     assert any("DoRA as a plain LoRA" in line for line in watch.said)
     assert train(settings, tmp_path / "runs" / "r", Quiet()).already
+
+
+@pytest.mark.parametrize("width", [640, 1280])
+def test_at_real_widths_a_dora_is_further_off_as_a_plain_lora_than_an_export_passes_over(width: int):
+    """Other lengths of the rows are a change of every rank, and a small LoRA is lost beside it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(width, width))
+    slots = Slots(net, ["0"], rank=4, alpha=4.0, seed=1, dora=True)
+    state = slots.state("policy")
+    magnitude = next(name for name in state if "magnitude" in name)
+    state[magnitude] = state[magnitude] * (1 + 1e-3 * torch.randn_like(state[magnitude]))
+    assert bake_dora(state, slots.scale, net)[1] > CAREFUL
+
+
+def test_an_export_that_does_not_do_what_was_trained_says_so_first(toy: Settings, tmp_path: Path):
+    more = {"model__dora": True, "model__rank": 1, "run__rounds": 1, "judge__stop": False}
+    watch = Quiet()
+    train(load_settings(TOY, ["learn.lr=0.05"], data__folder=toy.data.folder, **more), tmp_path / "runs" / "r", watch)
+    assert any(": CAREFUL, this file does not do what was trained: " in line for line in watch.said), watch.said
