@@ -102,7 +102,7 @@ def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, about: Ma
     """Write the base's tensors with the LoRA's changes, in their own precision or `dtype`. One tensor at a time is in memory.
 
     EMA weights get the same changes. `about` goes into the header. Raises SpinliteError if the LoRA changes nothing, if the
-    base lacks a module of it, or if the file read back is not what was written.
+    base lacks a module of it, if NaN or infinite numbers would be written, or if the file read back is not what was written.
     """
     if changes_nothing(lora):
         raise SpinliteError(NOTHING, fix="give another round (--round) or another file, or a --strength that is not 0")
@@ -120,6 +120,7 @@ def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, about: Ma
             for done, key in enumerate(keys):
                 exact = _changed_tensor(base.get(key), changes.get(key, []))
                 stored = exact.to(_target_dtype(base.get(key), dtype))
+                _refuse_broken(key, base, stored)
                 if key in changes:
                     error += (stored.double() - exact.double()).square().sum().item()
                 content = _bytes(stored)
@@ -169,6 +170,18 @@ def _changed_tensor(weight: Tensor, changes: list[tuple[Place, Pair]]) -> Tensor
         rows = place.rows_of(weight)
         rows += pair.change.view(rows.shape)
     return weight
+
+
+def _refuse_broken(key: str, base: Base, stored: Tensor) -> None:
+    """Raises SpinliteError if a tensor to be written holds NaN or infinite numbers: the base's own, or too large ones."""
+    if not stored.is_floating_point() or stored.float().isfinite().all():
+        return
+    if not base.get(key).float().isfinite().all():
+        raise SpinliteError(
+            f"{base.name} is broken: {key} holds NaN or infinite numbers", fix="use another copy of the base model"
+        )
+    problem = f"{key} with the LoRA in it holds numbers too large for {str(stored.dtype).removeprefix('torch.')}"
+    raise SpinliteError(problem, fix="add --dtype fp32, or give a smaller --strength")
 
 
 def _target_dtype(weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:

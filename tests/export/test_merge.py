@@ -181,6 +181,17 @@ def test_what_can_not_be_merged_is_named_and_nothing_is_left(configs: Path, tmp_
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     lora = {name: Pair(torch.ones(1, 32), torch.ones(32, 1))}
 
+    with pytest.raises(SpinliteError, match=r"holds numbers too large for float16\nfix: add --dtype fp32"):
+        merge({name: lora[name].times(1e6)}, base, to, torch.float16, {}, quiet)
+    weights = load_file(configs / "sd15.safetensors")
+    for key in (
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight",
+        "first_stage_model.quant_conv.bias",
+    ):
+        nan = Base(str(tiny.save(tmp_path / "nan.safetensors", weights | {key: weights[key] * torch.nan})), torch.float32)
+        with pytest.raises(SpinliteError, match=rf"nan\.safetensors is broken: {key} holds NaN"):
+            merge(lora, nan, to, None, {}, quiet)
+
     def cut(done: int, of: int) -> None:
         if done == 100:
             raise KeyboardInterrupt
