@@ -16,7 +16,7 @@ from spinlite.config.load import load_settings
 from spinlite.data.records import Survey, count_pictures
 from spinlite.errors import SpinliteError
 from spinlite.runs.run import Run
-from spinlite.selfplay import _survey
+from spinlite.training.pictures import survey_pictures
 from tests.conftest import Command
 from tests.toy import TOY, Quiet
 
@@ -63,7 +63,7 @@ RULES = ((), ("data.uncaptioned=name",), ("data.uncaptioned=error",), ("data.lin
 
 def in_a_run(folder: Path, runs: Path, rules: tuple[str, ...]) -> Survey | SpinliteError:
     try:
-        return _survey(Run(runs / "r", load_settings(TOY, rules, data__folder=str(folder))), Quiet())
+        return survey_pictures(Run(runs / "r", load_settings(TOY, rules, data__folder=str(folder))), Quiet())
     except SpinliteError as error:
         return error
 

@@ -1,6 +1,7 @@
 """The plan: a simulation without data gives what is really used, every preset fits its card, and pins hold."""
 
 import json
+import os
 import re
 import sys
 import tomllib
@@ -38,7 +39,11 @@ from tests.toy import TOY, Quiet
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("plans")
+    """What was simulated: the test processes share it, because a large network takes a minute."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "plans"
+    shared.mkdir(exist_ok=True)
+    return shared
 
 
 def card(gb: float, kind: str = "cuda") -> Card:
