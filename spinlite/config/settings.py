@@ -49,7 +49,7 @@ class Model(Section):
     rank: int = Field(default=16, ge=1, le=1024)  # size of the LoRA (dim): more can be learned, and the file grows
     alpha: float | None = Field(default=None, gt=0, examples=[16])  # the LoRA's scale is alpha / rank; none: alpha = rank
     rslora: bool = False  # scale = alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones
-    dora: bool = False  # also learn magnitudes (DoRA); exported as a plain LoRA, which loses 10 to 60 % of it
+    dora: bool = False  # also learn magnitudes (DoRA); exported as a plain LoRA, which loses a part of it
     resolution: int | None = Field(default=None, ge=16, le=4096, examples=[768])  # px a side; none: the base's own size
     clip_skip: int | None = Field(default=None, ge=1, le=12)  # 1: the last layer of CLIP is read, 2: the one before it, …
     max_tokens: Literal[75, 150, 225] = 225  # longer captions are cut; above 75 they are encoded in chunks, as WebUIs do
