@@ -105,6 +105,5 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def configs(tiny_bases: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Single files are read by the shapes of the small bases, not of the real ones."""
-    for module in ("single_file", "keys", "vae"):
-        monkeypatch.setattr(f"spinlite.families.{module}.CONFIGS", tiny_bases)
+    monkeypatch.setattr("spinlite.families.record.CONFIGS", tiny_bases)
     return tiny_bases

@@ -20,7 +20,7 @@ from PIL import Image
 
 from spinlite.config.load import load_settings
 from spinlite.config.rounds import with_pictures
-from spinlite.config.settings import Data, Memory
+from spinlite.config.settings import Data, Memory, Model
 from spinlite.data.buckets import Grid
 from spinlite.data.encoded import Encoded
 from spinlite.data.looks import WORKERS, decode_all, read_headers
@@ -74,7 +74,7 @@ def decoding(place: Path) -> dict[str, float]:
 
 def validating(place: Path, cache: Path) -> dict[str, float]:
     """Seconds to check and encode a folder at first, and again when nothing has changed."""
-    model = Toy("0", device.choose_device(Memory()))  # its encoder costs nothing
+    model = Toy(Model(base="0"), device.choose_device(Memory()))  # its encoder costs nothing
     settings, grid = Data(folder=str(place)), Grid(Toy.size, Toy.step)
 
     def prepare() -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spinlite.export.reports import LoraReport, ModelReport
-from spinlite.families.programs import Verdict
+from spinlite.families.lora_facts import Verdict
 from spinlite.progress import describe_size
 
 LONG = 160  # characters that are shown of a metadata value

@@ -40,7 +40,7 @@ PathText = Annotated[str, AfterValidator(expand)]
 
 class Model(Section):
     base: PathText = "demo"  # a diffusers folder, a hub id, a single .safetensors file, or "demo"
-    family: Literal["auto", "sd", "sdxl", "toy"] = "auto"  # "auto": recognised from the base
+    family: str = "auto"  # "auto": recognised from the base; or the name of a family, such as sd or sdxl
     prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base model says
     zero_snr: bool | None = None  # zero terminal SNR: the noise schedule ends in pure noise; none: as the base model says
     vae: PathText | None = None  # a VAE to use instead of the base's: a diffusers folder, a hub id or a .safetensors file

@@ -15,10 +15,8 @@ from spinlite.export.precision import describe_precision
 from spinlite.export.reports import Block, LoraReport, ModelReport
 from spinlite.families.faults import find_faults
 from spinlite.families.kinds import KINDS, Kind
-from spinlite.families.names import kohya_keys
-from spinlite.families.programs import LoraFacts, Verdict, verdicts
-from spinlite.families.recognise import Module, name_other_model, recognise
-from spinlite.families.shapes import published_shapes
+from spinlite.families.lora_facts import LoraFacts, Module, Verdict
+from spinlite.families.recognise import name_other_model, recognise
 from spinlite.lora.file import LoraFile, holds_lora, name_algorithm, open_lora, read_keys, read_lora_file
 from spinlite.lora.match import find_doubles, matrices_for
 from spinlite.lora.numbers import Matrices
@@ -58,7 +56,8 @@ def _report_lora(path: Path) -> LoraReport:
     if kind and not other_algorithm:
         without = [name for name in changes if "alpha" not in file.parts[name]]
         in_header = any(not math.isclose(file.alpha(name), changes[name].rank) for name in without)
-        programs = verdicts(LoraFacts(kind, modules, alphas, in_header, dora, file.foreign, file.metadata, faults))
+        facts = LoraFacts(kind, modules, alphas, in_header, dora, file.foreign, file.metadata, faults)
+        programs = KINDS[kind].lora.verdicts(facts)
         if any(m.fits for m in modules):
             programs.append(_judge_init_lora(path, kind, len(modules)))
     notes = problems + ([] if other_algorithm else _notes(file, kind, modules, digest))
@@ -95,9 +94,10 @@ def _alphas(file: LoraFile) -> dict[str, float]:
 
 def _judge_init_lora(path: Path, kind: Kind, count: int) -> Verdict:
     """Whether spinlite can start a run from the file."""
-    known = published_shapes(kind)
+    record = KINDS[kind]
+    known = record.lora.shapes()
     try:
-        matrices_for(open_lora(path), kohya_keys(known, kind), known, f"the published {KINDS[kind]} model")
+        matrices_for(open_lora(path), record.lora.keys(known), known, f"the published {record.title} model")
     except SpinliteError as error:
         return Verdict("spinlite --init-lora", 0, count, error.problem.removeprefix(f"{path.name} "))
     return Verdict("spinlite --init-lora", count, count, "")
@@ -125,7 +125,7 @@ def _base(file: LoraFile, kind: Kind | None, modules: list[Module]) -> str:
     if kind is None:
         return name_other_model([*(m.key for m in modules), *file.foreign]) or "an unknown model"
     resized = not name_algorithm(file) and not any(m.fits for m in modules)
-    return KINDS[kind] + ", with other sizes than the published one" * resized
+    return KINDS[kind].title + ", with other sizes than the published one" * resized
 
 
 def _layout(modules: list[Module]) -> str:

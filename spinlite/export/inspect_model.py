@@ -20,7 +20,7 @@ def report_model(path: Path) -> ModelReport:
     prediction, zero = "not stated", False
     try:
         checkpoint = SingleFile(path)
-        what, zero = f"{KINDS[checkpoint.kind]} checkpoint, original layout", bool(checkpoint.zero_snr)
+        what, zero = f"{KINDS[checkpoint.kind].title} checkpoint, original layout", bool(checkpoint.zero_snr)
         if checkpoint.predictions:
             prediction = ", ".join(f"{value} (by {where})" for where, value in checkpoint.predictions.items())
         use = f"can be trained on: --set model.base={json.dumps(str(path))}"

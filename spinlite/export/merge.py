@@ -18,10 +18,8 @@ from spinlite.export.export import choose_round, read_plain_snapshot, read_snaps
 from spinlite.families.keys import has_scales
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.load import load_family
-from spinlite.families.names import kohya_keys
 from spinlite.families.open import open_checkpoint
 from spinlite.families.original import Place, find_places, single_file_tensors
-from spinlite.families.shapes import published_shapes
 from spinlite.families.single_file import SingleFile, read_header
 from spinlite.lora.read import read_lora_for
 from spinlite.lora.tensors import NOTHING, Lora, Pair, changes_nothing, norm
@@ -77,7 +75,7 @@ class Base:
 
     def modules(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the UNet weights that a LoRA may change, by diffusers' module names."""
-        places = {module: find_places(f"unet.{module}", self.kind, self.shapes) for module in published_shapes(self.kind)}
+        places = {module: find_places(f"unet.{module}", self.kind, self.shapes) for module in KINDS[self.kind].lora.shapes()}
         return {module: self.shapes[at[0].key] for module, at in places.items() if at}
 
 
@@ -95,7 +93,7 @@ def lora_of_run(folder: Path, word: str) -> tuple[Lora, dict[str, Any]]:
 def lora_of_file(path: Path, base: Base) -> tuple[Lora, dict[str, Any]]:
     """(the LoRA of a file, facts about it for the merged file's header)."""
     known = base.modules()
-    return read_lora_for(path, kohya_keys(known, base.kind), known, base.name, text_alone=True), {"lora": path.stem}
+    return read_lora_for(path, KINDS[base.kind].lora.keys(known), known, base.name, text_alone=True), {"lora": path.stem}
 
 
 def merge(lora: Lora, base: Base, to: Path, dtype: torch.dtype | None, about: Mapping[str, Any], progress: Progress) -> Merged:
@@ -158,7 +156,7 @@ def _changes_by_key(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]
 
 
 def _fix_kind(base: Base) -> str:
-    return f"merge it into the kind of model that it was made for; this one is {KINDS[base.kind]}"
+    return f"merge it into the kind of model that it was made for; this one is {KINDS[base.kind].title}"
 
 
 def _changed_tensor(weight: Tensor, changes: list[tuple[Place, Pair]]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from spinlite.families.programs import Verdict
+from spinlite.families.lora_facts import Verdict
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Base models of real size with random weights, to plan and measure a run before anything is downloaded."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spinlite.config.settings import Model
 from spinlite.families.checkpoint import Checkpoint, class_of
-from spinlite.families.kinds import CONFIGS, FOLDERS, KINDS, Kind
+from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.single_file import load_padded_tokenizer
 from spinlite.runs.files import fingerprint
 
@@ -16,14 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BLANK = "blank:"
-KNOWN: dict[str, Kind] = {  # hub ids of a known kind: nothing is fetched to plan with them
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
-    "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
-    "Laxhar/noobai-XL-1.1": "sdxl",
-    "OnomaAIResearch/Illustrious-xl-early-release-v0": "sdxl",
-    "cagliostrolab/animagine-xl-4.0": "sdxl",
-}
+KNOWN: dict[str, Kind] = {repo: kind for kind, record in KINDS.items() for repo in record.hub}
 NOISE = 2**20  # random numbers, repeated to fill every weight
 
 
@@ -48,15 +40,14 @@ class Blank(Checkpoint):
     def config(self, part: str) -> dict[str, Any]:
         if self._shapes:
             return self._shapes.config(part)
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
+        return KINDS[self.kind].config(part)
 
     def load(self, part: str, dtype: "torch.dtype") -> Any:
         if part.startswith("tokenizer"):
             return self._shapes.load(part, dtype) if self._shapes else load_padded_tokenizer(self.kind, part)
         from accelerate import init_empty_weights
 
-        kind, config = class_of(part), self.config(part)
+        kind, config = class_of(KINDS[self.kind].parts, part), self.config(part)
         with init_empty_weights(include_buffers=False):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
         return _fill_weights(model, dtype)
@@ -95,5 +86,5 @@ def with_random_weights(model: Model) -> Model:
     elif is_local or model.family == "auto":
         base = BLANK + model.base
     else:
-        base = BLANK + ("sdxl" if model.family == "sdxl" else "sd1")
+        base = BLANK + next((kind for kind, record in KINDS.items() if record.family == model.family), "sd1")
     return model.model_copy(update={"base": base, "vae": None})

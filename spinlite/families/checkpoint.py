@@ -1,6 +1,6 @@
 """A base model that is not loaded yet: a diffusers folder, a hub id or one file, and what its files say about it."""
 
-import functools
+import importlib
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -25,23 +25,10 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
-@functools.cache
-def class_of(part: str) -> Any:
-    """The class of diffusers or transformers that a part is loaded with."""
-    import diffusers
-    import transformers
-
-    match part:
-        case "unet":
-            return diffusers.UNet2DConditionModel
-        case "vae":
-            return diffusers.AutoencoderKL
-        case "text_encoder":
-            return transformers.CLIPTextModel
-        case "text_encoder_2":
-            return transformers.CLIPTextModelWithProjection
-        case _:
-            return transformers.CLIPTokenizer
+def class_of(parts: Mapping[str, str], part: str) -> Any:
+    """The class of diffusers or transformers that a part is loaded with; `parts` are a record's."""
+    library, _, name = parts[part].partition(".")
+    return getattr(importlib.import_module(library), name)
 
 
 class Checkpoint(ABC):
@@ -68,7 +55,7 @@ class Checkpoint(ABC):
     @property
     def factor(self) -> int:
         """Pixels per latent, along one side."""
-        return 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
+        return KINDS[self.kind].geometry.factor(self.config)
 
     def size_and_step(self, resolution: int | None = None) -> tuple[tuple[int, int], int]:
         """((width, height) of the model's pictures, step), px: sides of other pictures are multiples of `step`.
@@ -77,8 +64,8 @@ class Checkpoint(ABC):
         that there are not more shapes than pictures. For SDXL it is 64, as in its paper. `resolution` replaces the model's own
         size. Raises SpinliteError if that is no multiple of the step.
         """
-        unet = self.config("unet")
-        own, halved = unet["sample_size"] * self.factor, self.factor * 2 ** (len(unet["block_out_channels"]) - 1)
+        geometry = KINDS[self.kind].geometry
+        own, halved = geometry.side(self.config), geometry.halved(self.config)
         step = halved * max(1, round(own / 16 / halved))
         if resolution and resolution % step:
             near = max(step, round(resolution / step) * step)

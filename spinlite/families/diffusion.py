@@ -62,7 +62,7 @@ class Diffusion(Family):
         self._kind: Kind = self._checkpoint.kind
         self._device, self._vae = device, locate(model.vae, "model.vae") if model.vae else None
         if self._kind not in self.kinds:
-            problem = f"{model.base} is {KINDS[self._kind]}, but model.family says otherwise"
+            problem = f"{model.base} is {KINDS[self._kind].title}, but model.family says otherwise"
             raise SpinliteError(problem, fix='set model.family = "auto"')
         chosen, zero = resolve_prediction(self._checkpoint, model.prediction, model.zero_snr)
         self._noise = noise_scheduler(self._checkpoint, chosen, zero)
@@ -76,14 +76,14 @@ class Diffusion(Family):
         self._text: Lora = {}  # the starting LoRA's part for text encoders: every caption is encoded with it
         self._place_network()
         self._name_hashes(chosen, zero, model.clip_skip)
-        self.title = f"{model.base} ({KINDS[self._kind]}, predicts {chosen}{', zero terminal SNR' * zero})"
+        self.title = f"{model.base} ({KINDS[self._kind].title}, predicts {chosen}{', zero terminal SNR' * zero})"
         if unread := self._checkpoint.unread:
             self.title += f", without {len(unread)} tensors that are no part of such a model, e.g. {unread[0]}"
         self._clip_skip = model.clip_skip
 
     def start_from(self, path: FilePath) -> None:
         known = module_shapes(self.net)
-        self.start = read_lora_for(path, kohya_keys(known, self._kind), known, f"an {KINDS[self._kind]} model")
+        self.start = read_lora_for(path, kohya_keys(known, self._kind), known, f"an {KINDS[self._kind].title} model")
         self._text = text_encoder_part(self.start)
         for part in {name.partition(".")[0] for name in self._text}:
             attach(_without_weights(self._checkpoint, part), self._text, part=part)  # refuses what the encoder lacks, now
@@ -204,9 +204,9 @@ class Diffusion(Family):
 def _without_weights(checkpoint: Checkpoint, part: str) -> nn.Module:
     """A text encoder without its weights. Raises SpinliteError if the base has no such part."""
     if part == "text_encoder_2" and checkpoint.kind != "sdxl":
-        problem = f"the LoRA changes a second text encoder, which {KINDS[checkpoint.kind]} does not have"
+        problem = f"the LoRA changes a second text encoder, which {KINDS[checkpoint.kind].title} does not have"
         raise SpinliteError(problem, fix="use a LoRA that was made for this kind of base model")
-    made = class_of(part)
+    made = class_of(KINDS[checkpoint.kind].parts, part)
     with torch.device("meta"):
         return made(made.config_class(**checkpoint.config(part)))
 
@@ -221,6 +221,6 @@ def _layer_to_read(checkpoint: Checkpoint, clip_skip: int | None) -> int:
         raise SpinliteError(
             f"{checkpoint.name} has no layer for model.clip_skip = {clip_skip}: its text encoder has layers "
             f"{1 + left_out} to {layers + left_out} from the end",
-            fix=f"set model.clip_skip = {OWN_SKIP[kind]}, with which {KINDS[kind]} was trained, or remove it",
+            fix=f"set model.clip_skip = {OWN_SKIP[kind]}, with which {KINDS[kind].title} was trained, or remove it",
         )
     return layer

@@ -23,10 +23,11 @@ from spinlite.families.checkpoint import (
 from spinlite.families.folder_check import check_config, check_files, check_index, check_tokens, is_index
 from spinlite.families.hub import cached_folder, list_files
 from spinlite.families.others import describe_inputs
+from spinlite.families.unet_kinds import XL_PARTS
 from spinlite.runs.files import fingerprint, fingerprint_files
 
-PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
-XL_PARTS = ("tokenizer_2", "text_encoder_2")
+FILES = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
+XL_FILES = ("tokenizer_2", "text_encoder_2")
 
 
 class Folder(Checkpoint):
@@ -40,11 +41,11 @@ class Folder(Checkpoint):
         if on_hub and self._listed is None:
             self._place = str(cached_folder(place))
         if self._listed is None:
-            check_files(name, Path(self._place), PARTS)
+            check_files(name, Path(self._place), FILES)
         unet = self.config("unet")
         self.kind = self._read_kind(unet)
         if self.kind == "sdxl" and self._listed is None:
-            check_files(name, Path(self._place), XL_PARTS)
+            check_files(name, Path(self._place), XL_FILES)
         noise = self.config("scheduler")
         label = noise.get("prediction_type")
         if label is not None and label not in PREDICTIONS:
@@ -52,7 +53,7 @@ class Folder(Checkpoint):
             raise SpinliteError(problem, fix="use a model that predicts epsilon or v_prediction")
         self.predictions = {"scheduler_config.json": PREDICTIONS[label]} if label else {}  # pyright: ignore[reportAttributeAccessIssue]
         self.zero_snr = noise.get("rescale_betas_zero_snr") or None  # exporters write false by default, so false says nothing
-        for part in ("vae", "text_encoder", *XL_PARTS[1:] * (self.kind == "sdxl")):
+        for part in ("vae", "text_encoder", *XL_FILES[1:] * (self.kind == "sdxl")):
             self.config(part)
         if self._listed is None:
             check_tokens(name, Path(self._place), self.config("text_encoder")["max_position_embeddings"])
@@ -64,11 +65,11 @@ class Folder(Checkpoint):
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         if part.startswith("tokenizer"):
-            return explain_errors(self.name, lambda: class_of(part).from_pretrained(self._place, subfolder=part))
+            return explain_errors(self.name, lambda: class_of(XL_PARTS, part).from_pretrained(self._place, subfolder=part))
         for index in self._listed or ():
             if index.startswith(f"{part}/") and is_index(index):
                 check_index(self.name, Path(hf_hub_download(self._place, index)), beside=False)
-        model = explain_errors(self.name, lambda: load_pretrained(class_of(part), self._place, dtype, part))
+        model = explain_errors(self.name, lambda: load_pretrained(class_of(XL_PARTS, part), self._place, dtype, part))
         return require_sound(self.name, part, require_whole(self.name, part, model))
 
     def fingerprint(self, *parts: str) -> str:
@@ -81,10 +82,10 @@ class Folder(Checkpoint):
         if part == "scheduler":
             kind: Any = type("Noise", (ConfigMixin,), {"config_name": "scheduler_config.json"})
         elif part.startswith("text_encoder"):
-            read: Any = class_of(part).config_class.from_pretrained
+            read: Any = class_of(XL_PARTS, part).config_class.from_pretrained
             return explain_errors(self.name, lambda: read(self._place, subfolder=part).to_dict())
         else:
-            kind = class_of(part)
+            kind = class_of(XL_PARTS, part)
         return explain_errors(self.name, lambda: dict(kind.load_config(self._place, subfolder=part)))
 
     def _read_kind(self, unet: Mapping[str, Any]) -> Kind:

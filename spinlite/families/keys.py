@@ -1,14 +1,13 @@
 """The tensors of a whole model in one file: which its network must have, which nothing reads, and scales of 8-bit weights."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import FIX_INCOMPLETE, Kind
-from spinlite.families.kinds import CONFIGS, FOLDERS
+from spinlite.families.checkpoint import FIX_INCOMPLETE
+from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.names import original_name
 from spinlite.families.shapes import unet_keys
 
@@ -89,6 +88,5 @@ def _is_scale(key: str) -> bool:
 
 
 def _network_keys(kind: Kind) -> set[str]:
-    config = json.loads((CONFIGS / FOLDERS[kind] / "unet" / "config.json").read_text(encoding="utf-8"))
-    names = (key.rpartition(".") for key in unet_keys(config))
+    names = (key.rpartition(".") for key in unet_keys(KINDS[kind].config("unet")))
     return {f"{NET}{original_name(module, kind == 'sdxl')}.{leaf}" for module, _, leaf in names}

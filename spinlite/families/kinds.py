@@ -1,10 +1,18 @@
-"""The kinds of base model, and where the published models' settings lie. Nothing here imports torch."""
+"""The kinds of base model: one record each. A new kind is a line here and its own files. Nothing here imports torch."""
 
-from pathlib import Path
-from typing import Literal
+import difflib
 
-Kind = Literal["sd1", "sd2", "sdxl"]
+from spinlite.errors import SpinliteError
+from spinlite.families.record import Kind, Record
+from spinlite.families.unet_kinds import SD1, SD2, SDXL
 
-KINDS: dict[Kind, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
-CONFIGS = Path(__file__).parent / "configs"
-FOLDERS: dict[Kind, str] = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
+KINDS: dict[Kind, Record] = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
+FAMILIES = {record.family: record.made_by for record in KINDS.values()} | {"toy": "families.toy:Toy"}  # by model.family
+
+
+def check_family(family: str) -> None:
+    """Raises SpinliteError if there is no such model.family."""
+    if family not in ("auto", *FAMILIES):
+        near = difflib.get_close_matches(family, FAMILIES, 1)
+        problem = f"there is no model.family = {family!r}; it is auto or one of {', '.join(FAMILIES)}"
+        raise SpinliteError(problem, fix=f"add --set model.family={near[0] if near else 'auto'}")

@@ -1,5 +1,6 @@
 """From [model] settings to a family: finds out which kind of base model it is, and loads it."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 from spinlite.config.settings import Model
 from spinlite.families.blank import BLANK, with_random_weights
 from spinlite.families.clip import CHUNK, TokenCounter, build_counter, counter_of
-from spinlite.families.kinds import KINDS
+from spinlite.families.kinds import FAMILIES, KINDS, check_family
 from spinlite.families.open import open_checkpoint
 from spinlite.families.single_file import SingleFile
 
@@ -18,22 +19,10 @@ if TYPE_CHECKING:
 
 def load_family(model: Model, device: "Device") -> "Family":
     """Load the base model, with its network on the device. Raises SpinliteError if it can't be read."""
-    kind = model.family
-    if kind == "auto":
-        kind = "sdxl" if open_checkpoint(model.base).kind == "sdxl" else "sd"
-    match kind:
-        case "toy":
-            from spinlite.families.toy import Toy
-
-            family = Toy(model.base, device)
-        case "sdxl":
-            from spinlite.families.sdxl import StableDiffusionXL
-
-            family = StableDiffusionXL(model, device)
-        case _:
-            from spinlite.families.sd import StableDiffusion
-
-            family = StableDiffusion(model, device)
+    check_family(model.family)
+    made_by = FAMILIES.get(model.family) or KINDS[open_checkpoint(model.base).kind].made_by
+    module, _, name = made_by.partition(":")
+    family: Family = getattr(importlib.import_module(f"spinlite.{module}"), name)(model, device)
     if model.init_lora:
         family.start_from(Path(model.init_lora))
     return family
@@ -41,6 +30,7 @@ def load_family(model: Model, device: "Device") -> "Family":
 
 def require_base(model: Model) -> None:
     """Raises SpinliteError at once if the base can't be reached, or is nothing to train on. Its weights are not loaded yet."""
+    check_family(model.family)
     if model.family == "toy":
         return
     from spinlite.families.schedule import resolve_prediction
@@ -55,6 +45,7 @@ def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
 
     Raises SpinliteError if it can't be read, or if it can't have that model.resolution.
     """
+    check_family(model.family)
     if model.family == "toy":
         from spinlite.families.toy import Toy
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from spinlite.families.kinds import Kind
+from spinlite.families.record import Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -67,7 +67,7 @@ def single_file_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str,
     Raises SpinliteError if the model's sizes are not the published ones.
     """
     if not has_published_size(checkpoint):
-        why = f"is not of the published size of {KINDS[checkpoint.kind]}: other programs could not open it"
+        why = f"is not of the published size of {KINDS[checkpoint.kind].title}: other programs could not open it"
         raise SpinliteError(f"{checkpoint.name} {why}", fix="keep the LoRA as a file of its own: spinlite export RUN")
     names = ("unet", "vae", *ENCODERS[checkpoint.kind])
     tensors = original_tensors(checkpoint.kind, {name: checkpoint.load(name, dtype).state_dict() for name in names})

@@ -5,12 +5,10 @@ in a dozen layouts; the counts are in `tests/export/test_inspect.py`. SD 2.x was
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from spinlite.families.faults import WORDS, Fault
-from spinlite.families.kinds import Kind
-from spinlite.families.recognise import Module
+from spinlite.families.lora_facts import LoraFacts, Module, Verdict
 
 TOP = ("unet.conv_in", "unet.conv_out", "unet.time_embedding.", "unet.add_embedding.")
 UPSAMPLER = "unet.up_blocks.0.upsamplers.0.conv"
@@ -26,38 +24,6 @@ READ: dict[Fault, set[str]] = {  # programs that read a module as it is meant in
     "tucker": {"A1111 1.10", "ComfyUI, SwarmUI", "reForge", "Forge", "SD.Next", "InvokeAI"},
 }
 LEFT = 12  # keys that Forge may leave unused before it refuses the file
-
-
-@dataclass(frozen=True)
-class LoraFacts:
-    """What the rules below look at in a LoRA file."""
-
-    kind: Kind
-    modules: Sequence[Module]
-    alphas: Mapping[str, float]  # by key, for modules with an alpha tensor
-    alpha_in_header: bool  # alpha differs from the rank, and only the header says so
-    dora: bool
-    foreign: Sequence[str]  # keys that do not belong to a LoRA
-    metadata: Mapping[str, str]
-    faults: Mapping[str, Fault]  # by key
-
-    @property
-    def xl(self) -> bool:
-        return self.kind == "sdxl"
-
-    @property
-    def names(self) -> set[str]:
-        return {m.name for m in self.modules if m.name}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one program does with a file: how many of its modules work as they should, and why the others do not."""
-
-    program: str
-    right: int
-    of: int
-    why: str
 
 
 Lost = Callable[[Module, LoraFacts], str]  # why a module does not work as it should; "" if it does

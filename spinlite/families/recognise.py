@@ -2,26 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from spinlite.errors import SpinliteError
 from spinlite.families.kinds import KINDS, Kind
-from spinlite.families.names import kohya_keys, kohya_name
-from spinlite.families.shapes import published_shapes
+from spinlite.families.lora_facts import Module, Style
 from spinlite.lora.file import LoraFile
 from spinlite.lora.keys import CLIP, LDM
 from spinlite.lora.match import Shapes, match_modules
 from spinlite.lora.numbers import Stored
 
-# How a file names a module: kohya's keys with diffusers' blocks ("blocks"), with the original ones, or of a text encoder;
-# diffusers' dotted names, its older names with attention processors, peft's own names; dotted original names, as ComfyUI's;
-# cloneofsimo's numbers
-Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "ldm", "numbered", "unknown"]
-WIDTHS: dict[Kind, dict[str, int]] = {  # of the text encoders
-    "sd1": {"text_encoder": 768}, "sd2": {"text_encoder": 1024}, "sdxl": {"text_encoder": 768, "text_encoder_2": 1280},
-}  # fmt: skip
-VERSIONS: dict[str, Kind] = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_": "sdxl"}  # beginnings of ss_base_model_version
 OTHER_MODELS = {  # pattern in a key -> the kind of model it belongs to
     r"single_transformer_blocks|double_blocks|single_blocks": "FLUX or a relative of it",
     r"joint_blocks|add_q_proj|add_k_proj": "SD 3",
@@ -35,21 +24,6 @@ OTHER_MODELS = {  # pattern in a key -> the kind of model it belongs to
 }
 
 
-@dataclass(frozen=True)
-class Module:
-    """A module that a file changes: its key there, and its full name in the base; None if no known base has it."""
-
-    key: str
-    style: Style
-    name: str | None
-    fits: bool  # it has the published model's shape
-
-    @property
-    def is_text_encoder(self) -> bool:
-        """Whether it belongs to a text encoder."""
-        return (self.name or self.key).startswith(("text_encoder", "lora_te"))
-
-
 def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
     """(the kind of base that has most of the file's modules, the modules in the file's order); None if no kind has any.
 
@@ -57,13 +31,14 @@ def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
     """
     candidates: dict[Kind, list[Module]] = {kind: _match_kind(file, kind) for kind in KINDS}
     version = file.metadata.get("ss_base_model_version", "")
-    labelled = next((kind for start, kind in VERSIONS.items() if version.startswith(start)), None)
+    named = {kind: record.lora.version for kind, record in KINDS.items() if record.lora.version}
+    labelled = next((kind for kind, start in named.items() if version.startswith(start)), None)
     encoders = {part.split("_")[1] for part in file.parts if part.startswith("lora_te")}
 
     def score(kind: Kind) -> tuple[int, int, bool, bool]:
         modules = candidates[kind]
         fitting, known = sum(m.fits for m in modules), sum(m.name is not None for m in modules)
-        return fitting, known, kind == labelled, (kind == "sdxl") == bool(encoders & {"te1", "te2"})
+        return fitting, known, kind == labelled, (len(KINDS[kind].lora.text_widths) == 2) == bool(encoders & {"te1", "te2"})
 
     best = max(KINDS, key=score)
     return (best if score(best)[1] else None), candidates[best]
@@ -76,28 +51,34 @@ def name_other_model(keys: Iterable[str]) -> str:
 
 
 def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
-    known = published_shapes(kind)
+    lora = KINDS[kind].lora
+    known = lora.shapes()
     try:
-        names, _ = match_modules(file, kohya_keys(known, kind), known)
+        names, _ = match_modules(file, lora.keys(known), known)
     except SpinliteError:  # numbered modules in an unknown order
         names = {}
-    return [_describe_module(file.written[name], names.get(name), parts, known, kind) for name, parts in file.parts.items()]
+    return [
+        _describe_module(file.written[name], names.get(name), parts, known, lora.text_widths)
+        for name, parts in file.parts.items()
+    ]
 
 
-def _describe_module(key: str, name: str | None, parts: Mapping[str, Stored], known: Shapes, kind: Kind) -> Module:
+def _describe_module(
+    key: str, name: str | None, parts: Mapping[str, Stored], known: Shapes, text_widths: Mapping[str, int]
+) -> Module:
     inner = (name or "").removeprefix("unet.")
     part = inner.split(".")[0]
     ends = [parts[end].shape[axis] for end, axis in (("up", 0), ("down", 1)) if end in parts and len(parts[end].shape) > 1]
     if name and inner in known:
         fits = tuple(ends) == known[inner][:2]
     else:
-        width = WIDTHS[kind].get(part)
+        width = text_widths.get(part)
         name = name if width else None
         fits = bool(name) and bool(ends) and min(ends) == width
-    return Module(key, _naming_style(key, name, kind), name, fits)
+    return Module(key, _naming_style(key, name), name, fits)
 
 
-def _naming_style(key: str, name: str | None, kind: Kind) -> Style:
+def _naming_style(key: str, name: str | None) -> Style:
     if re.match(r"(unet|text_encoder):\d", key):
         return "numbered"
     if "base_model.model." in key:
@@ -112,4 +93,4 @@ def _naming_style(key: str, name: str | None, kind: Kind) -> Style:
         return "text"
     if name is None:
         return "unknown"
-    return "blocks" if key == kohya_name(name, "sd1") else "original"
+    return "blocks" if key == f"lora_{name.replace('.', '_')}" else "original"

@@ -65,7 +65,7 @@ def _prediction(checkpoint: Checkpoint, chosen: str) -> Prediction:
     if distinct:
         return distinct.pop()
     if checkpoint.kind == "sd2" or re.search(r"v[-_ ]?pred", checkpoint.name, re.IGNORECASE):
-        why = "its name speaks of v" if checkpoint.kind != "sd2" else f"{KINDS['sd2']} has both (v: 768 px, eps: 512 px)"
+        why = "its name speaks of v" if checkpoint.kind != "sd2" else f"{KINDS['sd2'].title} has both (v: 768 px, eps: 512 px)"
         problem = f"{checkpoint.name} does not say whether it predicts eps or v, and {why}"
         raise SpinliteError(problem, fix='set model.prediction to "eps" or "v"')
     return "eps"  # what the published SD 1.x and SDXL predict

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from spinlite.families.kinds import CONFIGS, FOLDERS, Kind
+from spinlite.families.record import CONFIGS
 
 NORMED = {  # the end of a layer's name -> that of the norm before it
     ".conv1": ".norm1", ".conv2": ".norm2", ".proj_in": ".norm", "conv_out": "conv_norm_out",
@@ -16,9 +16,9 @@ Named = Iterator[tuple[str, tuple[int, ...]]]
 
 
 @cache
-def published_shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
-    """Shapes of the published model's UNet weights that a LoRA may change, by diffusers' module names."""
-    text = (CONFIGS / FOLDERS[kind] / "unet" / "config.json").read_text(encoding="utf-8")
+def unet_published(folder: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a published UNet's weights that a LoRA may change, by diffusers' module names. `folder` lies in `configs/`."""
+    text = (CONFIGS / folder / "unet" / "config.json").read_text(encoding="utf-8")
     return dict(unet_shapes(json.loads(text)))
 
 

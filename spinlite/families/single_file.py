@@ -1,6 +1,5 @@
 """One .safetensors file in the original (LDM, SGM) layout, as model sites offer it. Reading it needs no network."""
 
-import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from spinlite.families.checkpoint import (
 )
 from spinlite.families.clip import build_tokenizer
 from spinlite.families.keys import ENCODERS, NET, check_network, scaled, unread_keys
-from spinlite.families.kinds import CONFIGS, FOLDERS
 from spinlite.families.others import describe_file, describe_inputs
 from spinlite.runs.files import fingerprint_files
 
@@ -58,8 +56,7 @@ class SingleFile(Checkpoint):
         self.zero_snr = True if marked else None
 
     def config(self, part: str) -> dict[str, Any]:
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        config = json.loads((CONFIGS / FOLDERS[self.kind] / part / name).read_text(encoding="utf-8"))
+        config = KINDS[self.kind].config(part)
         if self.kind == "sd2" and part == "unet" and set(self.predictions.values()) == {"eps"}:
             config["sample_size"] = config["sample_size"] * 2 // 3  # the 512 px model; v-prediction is the 768 px one
         return config
@@ -68,7 +65,7 @@ class SingleFile(Checkpoint):
         if part.startswith("tokenizer"):
             return load_padded_tokenizer(self.kind, part)
         tensors = self._tensors(part, dtype)
-        kind, config = class_of(part), str(CONFIGS / FOLDERS[self.kind])
+        kind, config = class_of(KINDS[self.kind].parts, part), str(KINDS[self.kind].folder)
         if part in ("unet", "vae"):
             options: dict[str, Any] = {"config": config, "subfolder": part, "local_files_only": True, "dtype": dtype}
             model = explain_errors(self.name, lambda: kind.from_single_file(tensors, **options))
@@ -112,7 +109,7 @@ class SingleFile(Checkpoint):
         label = self._metadata.get("modelspec.architecture", "")
         if any(label.startswith(start) and kind != kinds[0] for start, kind in ARCHITECTURES.items()):
             raise SpinliteError(
-                f"{self.name} calls itself {label} (modelspec.architecture), but its weights are {KINDS[kinds[0]]}",
+                f"{self.name} calls itself {label} (modelspec.architecture), but its weights are {KINDS[kinds[0]].title}",
                 fix="correct that label, or use another copy of the model",
             )
         return kinds[0]
@@ -154,9 +151,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
 
 def has_published_size(checkpoint: Checkpoint) -> bool:
     """Whether a model's UNet has the levels of the published one: programs open every single file by these."""
-    config, published = checkpoint.config("unet"), json.loads(
-        (CONFIGS / FOLDERS[checkpoint.kind] / "unet" / "config.json").read_text(encoding="utf-8")
-    )  # fmt: skip
+    config, published = checkpoint.config("unet"), KINDS[checkpoint.kind].config("unet")
     names = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "cross_attention_dim")
     return all(config.get(name) == published[name] for name in names)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.names import module_shapes
@@ -60,7 +61,8 @@ class Toy(Family):
     step = 8
     picture_hash = caption_hash = "toy"
 
-    def __init__(self, base: str, device: Device) -> None:
+    def __init__(self, model: Model, device: Device) -> None:
+        base = model.base
         if not base.isdigit():
             raise SpinliteError(f"the base of the toy family is a number (its seed), not {base!r}", fix='set model.base = "0"')
         quantize = device.levers.quantize

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spinlite.families.checkpoint import Checkpoint, Kind, explain_errors, load_pretrained, require_sound, require_whole
 from spinlite.families.folder_check import check_index, is_index
-from spinlite.families.kinds import CONFIGS, FOLDERS
+from spinlite.families.kinds import KINDS
 from spinlite.families.single_file import read_header
 from spinlite.maths.draws import gaussian
 from spinlite.runs.files import fingerprint, fingerprint_files
@@ -71,6 +71,6 @@ def vae_fingerprint(vae: str) -> str:
 
 def _load_file(path: Path, kind: Kind, dtype: torch.dtype) -> Any:
     read_header(path)  # raises an error that says what is wrong with the file
-    options: dict[str, Any] = {"config": str(CONFIGS / FOLDERS[kind]), "subfolder": "vae", "dtype": dtype}
+    options: dict[str, Any] = {"config": str(KINDS[kind].folder), "subfolder": "vae", "dtype": dtype}
     model = explain_errors(str(path), lambda: AutoencoderKL.from_single_file(str(path), local_files_only=True, **options))
     return require_whole(str(path), "vae", model)

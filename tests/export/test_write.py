@@ -25,8 +25,8 @@ from spinlite.export.verify import compare_modules
 from spinlite.export.write import write_lora
 from spinlite.families.load import load_family
 from spinlite.families.names import kohya_name
+from spinlite.families.record import CONFIGS
 from spinlite.families.sd import StableDiffusion
-from spinlite.families.single_file import CONFIGS
 from spinlite.lora.layouts import balance, complete_attention, to_diffusers, to_kohya
 from spinlite.lora.metadata import TAGS, HeaderInfo, build_header, tag_counts
 from spinlite.lora.svd import lower_rank, nearest_pair

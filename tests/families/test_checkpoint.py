@@ -15,13 +15,14 @@ from transformers import CLIPTextConfig
 
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
-from spinlite.families import single_file
 from spinlite.families.checkpoint import class_of
 from spinlite.families.clip import build_tokenizer
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.families.open import open_checkpoint
+from spinlite.families.record import CONFIGS
 from spinlite.families.schedule import noise_scheduler, resolve_prediction
+from spinlite.families.unet_kinds import XL_PARTS
 from spinlite.memory import device
 from tests.families import tiny
 
@@ -57,9 +58,9 @@ def marked(bases: Path, to: Path, kind: str = "sdxl", keys: tuple[str, ...] = ()
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_shapes_in_the_package_are_those_of_the_published_models(kind: str):
-    folder = single_file.CONFIGS / kind
+    folder = CONFIGS / kind
     for part, expected in PARAMETERS[kind].items():
-        made: Any = class_of(part)
+        made: Any = class_of(XL_PARTS, part)
         with torch.device("meta"):
             if part in ("unet", "vae"):
                 model = made.from_config(made.load_config(folder, subfolder=part))

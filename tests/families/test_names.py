@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from spinlite.families.diffusion import TARGETS
+from spinlite.families.record import CONFIGS
 from spinlite.families.sd import StableDiffusion
 from spinlite.families.sdxl import StableDiffusionXL
-from spinlite.families.single_file import CONFIGS
 from spinlite.maths.paths import Path as NoisePath
 
 LISTS = Path(__file__).parents[1] / "families" / "modules"

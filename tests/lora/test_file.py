@@ -17,8 +17,8 @@ from torch import Tensor
 from spinlite.cli import inspect_screen
 from spinlite.errors import SpinliteError
 from spinlite.export.inspect import inspect
+from spinlite.families.kinds import KINDS
 from spinlite.families.names import kohya_keys
-from spinlite.families.shapes import published_shapes
 from spinlite.lora.file import open_lora
 from spinlite.lora.read import read_lora_for, read_pairs
 from spinlite.lora.resize import resize
@@ -54,7 +54,7 @@ BROKEN: dict[str, tuple[dict[str, Tensor], str]] = {
 
 
 def read(path: Path) -> None:
-    known = published_shapes("sd1")
+    known = KINDS["sd1"].lora.shapes()
     read_lora_for(path, kohya_keys(known, "sd1"), known, "a base")
 
 

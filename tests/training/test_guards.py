@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spinlite import selfplay
-from spinlite.config.settings import Settings
+from spinlite.config.settings import Model, Settings
 from spinlite.families.toy import Toy
 from spinlite.maths.draws import gaussian
 from spinlite.methods.dro import DRO
@@ -49,7 +49,7 @@ def ended(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, wat
     monkeypatch.setattr(selfplay, "begin", lambda session: (seen.update(session=session), begin(session))[1])
     outcome = train(settings, folder, watch or Quiet())
     session = seen["session"]
-    plain = Toy("0", session.device)
+    plain = Toy(Model(base="0"), session.device)
 
     class Alone:
         def use(self, who: str) -> Any:

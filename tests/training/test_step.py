@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from spinlite.config.settings import Model
 from spinlite.families.toy import Toy
 from spinlite.lora.adapters import Slots, delta, module_names
 from spinlite.maths.losses import error
@@ -40,7 +41,7 @@ def exact(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def toy() -> tuple[Toy, Slots]:
-    family = Toy("0", CPU)
+    family = Toy(Model(base="0"), CPU)
     family.net.double()
     slots = Slots(family.net, family.lora_targets["all"], rank=3, alpha=6.0, seed=1)
     for layer in slots._layers.values():
@@ -146,7 +147,7 @@ def test_one_graph_at_a_time_holds_one_graph(toy):
 def test_the_opponent_slot_is_a_merged_copy_of_base_and_snapshot(toy):
     family, slots = toy
     snapshot = slots.state("opponent")
-    merged = Toy("0", CPU)
+    merged = Toy(Model(base="0"), CPU)
     merged.net.double()
     plain: dict[str, nn.Linear] = {n: m for n, m in merged.net.named_modules() if isinstance(m, nn.Linear)}
     for module in module_names(snapshot):
@@ -159,7 +160,7 @@ def test_the_opponent_slot_is_a_merged_copy_of_base_and_snapshot(toy):
 
 def test_the_base_is_the_network_without_lora_and_use_leaves_no_trace(toy):
     family, slots = toy
-    bare = Toy("0", CPU)
+    bare = Toy(Model(base="0"), CPU)
     bare.net.double()
     b = batch()
     before = measure(family, slots, "policy_real", b)
@@ -181,7 +182,7 @@ def test_only_the_policy_gets_a_gradient(toy):
 
 def test_a_snapshot_of_another_rank_is_refused(toy):
     family, slots = toy
-    other = Slots(copy.deepcopy(Toy("0", CPU)).net, family.lora_targets["all"], rank=2, alpha=2.0, seed=1)
+    other = Slots(copy.deepcopy(Toy(Model(base="0"), CPU)).net, family.lora_targets["all"], rank=2, alpha=2.0, seed=1)
     with pytest.raises(Exception, match="does not fit"):
         slots.load("policy", other.state("policy"))
 
