@@ -18,8 +18,9 @@ def export(
     run: RunFolder,
     round_: Annotated[str, typer.Option("--round", metavar="best|last|K", help="which round to export")] = "best",
     layout: Annotated[
-        Literal["kohya", "diffusers"], typer.Option("--format", help="kohya: every WebUI loads it; diffusers: none does")
-    ] = "kohya",
+        Literal["kohya", "diffusers"] | None,
+        typer.Option("--format", help="kohya: every WebUI loads it; diffusers: none does. Default: what most programs load"),
+    ] = None,
     dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="precision of the file")] = "fp16",
     strength: Annotated[float, typer.Option(help="LoRA strength to bake in; 1 is as trained")] = 1.0,
     negative_guidance: Annotated[
@@ -44,7 +45,8 @@ def export(
     path = new_file(output or source.export_path.with_name(exports.name_of(source, k, options)), (".json", ".png") * sidecars)
     base = load_family(source.settings.model, device.choose_device(source.memory))
     verified = exports.export(source, base, k, path, options)
-    console.show_facts({"LoRA": f"{path} (round {k}, {layout} layout, {dtype})", "checked": verified})
+    written = layout or base.layouts[0]
+    console.show_facts({"LoRA": f"{path} (round {k}, {written} layout, {dtype})", "checked": verified})
     if layout == "diffusers":
         console.say(exports.DIFFUSERS)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from spinlite.errors import SpinliteError
-from spinlite.maths.kinds import Weight
+from spinlite.maths.kinds import Times, Weight
 from spinlite.methods.registry import METHODS, Method
 
 METHOD = "spin"  # if [method] has no name
@@ -109,6 +109,8 @@ class Draw(Section):
     low: float = Field(default=0.0, ge=0, lt=1)  # times are drawn from here (0 clean, 1 noise)
     high: float = Field(default=1.0, gt=0, le=1)  # times are drawn up to here
     noise: Literal["shared", "separate"] = "shared"  # real and fake get the same noise, or each its own
+    times: Times = "uniform"  # how times are spread: evenly, or most of them in the middle (logit-normal, sigmoid)
+    shift: float | None = Field(default=None, gt=0, le=100, examples=[3])  # above 1: more noise; none: as the family is trained
 
     @field_validator("high")
     @classmethod

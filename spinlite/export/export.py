@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
-from spinlite.export.write import write_lora, write_sidecars
+from spinlite.export.write import choose_layout, write_lora, write_sidecars
 from spinlite.families.family import Family
 from spinlite.lora.bake import bake_dora
 from spinlite.lora.layouts import Layout
@@ -31,7 +31,7 @@ PLACES = {"folder", "dataset", "base", "vae", "init_lora"}  # settings with path
 class ExportOptions:
     """How to write a LoRA. A strength below 0 pushes away from what was learned."""
 
-    layout: Layout = "kohya"
+    layout: Layout | None = None  # None: the one that most programs load
     dtype: str = "fp16"
     strength: float = 1.0
     sidecars: bool = False
@@ -42,7 +42,7 @@ def name_of(run: Run, k: int, options: ExportOptions) -> str:
     kind = "-negative" if options.strength < 0 else "-strength"
     parts = [
         f"{run.name}-{k}", f"{kind}{abs(options.strength):g}" * (options.strength != 1.0),
-        f"-{options.dtype}" * (options.dtype != "fp16"), f"-{options.layout}" * (options.layout != "kohya"),
+        f"-{options.dtype}" * (options.dtype != "fp16"), f"-{options.layout}" * (options.layout == "diffusers"),
     ]  # fmt: skip
     return "".join(parts)
 
@@ -62,7 +62,8 @@ def export(run: Run, base: Family, k: int, path: Path, options: ExportOptions) -
     lora, lost = read_snapshot(run, base, k)
     lora = {name: pair.times(options.strength) for name, pair in lora.items()}
     about = header_info(run, base, k, path.stem, options)
-    result = str(write_lora(path, lora, base, about, options.layout, DTYPES[options.dtype]))
+    layout = choose_layout(base, options.layout)
+    result = str(write_lora(path, lora, base, about, layout, DTYPES[options.dtype]))
     if options.sidecars:
         write_sidecars(path, about)
     if changes_nothing(lora):

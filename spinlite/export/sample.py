@@ -15,10 +15,10 @@ from torch import Tensor
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
 from spinlite.export.export import check_strength, choose_round, read_snapshot
+from spinlite.export.write import lay_out
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.lora.apply import applied
-from spinlite.lora.layouts import complete_attention, to_kohya
 from spinlite.lora.metadata import compute_hashes, tensor_bytes
 from spinlite.lora.read import text_encoder_part
 from spinlite.lora.tensors import NOTHING, Lora, changes_nothing
@@ -193,7 +193,7 @@ def setup_of_file(path: Path, name: str, strengths: Sequence[float]) -> SampleSe
 
 def _exported_tensors(base: Family, lora: Lora) -> dict[str, Tensor]:
     """The tensors of the file that `spinlite export` writes by default."""
-    return to_kohya(complete_attention(lora), base.export_name, torch.float16)[0]
+    return lay_out(lora, base, base.layouts[0], torch.float16)[0]
 
 
 def _describe_model(base: str) -> dict[str, str]:

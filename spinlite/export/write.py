@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import save
+from torch import Tensor
 
+from spinlite.errors import SpinliteError
 from spinlite.export.verify import Verified, verify
 from spinlite.families.family import Family
 from spinlite.lora.layouts import Layout, complete_attention, to_diffusers, to_kohya
@@ -20,14 +22,30 @@ def write_lora(path: Path, lora: Lora, family: Family, about: HeaderInfo, layout
     """Write a LoRA in a layout and precision, then read it back and compare. Raises SpinliteError if they differ."""
     if layout == "kohya":
         lora = complete_attention(lora)
-        keys = {name: family.export_name(name) for name in lora}
-        tensors, alpha = to_kohya(lora, keys.__getitem__, dtype)
-    else:
-        keys = {name: name for name in lora}
-        tensors, alpha = to_diffusers(lora, dtype), max(pair.rank for pair in lora.values())
+    tensors, alpha = lay_out(lora, family, layout, dtype)
+    keys = {name: family.export_name(name, layout) for name in lora}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save(tensors, build_header(tensors, lora, alpha, about)))
     return verify(path, lora, family, keys)
+
+
+def lay_out(lora: Lora, family: Family, layout: Layout, dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+    """(the tensors of a file in this layout, the alpha that its header states)."""
+
+    def key_of(name: str) -> str:
+        return family.export_name(name, layout)
+
+    if layout == "kohya":
+        return to_kohya(complete_attention(lora), key_of, dtype)
+    return to_diffusers(lora, dtype, key_of), max(pair.rank for pair in lora.values())
+
+
+def choose_layout(family: Family, wanted: Layout | None) -> Layout:
+    """The layout that is wanted, or the family's first. Raises SpinliteError if the family has no such layout."""
+    if wanted and wanted not in family.layouts:
+        problem = f"a LoRA for {family.title} is not written in the {wanted} layout: no program would load it"
+        raise SpinliteError(problem, fix="leave out --format")
+    return wanted or family.layouts[0]
 
 
 def write_sidecars(path: Path, about: HeaderInfo) -> None:

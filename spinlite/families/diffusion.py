@@ -19,11 +19,13 @@ from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, class_of, locate
 from spinlite.families.chunks import CHUNK, count_chunks, tokenize
 from spinlite.families.family import Family, Picture
+from spinlite.families.latents import scaling_of
 from spinlite.families.names import kohya_keys, kohya_name, module_shapes
 from spinlite.families.open import open_checkpoint
 from spinlite.families.schedule import make_sampler, noise_scheduler, resolve_prediction
 from spinlite.families.vae import decode_latents, encode_images, load_vae, vae_fingerprint
 from spinlite.lora.apply import attach
+from spinlite.lora.layouts import Layout
 from spinlite.lora.read import read_lora_for, text_encoder_part
 from spinlite.lora.tensors import Lora
 from spinlite.maths.paths import Path
@@ -54,6 +56,7 @@ class Diffusion(Family):
     """
 
     lora_targets = TARGETS
+    layouts = ("kohya", "diffusers")
     kinds: Sequence[Kind]  # that the class can train
 
     def __init__(self, model: Model, device: Device) -> None:
@@ -92,13 +95,15 @@ class Diffusion(Family):
             self.caption_hash = fingerprint(self.caption_hash, fingerprint_files([path]))
 
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
-        return {"x0": encode_images(self._part("vae"), [picture.image for picture in pictures], sampled)}
+        vae = self._part("vae")
+        return {"x0": encode_images(vae, [picture.image for picture in pictures], scaling_of(vae), sampled)}
 
     def count_chunks(self, captions: Sequence[str]) -> int:
         return count_chunks(self._part("tokenizer"), captions, self._most_chunks)
 
     def decode(self, latents: Tensor) -> list[Image]:
-        return decode_latents(self._part("vae"), latents, self._factor)
+        vae = self._part("vae")
+        return decode_latents(vae, latents, scaling_of(vae), self._factor)
 
     def free(self) -> None:
         self._loaded.clear()
@@ -112,11 +117,16 @@ class Diffusion(Family):
         else:
             net.disable_gradient_checkpointing()
 
-    def sampler(self, name: str, spacing: str) -> Any:
-        return make_sampler(self._noise, name, spacing)
+    def schedule(self, name: str, spacing: str, steps: int, shape: Sequence[int], device: torch.device | str) -> Any:
+        scheduler = make_sampler(self._noise, name, spacing)
+        scheduler.set_timesteps(steps, device=device)
+        return scheduler
 
-    def export_name(self, name: str) -> str:
-        return kohya_name(name, self._kind)
+    def shift(self, shape: Sequence[int]) -> float:
+        return 1.0
+
+    def export_name(self, name: str, layout: Layout) -> str:
+        return kohya_name(name, self._kind) if layout == "kohya" else name
 
     @contextlib.contextmanager
     def with_lora_file(self, path: FilePath, strength: float) -> Iterator[None]:

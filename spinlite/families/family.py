@@ -6,10 +6,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path as FilePath
 from typing import Any
 
+import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from spinlite.families.picture import Picture
+from spinlite.lora.layouts import Layout
 from spinlite.lora.tensors import Lora
 from spinlite.maths.paths import Path
 
@@ -19,12 +21,13 @@ Cond = dict[str, Tensor]  # conditioning, one row per sample; nothing outside a 
 class Family(ABC):
     """A base model: how it encodes, denoises, decodes, and names its weights.
 
-    Latents are (B, *latent_shape) for pictures of the model's own size; other sizes in proportion.
+    Latents are (B, *latent_shape) for pictures of the model's own size, (B, C, ..., h, w); other sizes in proportion.
     """
 
     path: Path  # how it adds noise, and what the network predicts
     net: nn.Module  # the only part on the device while the policy learns
-    lora_targets: Mapping[str, Sequence[str]]  # model.targets -> layers with these endings
+    lora_targets: Mapping[str, Sequence[str]]  # model.targets -> layers with these endings, or these names
+    layouts: Sequence[Layout]  # that its LoRA files may have; the first is written unless another is asked for
     latent_shape: tuple[int, ...]
     size: tuple[int, int]  # (width, height) of its pictures, px
     step: int  # px; sides of other pictures are multiples of it
@@ -80,15 +83,20 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def sampler(self, name: str, spacing: str) -> Any:
-        """A diffusers scheduler for this family's path, by name, with its steps as `play.spacing` says.
+    def schedule(self, name: str, spacing: str, steps: int, shape: Sequence[int], device: torch.device | str) -> Any:
+        """A diffusers scheduler for this family's path, by name, its steps set as `play.spacing` says.
 
-        Raises SpinliteError if there is none of that name or spacing.
+        `shape` is that of a latent, (C, ..., h, w): some families spread the steps by it. Timesteps are t times
+        `Path.timestep_scale`. Raises SpinliteError if there is none of that name or spacing.
         """
 
     @abstractmethod
-    def export_name(self, name: str) -> str:
-        """A module's full name -> its key in kohya's layout. "unet.MODULE" is MODULE of `net`."""
+    def shift(self, shape: Sequence[int]) -> float:
+        """How far training times lean to noise (`maths.times.TimeMap.shift`), unless draw.shift says so; 1: not at all."""
+
+    @abstractmethod
+    def export_name(self, name: str, layout: Layout) -> str:
+        """A module's full name -> its key in a file. "unet.MODULE" is MODULE of `net`, whatever kind of network that is."""
 
     @abstractmethod
     def export_metadata(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -19,6 +20,7 @@ from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.names import module_shapes
 from spinlite.lora.apply import applied
+from spinlite.lora.layouts import Layout
 from spinlite.lora.read import read_lora_for
 from spinlite.lora.tensors import Pair
 from spinlite.maths.paths import Path
@@ -55,6 +57,7 @@ class Toy(Family):
     """Points in the plane, flow prediction."""
 
     path = Path("flow")
+    layouts = ("kohya",)
     lora_targets = {"linear": ("second",), "all": ("first", "second", "last")}  # noqa: RUF012
     latent_shape = (2,)
     size = (8, 8)
@@ -106,12 +109,17 @@ class Toy(Family):
     def set_checkpointing(self, on: bool) -> None:
         self._net.checkpointing = on
 
-    def sampler(self, name: str, spacing: str) -> FlowMatchEulerDiscreteScheduler:
+    def schedule(self, name: str, spacing: str, steps: int, shape: Sequence[int], device: torch.device | str) -> Any:
         if name != "euler":
             raise SpinliteError(f"the toy family has no sampler {name!r}", fix='set play.sampler = "euler"')
-        return FlowMatchEulerDiscreteScheduler()
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(steps, device=device)
+        return scheduler
 
-    def export_name(self, name: str) -> str:
+    def shift(self, shape: Sequence[int]) -> float:
+        return 1.0
+
+    def export_name(self, name: str, layout: Layout) -> str:
         return f"lora_{name.replace('.', '_')}"
 
     @contextlib.contextmanager

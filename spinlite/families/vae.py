@@ -13,6 +13,7 @@ from torch import Tensor
 from spinlite.families.checkpoint import Checkpoint, Kind, explain_errors, load_pretrained, require_sound, require_whole
 from spinlite.families.folder_check import check_index, is_index
 from spinlite.families.kinds import KINDS
+from spinlite.families.latents import Normaliser
 from spinlite.families.single_file import read_header
 from spinlite.maths.draws import gaussian
 from spinlite.runs.files import fingerprint, fingerprint_files
@@ -21,7 +22,7 @@ PIXELS = 2**20  # in one pass
 
 
 @torch.no_grad()
-def encode_images(vae: Any, images: Sequence[Image], sampled: Sequence[str] | None = None) -> Tensor:
+def encode_images(vae: Any, images: Sequence[Image], normaliser: Normaliser, sampled: Sequence[str] | None = None) -> Tensor:
     """RGB pictures of one size -> latents, (B, C, H/f, W/f), fp32, on the CPU.
 
     They are the means of the VAE's distribution; with `sampled`, random samples of it, seeded by these names.
@@ -35,14 +36,14 @@ def encode_images(vae: Any, images: Sequence[Image], sampled: Sequence[str] | No
     if sampled:
         noise = torch.stack([gaussian(means[0].shape, "posterior", name) for name in sampled])
         means += torch.cat([each.std for each in encoded]).float().cpu() * noise
-    return means * vae.config.scaling_factor
+    return normaliser.normalise(means)
 
 
 @torch.no_grad()
-def decode_latents(vae: Any, latents: Tensor, factor: int) -> list[Image]:
+def decode_latents(vae: Any, latents: Tensor, normaliser: Normaliser, factor: int) -> list[Image]:
     """Latents -> RGB pictures, `factor` times as large along each side."""
-    scaled = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
-    rows = max(1, PIXELS // (scaled[0, 0].numel() * factor**2))
+    scaled = normaliser.restore(latents).to(vae.device, vae.dtype)
+    rows = max(1, PIXELS * normaliser.patch**2 // (scaled[0, 0].numel() * factor**2))
     pixels = torch.cat([vae.decode(chunk).sample.float().cpu() for chunk in scaled.split(rows)])
     return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
 

@@ -1,4 +1,4 @@
-"""A LoRA -> the tensors of a file, in kohya's layout or in diffusers'. `read` goes the other way."""
+"""A LoRA -> the tensors of a file, in kohya's layout or in that of diffusers and peft. `read` goes the other way."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spinlite.lora.tensors import Lora, Pair
 
-Layout = Literal["kohya", "diffusers"]
+Layout = Literal["kohya", "diffusers", "peft"]  # "peft": peft's ends on names that the family chooses
 ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_proj)")
 LEAST = 2.0**-10  # the smallest alpha: fp16 holds it exactly, and it is not 0, which sd-scripts reads as "alpha = rank"
 
@@ -36,13 +36,16 @@ def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tu
     return tensors, alpha
 
 
-def to_diffusers(lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`unet.MODULE.lora_A.weight` and `lora_B.weight`, with every scale folded in: alpha = rank, so no header is needed."""
+def to_diffusers(lora: Lora, dtype: torch.dtype, key_of: Callable[[str], str] = str) -> dict[str, Tensor]:
+    """`KEY.lora_A.weight` and `lora_B.weight`, KEY by default the full name.
+
+    Every scale is folded in: alpha = rank, so no header is needed.
+    """
     tensors: dict[str, Tensor] = {}
     for name, pair in lora.items():
         down, up = balance(pair)
-        tensors[f"{name}.lora_A.weight"] = down.to(dtype).contiguous()
-        tensors[f"{name}.lora_B.weight"] = up.to(dtype).contiguous()
+        tensors[f"{key_of(name)}.lora_A.weight"] = down.to(dtype).contiguous()
+        tensors[f"{key_of(name)}.lora_B.weight"] = up.to(dtype).contiguous()
     return tensors
 
 

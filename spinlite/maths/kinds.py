@@ -3,4 +3,5 @@
 from typing import Literal
 
 Gate = Literal["sign", "indicator", "sft", "none"]  # `losses.gate`
+Times = Literal["uniform", "logit-normal"]  # `times.TimeMap`
 Weight = Literal["constant", "min-snr", "transition"]  # `weights.weigh`

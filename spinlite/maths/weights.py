@@ -5,13 +5,18 @@ from torch import Tensor
 
 from spinlite.maths.kinds import Weight
 from spinlite.maths.paths import Path
+from spinlite.maths.times import TimeMap
 
 GAMMA = 5.0  # min-SNR gamma, as in its paper
 GRID = 1000  # times over which the mean is taken
 
 
-def weigh(path: Path, kind: Weight, t: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Times (B,) -> weights (B,) on the squared error of the path's own prediction. Their mean over [low, high) is 1.
+def weigh(
+    path: Path, kind: Weight, t: Tensor, low: float = 0.0, high: float = 1.0, spread: TimeMap | None = None
+) -> Tensor:  # fmt: skip
+    """Times (B,) -> weights (B,) on the squared error of the path's own prediction. Their mean over the draws is 1.
+
+    Draws lie in [low, high), as `spread` spreads them (None: evenly).
 
     | kind         | weight                                                       | source                             |
     |--------------|--------------------------------------------------------------|------------------------------------|
@@ -25,7 +30,7 @@ def weigh(path: Path, kind: Weight, t: Tensor, low: float = 0.0, high: float = 1
     """
     if kind == "constant":
         return torch.ones_like(t, dtype=torch.float32)
-    grid = path.times((torch.arange(GRID) + 0.5) / GRID * (high - low) + low).to(t.device)
+    grid = path.times((spread or TimeMap()).within((torch.arange(GRID) + 0.5) / GRID, low, high)).to(t.device)
     return _raw(path, kind, t) / _raw(path, kind, grid).mean()
 
 

@@ -13,6 +13,7 @@ from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record, epoch_slots
 from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import draw, gaussian, generator, permutation, seed_of
+from spinlite.maths.times import TimeMap
 from spinlite.maths.weights import weigh
 
 Errors = dict[str, Tensor]  # by name: {policy, opponent, base}_{real, fake} -> (B,)
@@ -158,14 +159,16 @@ def make_batch(
     mask = encoded.masks(records)
     draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
     cond = {name: value.to(device) for name, value in encoded.cond(records, dropped).items()}
-    t = family.path.times(drawn.low + (drawn.high - drawn.low) * torch.tensor([u for u, _ in draws])).to(device)
+    spread = TimeMap(drawn.times, drawn.shift or family.shift(real.shape[1:]))
+    t = family.path.times(spread.within(torch.tensor([u for u, _ in draws]), drawn.low, drawn.high)).to(device)
     points, weight = None, None
     if paths:
         points = _path_points(paths(records), [epoch for _, epoch in rows], dropped or [False] * len(rows), device)
         t = family.path.nearest(points.t)
     if drawn.weight != "constant" or paths:
         share = family.path.share(t)
-        weight = weigh(family.path, drawn.weight, t, drawn.low, drawn.high) * ((share >= drawn.low) & (share <= drawn.high))
+        inside = (share >= drawn.low) & (share <= drawn.high)
+        weight = weigh(family.path, drawn.weight, t, drawn.low, drawn.high, spread) * inside
     eps_fake = None
     if drawn.noise == "separate" and fakes:
         eps_fake = torch.stack([gaussian(real.shape[1:], "eps", "fake", *names, r.key, epoch) for r, epoch in rows])

@@ -104,12 +104,14 @@ class PathRecorder:
         }  # fmt: skip
 
 
-def make_scheduler(family: Family, settings: Play, device: torch.device | str) -> Any:
-    """The diffusers scheduler of these settings, its steps set. Raises SpinliteError if the settings don't go together."""
-    scheduler = family.sampler(settings.sampler, settings.spacing)
+def make_scheduler(family: Family, settings: Play, device: torch.device | str, shape: Sequence[int] = ()) -> Any:
+    """The diffusers scheduler of these settings, its steps set for latents of this shape (else of the family's own).
+
+    Raises SpinliteError if the settings don't go together.
+    """
+    scheduler = family.schedule(settings.sampler, settings.spacing, settings.steps, shape or family.latent_shape, device)
     if settings.eta and "eta" not in _step_options(scheduler):
         raise SpinliteError(f"sampler {settings.sampler!r} has no eta", fix='set play.eta = 0, or play.sampler = "ddim"')
-    scheduler.set_timesteps(settings.steps, device=device)
     return scheduler
 
 
@@ -127,7 +129,7 @@ def sample(
     `chance` has one random generator for each sample, for samplers that add noise. `see` is called at every step.
     """
     device = next(family.net.parameters()).device
-    scheduler = make_scheduler(family, settings, device)
+    scheduler = make_scheduler(family, settings, device, noise.shape[1:])
     options: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     if chance and "generator" in _step_options(scheduler):
         options["generator"] = list(chance)

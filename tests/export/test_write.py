@@ -201,8 +201,8 @@ def test_a_file_that_is_not_what_was_trained_is_an_error(tmp_path: Path, monkeyp
     assert found.modules == 1 and found.worst < 1e-3 and found.step is not None and found.step < 1e-2
     wrong = {f"unet.{name}": lora[f"unet.{name}"].times(0.9)}
     with pytest.raises(SpinliteError, match=r"does not hold what was trained.*off by 11"):
-        compare_modules(path, wrong, {f"unet.{name}": base.export_name(f"unet.{name}")})
-    monkeypatch.setattr(StableDiffusion, "export_name", lambda self, name: "lora_unet_down_blocks_0_resnets_0_conv2")
+        compare_modules(path, wrong, {f"unet.{name}": base.export_name(f"unet.{name}", "kohya")})
+    monkeypatch.setattr(StableDiffusion, "export_name", lambda self, name, layout: "lora_unet_down_blocks_0_resnets_0_conv2")
     with pytest.raises(SpinliteError, match=r"a denoising step.*differs by"):
         write_lora(path, lora, base, about(), "kohya", torch.float16)
 
@@ -220,7 +220,7 @@ def test_any_round_is_exported_as_asked(run: Run, tmp_path: Path):
     tensors, metadata = read_tensors(path)
     state, kept = read_tensors(run.snapshot_path(1))
     for name, pair in lora_of_snapshot(state, json.loads(kept["spinlite"])["scale"]).items():
-        got = read_as_the_programs_do(tensors, base.export_name(name))
+        got = read_as_the_programs_do(tensors, base.export_name(name, "kohya"))
         assert_close(got, -0.5 * pair.change.double(), rtol=1e-4, atol=1e-7)
     assert said.startswith("3 of 3 modules") and "denoising step" in said
     assert metadata["spinlite.round"] == "1" and "EXPERIMENTAL" in metadata["modelspec.description"]

@@ -9,6 +9,7 @@ from torch.distributions import Normal
 from torch.testing import assert_close
 
 from spinlite.maths.paths import Path
+from spinlite.maths.times import TimeMap
 from spinlite.maths.transitions import transition
 from spinlite.maths.weights import weigh
 
@@ -144,3 +145,25 @@ def test_weights_of_a_schedule_that_ends_in_pure_noise_are_finite():
     bar[-1] = 0
     for kind in KINDS:
         assert weigh(Path("v", bar), kind, torch.tensor([0, 1, 999])).isfinite().all()  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("spread", [TimeMap(), TimeMap(shift=3.0), TimeMap("logit-normal"), TimeMap("logit-normal", 7.6)])
+def test_times_are_spread_by_a_map_with_an_exact_inverse(spread: TimeMap):
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    t = spread.times(u)
+    assert (t.diff() > 0).all() and t.min() >= 0 and t.max() <= 1
+    assert_close(spread.share(t), u, atol=1e-12, rtol=0)
+    inside = spread.within(u, 0.3, 0.8)
+    assert inside.min() >= 0.3 and inside.max() <= 0.8
+    first, last = spread.share(torch.tensor([0.3, 0.8], dtype=torch.float64)).tolist()
+    assert_close(inside, spread.times(first + (last - first) * u), atol=1e-6, rtol=0)
+    weights = weigh(Path("flow"), "min-snr", Path("flow").times(inside.float()), 0.3, 0.8, spread)
+    assert_close(weights.mean().item(), 1.0, atol=1e-3, rtol=0)
+
+
+def test_times_have_the_published_values():
+    assert_close(TimeMap(shift=3.0).times(torch.tensor([0.5])), torch.tensor([0.75]))
+    assert_close(TimeMap("logit-normal").times(torch.tensor([0.5, 0.841344746])), torch.tensor([0.5, 1 / (1 + math.exp(-1))]))
+    low, high = 0.1, 0.9
+    u = torch.rand(5)
+    assert (TimeMap().within(u, low, high) == low + (high - low) * u).all()  # SD's draws keep every bit
