@@ -1,0 +1,44 @@
+"""Qwen's tokenizer (2, 2.5, 3), built from the list of merges that ships with spinlite."""
+
+import gzip
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
+
+MERGES = Path(__file__).parent / "configs" / "qwen_merges.txt.gz"
+END = "<|endoftext|>"
+SPECIAL = (  # in the order of their numbers, which follow those of the merges
+    END, "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+PLAIN = (  # numbered too, but left in place when text is decoded
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+    "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+TEMPLATE = (  # Qwen3's own, for what captions need of it
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+
+
+def build_tokenizer() -> "Qwen2TokenizerFast":
+    """The tokenizer of Qwen3's text models: 151,669 tokens, padded at the end, with the chat template."""
+    from transformers import AddedToken, Qwen2TokenizerFast
+
+    lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
+    merges = [(left, right) for left, right in map(str.split, lines)]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]  # one for each byte
+    pieces = [*symbols, *(left + right for left, right in merges), *SPECIAL, *PLAIN]
+    made: Any = Qwen2TokenizerFast
+    tokenizer = made(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, unk_token=None, bos_token=None, eos_token="<|im_end|>",
+        pad_token=END, model_max_length=131072, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in PLAIN])
+    tokenizer.padding_side, tokenizer.chat_template = "right", TEMPLATE
+    return tokenizer
