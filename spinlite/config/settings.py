@@ -44,6 +44,7 @@ class Model(Section):
     prediction: Literal["auto", "eps", "v"] = "auto"  # "auto": as the base model says
     zero_snr: bool | None = None  # zero terminal SNR: the noise schedule ends in pure noise; none: as the base model says
     vae: PathText | None = None  # a VAE to use instead of the base's: a diffusers folder, a hub id or a .safetensors file
+    text_encoder: PathText | None = None  # the text encoder of a base that is the network alone: a .safetensors file or folder
     init_lora: PathText | None = None  # a LoRA file to start from: the first opponent is the base with this LoRA
     targets: Literal["linear", "all"] = "linear"  # "linear": attention and feed-forward layers; "all": convolutions too
     rank: int = Field(default=16, ge=1, le=1024)  # size of the LoRA (dim): more can be learned, and the file grows
@@ -159,6 +160,7 @@ class Memory(Section):
     channels_last: bool | None = None  # another order of numbers in memory, which is faster on some cards
     compile: bool | None = None  # torch.compile of repeated blocks: takes minutes at the start, then runs faster
     merge: bool | None = None  # merge the opponent's LoRA into the base while it plays
+    encoders: Literal["none", "int8", "nf4", "cpu"] | None = None  # text encoders as they are, in 8 or 4 bits, or on the CPU
 
 
 class Judge(Section):

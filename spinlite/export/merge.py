@@ -15,11 +15,12 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.export.export import choose_round, read_plain_snapshot, read_snapshot
+from spinlite.families.flow_files import FlowFiles
 from spinlite.families.keys import has_scales
 from spinlite.families.kinds import KINDS, Kind
-from spinlite.families.load import load_family
+from spinlite.families.load import layout_of, load_family
 from spinlite.families.open import open_checkpoint
-from spinlite.families.original import Place, find_places, single_file_tensors
+from spinlite.families.record import Place
 from spinlite.families.single_file import SingleFile, read_header
 from spinlite.lora.read import read_lora_for
 from spinlite.lora.tensors import NOTHING, Lora, Pair, changes_nothing, norm
@@ -59,7 +60,7 @@ class Base:
         self.kind: Kind = checkpoint.kind
         self.metadata: dict[str, str] = {}
         self._tensors: Mapping[str, Tensor] = {}
-        if isinstance(checkpoint, SingleFile):
+        if isinstance(checkpoint, SingleFile | FlowFiles):
             path = Path(name).expanduser()
             self._file: Any = safe_open(path, "pt")
             self.shapes, self.metadata = read_header(path)
@@ -67,7 +68,7 @@ class Base:
                 fix = "merge into a version in fp16 or bf16, or keep the LoRA as a file of its own"
                 raise SpinliteError(f"{name} holds weights in 8 bits, with scales beside them", fix=fix)
         else:
-            self._tensors = single_file_tensors(checkpoint, dtype)
+            self._tensors = layout_of(self.kind).single_file_tensors(checkpoint, dtype)
             self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
 
     def get(self, key: str) -> Tensor:
@@ -75,8 +76,17 @@ class Base:
 
     def modules(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the UNet weights that a LoRA may change, by diffusers' module names."""
-        places = {module: find_places(f"unet.{module}", self.kind, self.shapes) for module in KINDS[self.kind].lora.shapes()}
-        return {module: self.shapes[at[0].key] for module, at in places.items() if at}
+        places = {module: self.places(f"unet.{module}") for module in KINDS[self.kind].lora.shapes()}
+        return {module: self.rows(at[0]) for module, at in places.items() if at}
+
+    def places(self, name: str) -> list[Place]:
+        """Where a module, by its full name, is in the file."""
+        return layout_of(self.kind).find_places(name, self.kind, self.shapes)
+
+    def rows(self, place: Place) -> tuple[int, ...]:
+        """The shape of a module's own rows of a tensor."""
+        shape = self.shapes[place.key]
+        return (shape[0] // (1 if place.third is None else 3), *shape[1:])
 
 
 def lora_of_run(folder: Path, word: str) -> tuple[Lora, dict[str, Any]]:
@@ -141,12 +151,11 @@ def _changes_by_key(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]
     """A tensor's key -> the rows that change, and the changes."""
     changes: dict[str, list[tuple[Place, Pair]]] = {}
     for name, pair in lora.items():
-        at = find_places(name, base.kind, base.shapes)
+        at = base.places(name)
         for place in at:
-            shape = base.shapes[place.key]
-            rows = shape[0] // (1 if place.third is None else 3)
-            if (rows, *shape[1:2]) != pair.shape[:2] or math.prod((rows, *shape[1:])) != math.prod(pair.shape):
-                what = f"{name} has the shape {pair.shape} in the LoRA, but {(rows, *shape[1:])} in {base.name}"
+            shape = base.rows(place)
+            if shape[:2] != pair.shape[:2] or math.prod(shape) != math.prod(pair.shape):
+                what = f"{name} has the shape {pair.shape} in the LoRA, but {shape} in {base.name}"
                 raise SpinliteError(what, fix=_fix_kind(base))
             changes.setdefault(place.key, []).append((place, pair))
         if not at:
@@ -165,7 +174,7 @@ def _changed_tensor(weight: Tensor, changes: list[tuple[Place, Pair]]) -> Tensor
         return weight
     weight = weight.to(torch.float32, copy=True)
     for place, pair in changes:
-        rows = place.rows_of(weight)
+        rows = weight if place.third is None else weight.chunk(3)[place.third]
         rows += pair.change.view(rows.shape)
     return weight
 

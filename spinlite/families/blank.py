@@ -20,7 +20,7 @@ NOISE = 2**20  # random numbers, repeated to fill every weight
 
 
 class Blank(Checkpoint):
-    """`blank:sd1`, `blank:sd2` or `blank:sdxl`; or `blank:` and another base, to take its shapes without its weights.
+    """`blank:` and a kind, such as `blank:klein-4b`; or `blank:` and another base, to take its shapes without its weights.
 
     Weights are normal with deviation 1 / sqrt(inputs), norms are 1, biases are 0. On torch's meta device they take no memory.
     """
@@ -44,7 +44,10 @@ class Blank(Checkpoint):
 
     def load(self, part: str, dtype: "torch.dtype") -> Any:
         if part.startswith("tokenizer"):
-            return self._shapes.load(part, dtype) if self._shapes else load_padded_tokenizer(self.kind, part)
+            if self._shapes:
+                return self._shapes.load(part, dtype)
+            files = KINDS[self.kind].files
+            return files.tokenizer(part) if files else load_padded_tokenizer(self.kind, part)
         from accelerate import init_empty_weights
 
         kind, config = class_of(KINDS[self.kind].parts, part), self.config(part)

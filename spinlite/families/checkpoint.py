@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spinlite.errors import SpinliteError
 from spinlite.families.kinds import KINDS as KINDS
-from spinlite.families.kinds import Kind
+from spinlite.families.record import Kind as Kind
 
 if TYPE_CHECKING:  # whoever only looks at a model needs no torch
     import torch
@@ -20,7 +20,7 @@ Predictions = Mapping[str, Literal["eps", "v"]]  # the label that says so -> wha
 
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
 FIX_INCOMPLETE = "download it again, or use a version that is not pruned"
-FIX_UNSUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model"
+FIX_UNSUPPORTED = "use a Stable Diffusion 1.x, 2.x, SDXL or FLUX.2 [klein] base text-to-image model"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
@@ -89,6 +89,13 @@ def locate(name: str, setting: str) -> str:
     if not HUB_ID.fullmatch(name) or path.parent.is_dir():
         raise SpinliteError(f"there is no folder or file {name}", fix=f"check {setting}; a hub id looks like owner/name")
     return name
+
+
+def require_file(path: Path) -> None:
+    """Raises SpinliteError if there is no plain file at the path of a single-file base."""
+    if not path.is_file():
+        what = f"{path} is not a plain file" if path.exists() else f"there is no file {path}"
+        raise SpinliteError(what, fix="check model.base, or name the file you have: --set model.base=FILE.safetensors")
 
 
 def refuse_pickle(path: Path) -> None:

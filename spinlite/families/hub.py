@@ -9,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from spinlite.errors import SpinliteError
 
 SECONDS = 5.0  # that the hub has to answer in; huggingface_hub itself would try for half a minute
-FIRST = "unet/config.json"
+FIRST = ("unet/config.json", "transformer/config.json")  # one of them is in every model of diffusers' layout
 
 
 @cache
@@ -31,18 +31,19 @@ def list_files(repo: str) -> list[str] | None:
     except Exception:  # of whichever library huggingface_hub uses for connections
         return None
     names = [each.rfilename for each in info.siblings or []]
-    if FIRST not in names:
+    if not set(FIRST) & set(names):
         files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
         hint = f"download {files[0]} from there and name that file in model.base" if files else "use another model"
-        raise SpinliteError(f"{repo} holds no Stable Diffusion in diffusers' layout (no {FIRST})", fix=hint)
+        raise SpinliteError(f"{repo} holds no model in diffusers' layout (no {' or '.join(FIRST)})", fix=hint)
     return names
 
 
 def cached_folder(repo: str) -> Path:
     """The folder of a model in this computer's cache of the hub. Raises SpinliteError if it is not there."""
-    found = try_to_load_from_cache(repo, FIRST)
-    if isinstance(found, str):
-        return Path(found).parents[1]
+    for first in FIRST:
+        found = try_to_load_from_cache(repo, first)
+        if isinstance(found, str):
+            return Path(found).parents[1]
     why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "no answer"
     raise SpinliteError(
         f"the hub can't be reached ({why}), and this computer has no copy of {repo}",

@@ -3,13 +3,14 @@
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spinlite.config.settings import Model
+from spinlite.errors import SpinliteError
 from spinlite.families.blank import BLANK, with_random_weights
 from spinlite.families.clip import CHUNK, TokenCounter, build_counter, counter_of
-from spinlite.families.kinds import FAMILIES, KINDS, check_family
-from spinlite.families.open import open_checkpoint
+from spinlite.families.kinds import FAMILIES, KINDS, Kind, check_family
+from spinlite.families.open import open_base, open_checkpoint, others_of
 from spinlite.families.single_file import SingleFile
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def load_family(model: Model, device: "Device") -> "Family":
     """Load the base model, with its network on the device. Raises SpinliteError if it can't be read."""
     check_family(model.family)
-    made_by = FAMILIES.get(model.family) or KINDS[open_checkpoint(model.base).kind].made_by
+    made_by = FAMILIES.get(model.family) or KINDS[open_base(model).kind].made_by
     module, _, name = made_by.partition(":")
     family: Family = getattr(importlib.import_module(f"spinlite.{module}"), name)(model, device)
     if model.init_lora:
@@ -28,15 +29,36 @@ def load_family(model: Model, device: "Device") -> "Family":
     return family
 
 
+def layout_of(kind: Kind) -> Any:
+    """The module with `find_places` and `single_file_tensors` for whole files of this kind."""
+    return importlib.import_module(f"spinlite.{KINDS[kind].layout}")
+
+
+def refuse_unet_settings(name: str, model: Model) -> None:
+    """Raises SpinliteError for settings that mean nothing for a flow model."""
+    wrong = [
+        (key, default)
+        for key, default in (("prediction", "auto"), ("zero_snr", None), ("clip_skip", None))
+        if getattr(model, key) != default
+    ]
+    if wrong:
+        key, default = wrong[0]
+        problem = f"model.{key} = {getattr(model, key)!r} means nothing for {name}, which is a flow model"
+        raise SpinliteError(problem, fix=f"add --set model.{key}={'none' if default is None else default}")
+
+
 def require_base(model: Model) -> None:
     """Raises SpinliteError at once if the base can't be reached, or is nothing to train on. Its weights are not loaded yet."""
     check_family(model.family)
     if model.family == "toy":
         return
-    from spinlite.families.schedule import resolve_prediction
+    checkpoint = open_base(model)
+    if KINDS[checkpoint.kind].is_flow:
+        refuse_unet_settings(checkpoint.name, model)
+    else:
+        from spinlite.families.schedule import resolve_prediction
 
-    checkpoint = open_checkpoint(model.base)
-    resolve_prediction(checkpoint, model.prediction, model.zero_snr)
+        resolve_prediction(checkpoint, model.prediction, model.zero_snr)
     checkpoint.size_and_step(model.resolution)
 
 
@@ -50,7 +72,7 @@ def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
         from spinlite.families.toy import Toy
 
         return Toy.size, Toy.step
-    return open_checkpoint(with_random_weights(model).base).size_and_step(model.resolution)
+    return open_base(with_random_weights(model)).size_and_step(model.resolution)
 
 
 def token_counter(model: Model) -> TokenCounter | None:
@@ -58,7 +80,10 @@ def token_counter(model: Model) -> TokenCounter | None:
     if model.family == "toy":
         return None
     base = with_random_weights(model).base.removeprefix(BLANK)
-    if base in KINDS or isinstance(checkpoint := open_checkpoint(base), SingleFile):
+    checkpoint = open_checkpoint(f"{BLANK}{base}" if base in KINDS else base, others_of(model))
+    if files := KINDS[checkpoint.kind].files:
+        return files.counter()
+    if base in KINDS or isinstance(checkpoint, SingleFile):
         counter = build_counter()
     else:
         import torch

@@ -1,27 +1,59 @@
 """From a path or hub id to a base model that is not loaded yet."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from spinlite.config.presets import PACKAGE
+from spinlite.config.settings import Model
 from spinlite.families.blank import BLANK, Blank
-from spinlite.families.checkpoint import Checkpoint, locate
+from spinlite.families.checkpoint import Checkpoint, locate, require_file
+from spinlite.families.flow_files import FlowFiles
+from spinlite.families.hub import list_files
 from spinlite.families.kinds import KINDS
-from spinlite.families.single_file import SingleFile
+from spinlite.families.single_file import SingleFile, read_header
+
+NET = "transformer"  # the part of a flow model that learns, in diffusers' layout
 
 
-def open_checkpoint(base: str) -> Checkpoint:
+def open_checkpoint(base: str, others: Mapping[str, str] | None = None) -> Checkpoint:
     """A base model by its path or hub id; "demo" is the one that ships with spinlite. Raises SpinliteError if it can't be used.
 
-    "blank:" and a kind ("sd1", "sd2", "sdxl") or another base gives the same networks with random weights.
+    "blank:" and a kind ("sd1", "sdxl", "klein-4b", …) or another base gives the same networks with random weights. `others`
+    gives the places of parts that are not in the base's file: "vae", "text_encoder".
     """
     if base.startswith(BLANK):
         shape = base.removeprefix(BLANK)
-        return Blank(shape, None if shape in KINDS else open_checkpoint(shape))
+        return Blank(shape, None if shape in KINDS else open_checkpoint(shape, others))
     place = base if base == "demo" else locate(base, "model.base")
     if place.lower().endswith(".safetensors"):
-        return SingleFile(Path(place))
+        return _open_file(Path(place), others or {})
     from spinlite.families.folder import Folder  # with diffusers, which takes seconds to import
 
     if base == "demo":
         return Folder(base, str(PACKAGE / "demo" / "base"))
-    return Folder(base, place, on_hub=not Path(place).is_dir())
+    on_hub = not Path(place).is_dir()
+    if f"{NET}/config.json" in (list_files(place) or ()) if on_hub else (Path(place) / NET).is_dir():
+        from spinlite.families.flow_folder import FlowFolder
+
+        return FlowFolder(base, place, NET, on_hub)
+    return Folder(base, place, on_hub)
+
+
+def open_base(model: Model) -> Checkpoint:
+    """The base of [model] settings, with the places of other parts that they give. Raises as `open_checkpoint`."""
+    return open_checkpoint(model.base, others_of(model))
+
+
+def others_of(model: Model) -> dict[str, str]:
+    """Parts that the settings place elsewhere than in the base's file."""
+    given = {"vae": model.vae, "text_encoder": model.text_encoder}
+    return {part: place for part, place in given.items() if place}
+
+
+def _open_file(path: Path, others: Mapping[str, str]) -> Checkpoint:
+    require_file(path)
+    shapes, metadata = read_header(path)
+    for kind, record in KINDS.items():
+        if record.is_file and record.is_file(shapes, metadata):
+            return FlowFiles(path, kind, shapes, others)
+    return SingleFile(path)

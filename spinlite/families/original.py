@@ -5,7 +5,6 @@ The other direction, from this layout to diffusers, is in `single_file`.
 
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import Checkpoint
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.names import original_name
+from spinlite.families.record import Place
 from spinlite.families.single_file import ENCODERS, NET, has_published_size
 
 CLIP = {  # a layer's parts: transformers' names -> OpenCLIP's
@@ -29,18 +29,6 @@ CLIP_ENDS = {
 JOINED = ("q_proj", "k_proj", "v_proj")  # OpenCLIP keeps these in one matrix
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}  # of the VAE
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a module's weight is in a file: its key, and which third of the rows if three modules share a matrix."""
-
-    key: str
-    third: int | None = None
-
-    def rows_of(self, weight: Tensor) -> Tensor:
-        """The module's own rows of the tensor at `key`, as a view."""
-        return weight if self.third is None else weight.chunk(3)[self.third]
 
 
 def find_places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:

@@ -40,7 +40,11 @@ def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
         fitting, known = sum(m.fits for m in modules), sum(m.name is not None for m in modules)
         return fitting, known, kind == labelled, (len(KINDS[kind].lora.text_widths) == 2) == bool(encoders & {"te1", "te2"})
 
-    best = max(KINDS, key=score)
+    def counts(kind: Kind) -> bool:
+        """Whether a kind can be it. Transformers of other models have a few modules of the same name and shape."""
+        return not KINDS[kind].is_flow or 2 * score(kind)[1] > len(candidates[kind])
+
+    best = max(filter(counts, KINDS), key=score)
     return (best if score(best)[1] else None), candidates[best]
 
 
@@ -64,13 +68,16 @@ def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
 
 
 def _describe_module(
-    key: str, name: str | None, parts: Mapping[str, Stored], known: Shapes, text_widths: Mapping[str, int]
+    key: str, names: str | tuple[str, ...] | None, parts: Mapping[str, Stored], known: Shapes, text_widths: Mapping[str, int]
 ) -> Module:
+    """`names` are several if the module of the file is a matrix that they share; the first stands for all."""
+    name, shared = (names, 1) if isinstance(names, str | None) else (names[0], len(names))
     inner = (name or "").removeprefix("unet.")
     part = inner.split(".")[0]
     ends = [parts[end].shape[axis] for end, axis in (("up", 0), ("down", 1)) if end in parts and len(parts[end].shape) > 1]
     if name and inner in known:
-        fits = tuple(ends) == known[inner][:2]
+        rows, columns = known[inner][:2]
+        fits = ends == [shared * rows, columns]
     else:
         width = text_widths.get(part)
         name = name if width else None
@@ -88,7 +95,8 @@ def _naming_style(key: str, name: str | None) -> Style:
     if LDM.fullmatch(key) or CLIP.fullmatch(key):
         return "ldm"
     if "." in key:
-        return "dotted"
+        native = key.startswith("diffusion_model.") or not key.endswith((name or key).removeprefix("unet."))
+        return "ldm" if native and name else "dotted"
     if key.startswith("lora_te"):
         return "text"
     if name is None:

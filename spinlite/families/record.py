@@ -6,12 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spinlite.families.clip import TokenCounter
 from spinlite.families.lora_facts import LoraFacts, Verdict
 
 Kind = str  # a key of `kinds.KINDS`
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Callable[[str], Mapping[str, Any]]  # a part ("transformer", "vae", …) -> its settings
 CONFIGS = Path(__file__).parent / "configs"  # where the published models' settings lie
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight is in a file of the original layout: its key, and which third of the rows if three share a matrix."""
+
+    key: str
+    third: int | None = None
+
+
+Native = Callable[[str], Place]
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,22 @@ class LoraNames:
     verdicts: Callable[[LoraFacts], list[Verdict]]  # what each program does with a file
     text_widths: Mapping[str, int]  # text encoders that a LoRA may change -> their width
     version: str = ""  # the beginning of ss_base_model_version in its headers
+    architecture: str = ""  # modelspec.architecture of flow models, without "/lora"
+    written: Callable[[str], str] = str  # of flow models: a module of the network -> its key in a file that spinlite writes
+
+
+@dataclass(frozen=True)
+class Files:
+    """A flow model's parts in separate files, as ComfyUI and model sites have them."""
+
+    mark: str  # a tensor of the network in its original layout, without a prefix
+    native: Native  # a weight's name in diffusers -> where it is in the original layout
+    swapped: Sequence[str]  # weights, by diffusers' names, whose two halves are the other way round there
+    others: Mapping[str, str]  # the other parts that files hold -> what a published file is called
+    is_part: Callable[[str, Shapes], bool]  # whether a file with these tensors is that part
+    rename: Callable[[str, dict[str, Any]], dict[str, Any]]  # a part and its tensors -> the same by diffusers' names
+    tokenizer: Callable[[str], Any]  # a tokenizer by its part's name, from what ships with spinlite
+    counter: Callable[[], TokenCounter]  # counts the tokens of captions
 
 
 @dataclass(frozen=True)
@@ -47,18 +75,29 @@ class Record:
     net_title: str  # in words
     geometry: Geometry
     lora: LoraNames
-    layout: str = "families.original"  # the module that knows where weights are in a whole file: `find_places` and so on
+    layout: str = "families.original"  # the module with `find_places` and `single_file_tensors` for whole files
     hub: Sequence[str] = ()  # hub ids of such models: nothing is fetched to plan with them
     is_file: Callable[[Shapes, Mapping[str, str]], bool] | None = None  # by the shapes and the header of a single file
     is_folder: Callable[[Mapping[str, Any]], bool] | None = None  # by the settings of the network
     note: str = ""  # what a user of such a base must know: its licence, where else its LoRA is used
+    files: "Files | None" = None  # of flow models; None for a UNet
 
     @property
     def folder(self) -> Path:
         """Where the published model's settings lie."""
         return CONFIGS / self.configs
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether it is trained on the straight path between noise and picture, so that eps, v and alpha-bar mean nothing."""
+        return self.files is not None
+
     def config(self, part: str) -> dict[str, Any]:
         """The published model's settings of a part."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return json.loads((self.folder / part / name).read_text(encoding="utf-8"))
+        return read_config(self.folder, part)
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """The settings of a part of a model in diffusers' layout."""
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    return json.loads((folder / part / name).read_text(encoding="utf-8"))

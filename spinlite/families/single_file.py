@@ -16,6 +16,7 @@ from spinlite.families.checkpoint import (
     Kind,
     class_of,
     explain_errors,
+    require_file,
     require_sound,
     require_whole,
 )
@@ -44,9 +45,7 @@ class SingleFile(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = path.name, path
-        if not path.is_file():
-            what = f"{path} is not a plain file" if path.exists() else f"there is no file {path}"
-            raise SpinliteError(what, fix="check model.base, or name the file you have: --set model.base=FILE.safetensors")
+        require_file(path)
         self._shapes, self._metadata = read_header(path)
         self.kind = self._read_kind()
         check_network(self.name, self._shapes, self.kind)

@@ -22,14 +22,18 @@ PIXELS = 2**20  # in one pass
 
 
 @torch.no_grad()
-def encode_images(vae: Any, images: Sequence[Image], normaliser: Normaliser, sampled: Sequence[str] | None = None) -> Tensor:
-    """RGB pictures of one size -> latents, (B, C, H/f, W/f), fp32, on the CPU.
+def encode_images(
+    vae: Any, images: Sequence[Image], normaliser: Normaliser, sampled: Sequence[str] | None = None, frames: int = 0
+) -> Tensor:  # fmt: skip
+    """RGB pictures of one size -> latents, (B, C, H/f, W/f), fp32, on the CPU. With `frames` they are (B, C, 1, H/f, W/f).
 
     They are the means of the VAE's distribution; with `sampled`, random samples of it, seeded by these names.
     """
     processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalising depends on the values
     pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
     pixels = pixels.to(vae.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    if frames:  # a VAE of clips
+        pixels = pixels.unsqueeze(2)
     rows = max(1, PIXELS // pixels[0, 0].numel())
     encoded = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
     means = torch.cat([each.mode() for each in encoded]).float().cpu()
@@ -45,6 +49,8 @@ def decode_latents(vae: Any, latents: Tensor, normaliser: Normaliser, factor: in
     scaled = normaliser.restore(latents).to(vae.device, vae.dtype)
     rows = max(1, PIXELS * normaliser.patch**2 // (scaled[0, 0].numel() * factor**2))
     pixels = torch.cat([vae.decode(chunk).sample.float().cpu() for chunk in scaled.split(rows)])
+    if pixels.ndim == 5:  # one frame each
+        pixels = pixels[:, :, 0]
     return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
 
 

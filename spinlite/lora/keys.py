@@ -61,6 +61,6 @@ def _full_name(name: str) -> str:
     if name.startswith(BLOCKS):
         name = f"unet.{name}"
     name = OLD_TEXT.sub(r"\1.\2_proj", name)
-    if name.endswith(".to_out"):
+    if name.startswith("unet.") and name.endswith(".to_out"):
         name += ".0"
     return re.sub(r"^(text_encoder(?:_2)?)\.encoder\.", r"\1.text_model.encoder.", name)

@@ -14,24 +14,25 @@ from spinlite.lora.numbers import Matrices
 Shapes = Mapping[str, tuple[int, ...]]  # diffusers' name of a UNet module -> the shape of its weight
 
 
-def match_modules(file: LoraFile, names: Mapping[str, str], shapes: Shapes) -> tuple[dict[str, str], list[str]]:
+Names = Mapping[str, str | tuple[str, ...]]  # a module's key in files -> its full name, or those of several in one matrix
+
+
+def match_modules(file: LoraFile, names: Names, shapes: Shapes) -> tuple[dict[str, str | tuple[str, ...]], list[str]]:
     """({module: full name} for the modules that the base has, the other modules).
 
-    `names`: kohya's keys for the base -> full names. `shapes`: those of its UNet's weights.
+    `names`: keys that modules of the base may have in files -> full names. `shapes`: those of its network's weights.
     """
     if file.layout == "cloneofsimo":
         return _numbered(file, list(shapes))
-    known: dict[str, str] = {}
+    known: dict[str, str | tuple[str, ...]] = {}
     for name in file.parts:
         full = names.get(name) or text_encoder_module(name) or name
-        if name in names or TEXT.fullmatch(full) or full.removeprefix("unet.") in shapes:
+        if isinstance(full, tuple) or name in names or TEXT.fullmatch(full) or full.removeprefix("unet.") in shapes:
             known[name] = full
     return known, [name for name in file.parts if name not in known]
 
 
-def matrices_for(
-    file: LoraFile, names: Mapping[str, str], shapes: Shapes, base: str, text_alone: bool = False
-) -> dict[str, Matrices]:
+def matrices_for(file: LoraFile, names: Names, shapes: Shapes, base: str, text_alone: bool = False) -> dict[str, Matrices]:
     """The changes of a file for a base model: full name -> change. `base` is the base's kind in words.
 
     Raises SpinliteError if the file was made for another kind of base, is incomplete or holds something that would be lost;
@@ -42,7 +43,11 @@ def matrices_for(
         raise file.error("is a DoRA: programs disagree about what its magnitudes mean", "use a plain LoRA")
     if pairs := find_doubles(known):
         raise file.error(f"changes one module twice, as {pairs[0][0]} and as {pairs[0][1]}", COPY)
-    lora = {full: _shaped(file.matrices(name), shapes.get(full.removeprefix("unet."))) for name, full in known.items()}
+    lora = {
+        full: _shaped(change, shapes.get(full.removeprefix("unet.")))
+        for name, fulls in known.items()
+        for full, change in _split(file.matrices(name), fulls)
+    }
     wrong = [name for name, change in lora.items() if not _fits(change, shapes.get(name.removeprefix("unet.")), name)]
     if wrong or (unknown and not any(name.startswith("unet.") for name in lora)):
         example = wrong[0] if wrong else unknown[0]
@@ -56,10 +61,19 @@ def matrices_for(
     return lora
 
 
-def find_doubles(known: Mapping[str, str]) -> list[tuple[str, str]]:
+def find_doubles(known: Names) -> list[tuple[str, str]]:
     """Names in a file that stand for the same module of the base, such as kohya's two namings of blocks."""
     first: dict[str, str] = {}
-    return [(first[full], name) for name, full in known.items() if first.setdefault(full, name) != name]
+    pairs = [(name, full) for name, fulls in known.items() for full in ((fulls,) if isinstance(fulls, str) else fulls)]
+    return [(first[full], name) for name, full in pairs if first.setdefault(full, name) != name]
+
+
+def _split(change: Matrices, names: str | tuple[str, ...]) -> list[tuple[str, Matrices]]:
+    """A change by full names. One of modules that share a matrix is cut into their rows; each keeps the whole `down`."""
+    if isinstance(names, str):
+        return [(names, change)]
+    rows = len(change.up) // len(names)
+    return [(name, Matrices(change.down, change.up[i * rows : (i + 1) * rows])) for i, name in enumerate(names)]
 
 
 def _shaped(change: Matrices, shape: tuple[int, ...] | None) -> Matrices:
@@ -77,7 +91,7 @@ def _fits(change: Matrices, shape: tuple[int, ...] | None, name: str) -> bool:
     return change.shape == shape
 
 
-def _numbered(file: LoraFile, modules: list[str]) -> tuple[dict[str, str], list[str]]:
+def _numbered(file: LoraFile, modules: list[str]) -> tuple[dict[str, str | tuple[str, ...]], list[str]]:
     """Modules by number. In each block cloneofsimo counts self-attention, then GEGLU, then cross-attention."""
     targets = {str(target) for target in file.header_value("unet", '["CrossAttention", "Attention", "GEGLU"]', list)}
     if targets - {"CrossAttention", "Attention", "GEGLU"}:
@@ -94,7 +108,7 @@ def _numbered(file: LoraFile, modules: list[str]) -> tuple[dict[str, str], list[
             for i in range(48) for leaf in ("k", "v", "q", "out")
         ],
     }  # fmt: skip
-    known: dict[str, str] = {}
+    known: dict[str, str | tuple[str, ...]] = {}
     for name in file.parts:
         part, _, number = name.partition(":")
         if part in orders and number.isascii() and number.isdigit() and len(number) < 6 and int(number) < len(orders[part]):

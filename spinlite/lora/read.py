@@ -1,17 +1,16 @@
 """From a LoRA file to the pairs of matrices that a base model learns and computes with."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from spinlite.lora.file import LoraFile, open_lora
-from spinlite.lora.match import Shapes, matrices_for
+from spinlite.lora.match import Names, Shapes, matrices_for
 from spinlite.lora.numbers import Matrices
 from spinlite.lora.tensors import Lora, Pair
 
 
-def read_lora_for(path: Path, names: Mapping[str, str], shapes: Shapes, base: str, text_alone: bool = False) -> dict[str, Pair]:
+def read_lora_for(path: Path, names: Names, shapes: Shapes, base: str, text_alone: bool = False) -> dict[str, Pair]:
     """Read a LoRA file for a base model: full name -> change. Arguments and errors are those of `match.matrices_for`."""
     changes = matrices_for(open_lora(path), names, shapes, base, text_alone)
     return {name: _pair(change) for name, change in changes.items()}

@@ -20,7 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Levers:
-    """The memory settings of a run: [memory] with every choice made. Apart from rounding, only `quantize` changes results."""
+    """The memory settings of a run: [memory] with every choice made. `quantize` and `encoders` change results."""
 
     precision: str = "fp32"
     quantize: str = "none"
@@ -33,6 +33,7 @@ class Levers:
     channels_last: bool = False
     compile: bool = False
     merge: bool = False  # merge the LoRA into the base's weights while it plays
+    encoders: str = "none"  # text encoders in 8 or 4 bits, or on the CPU
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,17 @@ class _Product(torch.autograd.Function):
         return slope @ ctx.layer.weight.to(slope.dtype), None
 
 
+def place_encoder(net: nn.Module, device: torch.device, kind: str) -> nn.Module:
+    """Move a text encoder to the device with all its linear layers in `kind`; with "cpu" it stays on the CPU."""
+    return net if kind == "cpu" else place_network(net, device, kind, [""])
+
+
 def place_network(net: nn.Module, device: torch.device, kind: str, names: Sequence[str]) -> nn.Module:
     """Move the network to the device and quantise its linear layers with these names (kind "none": none of them).
 
     It goes layer by layer, so the device never holds more than one of these layers in full.
     """
-    ends = tuple(f".{name}" for name in names)
+    ends = tuple(f".{name}" if name else "" for name in names)
     if kind != "none":
         linears = [name for name, m in net.named_modules() if type(m) is nn.Linear and f".{name}".endswith(ends)]
         for name in linears:

@@ -43,7 +43,7 @@ def make_plan(
     def costs_of(precision: str, quantize: str) -> PhaseCosts:
         take_no_memory = {"family", "alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}
         model = with_random_weights(settings.model).model_dump(exclude=take_no_memory)
-        name = cache_name("stage", model, settings.learn.optimizer, precision, quantize)
+        name = cache_name("stage", model, settings.learn.optimizer, precision, quantize, settings.memory.encoders)
         return PhaseCosts(settings, precision, quantize, cache, name)
 
     chosen, tried = Fit(settings, card, costs_of, train, heldout).choose(kept)

@@ -64,7 +64,8 @@ class PhaseCosts:
         workload: Workload | None = None,
     ) -> None:  # fmt: skip
         """Costs are kept as `name` in the folder `cache`; without one nothing is kept."""
-        self._settings, self._levers, self._workload = settings, Levers(precision, quantize), workload
+        self._settings, self._workload = settings, workload
+        self._levers = Levers(precision, quantize, encoders=settings.memory.encoders or "none")
         self._pictures = workload.pictures if workload else PICTURES
         self._file = cache / f"{name}.json" if cache else None
         self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file and self._file.exists() else {}
@@ -81,7 +82,8 @@ class PhaseCosts:
     def encoding(self) -> int:
         """Peak of encoding pictures, then captions. The VAE stays until both are done."""
         vae = sum(self.encode.kept)
-        return self.net + max(self.encode.peak(1), vae + self.captions.peak(1))
+        texts = 0 if self._levers.encoders == "cpu" else self.captions.peak(1)
+        return self.net + max(self.encode.peak(1), vae + texts)
 
     def playing(self, fakes: int) -> int:
         """Peak of making so many fakes at once."""

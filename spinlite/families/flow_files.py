@@ -1,0 +1,117 @@
+"""A flow model in separate .safetensors files, as ComfyUI and model sites have it: the network, the VAE, the text encoder."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from spinlite.errors import SpinliteError
+from spinlite.families.checkpoint import Checkpoint, class_of, explain_errors, require_sound, require_whole
+from spinlite.families.flow_kinds import prefix_of
+from spinlite.families.kinds import KINDS
+from spinlite.families.record import Files, Kind, Shapes
+from spinlite.families.single_file import read_header
+from spinlite.runs.files import fingerprint, fingerprint_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BESIDE = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip")}  # ComfyUI's folders, by part
+SETTINGS = {"vae": "model.vae", "text_encoder": "model.text_encoder"}
+SCALED = (".comfy_quant", "scaled_fp8", ".weight_scale", ".scale_weight")
+
+
+class FlowFiles(Checkpoint):
+    """A network in one file, and the files of its other parts: those that are named, or else those in ComfyUI's folders."""
+
+    predictions, zero_snr = {}, None
+
+    def __init__(self, path: Path, kind: Kind, shapes: Shapes, others: Mapping[str, str]) -> None:
+        """`others` gives the places of other parts. Raises SpinliteError if weights have scales, which nothing here reads."""
+        self.name, self.kind, self._path, self._shapes = path.name, kind, path, shapes
+        self._others = {part: Path(place).expanduser() for part, place in others.items() if place}
+        if any(key.endswith(SCALED) for key in shapes):
+            problem = f"{self.name} holds weights in 8 or 4 bits with scales beside them"
+            raise SpinliteError(problem, fix="use the version in bf16; spinlite makes weights smaller itself (memory.quantize)")
+
+    def config(self, part: str) -> dict[str, Any]:
+        return KINDS[self.kind].config(part)
+
+    def load(self, part: str, dtype: "torch.dtype") -> Any:
+        record = KINDS[self.kind]
+        made = class_of(record.parts, part)
+        if part.startswith("tokenizer"):
+            return self._files.tokenizer(part)
+        if part == record.net:
+            tensors, options = self._network(), {"config": str(record.folder), "subfolder": part, "local_files_only": True}
+            model = explain_errors(self.name, lambda: made.from_single_file(tensors, dtype=dtype, **options))
+            return require_sound(self.name, part, require_whole(self.name, part, model))
+        place = self._find(part)
+        if place.is_dir():
+            model = explain_errors(place.name, lambda: made.from_pretrained(str(place), dtype=dtype, use_safetensors=True))
+        else:
+            model = explain_errors(place.name, lambda: self._from_file(made, part, place, dtype))
+        return require_sound(place.name, part, require_whole(place.name, part, model))
+
+    def fingerprint(self, *parts: str) -> str:
+        net = KINDS[self.kind].net
+        wanted = [part for part in (net, *BESIDE) if not parts or part.startswith(parts)]
+        return fingerprint(*[self._hashes(part) for part in wanted])
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def _files(self) -> Files:
+        files = KINDS[self.kind].files
+        assert files
+        return files
+
+    def _hashes(self, part: str) -> str:
+        """The hash of a part's file, computed once."""
+        if part not in self._known:
+            place = self._path if part == KINDS[self.kind].net else self._find(part)
+            files = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
+            self._known[part] = fingerprint_files(files)
+        return self._known[part]
+
+    def _network(self) -> "dict[str, Tensor]":
+        """The network's tensors without a prefix, which diffusers' converters do not all know."""
+        prefix = prefix_of(self._shapes, self._files.mark) or ""
+        with safe_open(self._path, "pt") as file:
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in self._shapes if key.startswith(prefix)}
+
+    def _from_file(self, made: Any, part: str, place: Path, dtype: "torch.dtype") -> Any:
+        """A VAE or text encoder from one file, whose tensors get diffusers' or transformers' names."""
+        from accelerate import init_empty_weights
+
+        with safe_open(place, "pt") as file:
+            tensors = self._files.rename(part, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        config = self.config(part)
+        with init_empty_weights(include_buffers=False):
+            model = made(made.config_class(**config)) if "encoder" in part else made.from_config(config)
+        wanted = model.state_dict().keys()
+        kept = {key: value for key, value in tensors.items() if key in wanted}
+        floats = {key: value.to(dtype) if value.is_floating_point() else value for key, value in kept.items()}
+        model.load_state_dict(floats, strict=False, assign=True)
+        return model.eval()
+
+    def _find(self, part: str) -> Path:
+        """Where a part is: as its setting says, or the only file in ComfyUI's folder for it that holds such a part."""
+        if part in self._others:
+            return self._others[part]
+        found: list[Path] = []
+        for folder in (self._path.parent, *(self._path.parent.parent / name for name in BESIDE[part])):
+            for path in sorted(folder.glob("*.safetensors")):
+                if path != self._path and self._files.is_part(part, read_header(path)[0]):
+                    found.append(path)
+        if len(found) == 1:
+            return found[0]
+        what = f"{len(found)} files fit: {', '.join(path.name for path in found)}" if found else "none is beside it"
+        wanted = f"a {part.replace('_', ' ')}, such as {self._files.others[part]}"
+        problem = f"{self.name} is the network alone, and it needs {wanted}: {what}"
+        raise SpinliteError(problem, fix=f"add --set {SETTINGS[part]}=FILE.safetensors")
