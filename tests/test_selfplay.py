@@ -174,18 +174,16 @@ def test_the_probe_stops_a_policy_that_is_not_its_opponent(toy: Settings, tmp_pa
 
 def test_growing_heldout_errors_stop_the_run_and_roll_back(toy: Settings, tmp_path: Path):
     """Plain fine-tuning at a rate without measure: there is no opponent to be compared with while it learns."""
-    wild = changed(changed(toy, method__name="sft"), learn__lr=0.3, run__rounds=6, data__heldout=0.5)
+    wild = changed(changed(toy, method__name="sft"), learn__lr=0.3, run__rounds=8, data__heldout=0.5)
     outcome = train(wild, tmp_path / "r", Quiet())
-    assert outcome.stopped and len(outcome.rounds) < 6
-    errors = [outcome.rounds[0]["base_real"], *(r["policy_real"] for r in outcome.rounds)]
-    assert outcome.best == errors.index(min(errors))
-    assert outcome.run.export_path.exists() == (outcome.best > 0)
+    assert outcome.stopped and len(outcome.rounds) < 8
+    assert outcome.best == 0 and not outcome.run.export_path.exists()
     last = outcome.run.export_path.with_stem("r-last")
     assert read_tensors(last)[1]["spinlite.round"] == str(len(outcome.rounds)) and outcome.best < len(outcome.rounds)
     again = train(wild, tmp_path / "r", Quiet())
     assert again.already and again.stopped == outcome.stopped
     regardless = train(changed(wild, judge__stop=False), tmp_path / "r", Quiet())
-    assert len(regardless.rounds) == 6
+    assert len(regardless.rounds) == 8
 
 
 def test_methods_choose_their_opponent_from_the_ladder(toy: Settings, tmp_path: Path):
@@ -257,6 +255,7 @@ def test_a_full_set_of_phases_is_told(toy: Settings, tmp_path: Path):
     train(toy, tmp_path / "r", watch)
     assert [t for t in watch.phases if t.startswith("round 2")] == [
         "round 2/2 · play", "round 2/2 · learn", "round 2/2 · judge", "round 2/2 · judge (samples)",
+        "round 2/2 · judge (training captions)",
     ]  # fmt: skip
     assert any(line.startswith("time: about") and line.endswith("for 2 rounds") for line in watch.said)
 

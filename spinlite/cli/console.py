@@ -68,8 +68,10 @@ class Console:
         left = (rounds - round_) * (time.monotonic() - self._round_began) if self._round_began else 0
         self._round_began = None
         self.screen.print(Text.assemble(
-            (f"round {round_} of {rounds}", "bold"), f": error on unseen pictures {figures['policy_real']:.4f}, "
-            f"base {figures['base_real']:.4f} (lower is better); "
+            (f"round {round_} of {rounds}", "bold"), ": "
+            + (f"its samples are {figures['distance']:.3f} from your pictures, at the start "
+               f"{figures['start_distance']:.3f} (0: alike); " if "distance" in figures else "")
+            + f"error on unseen pictures {figures['policy_real']:.4f}, base {figures['base_real']:.4f} (lower is better); "
             f"prefers your picture to its own in {100 * figures['accuracy']:.0f} % of pairs"
             + (f"; about {describe_duration(left)} left for the run" if left else "")
         ))  # fmt: skip
@@ -79,15 +81,23 @@ class Console:
         if not events:
             return
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("", "error on\nunseen pictures", "against\nbase", "prefers your picture\nto its own"):
+        headings = (
+            "",
+            "samples from\nyour pictures",
+            "error on\nunseen pictures",
+            "against\nbase",
+            "prefers your picture\nto its own",
+        )
+        for heading in headings:
             table.add_column(heading, justify="right")
         base = events[0]["base_real"]
-        table.add_row("base", f"{base:.4f}", "", "")
+        table.add_row("base", _distance(events[0], "start_distance"), f"{base:.4f}", "", "")
         for event in events:
             mark = " (best)" if event["round"] == best else ""
             change = event["policy_real"] / base - 1
             table.add_row(
-                f"round {event['round']}{mark}", f"{event['policy_real']:.4f}", f"{100 * change:+.1f} %",
+                f"round {event['round']}{mark}", _distance(event, "distance"), f"{event['policy_real']:.4f}",
+                f"{100 * change:+.1f} %",
                 f"{100 * event['accuracy']:.0f} % of pairs",
             )  # fmt: skip
         self.screen.print(table)
@@ -156,3 +166,8 @@ def _brief(figures: dict[str, float]) -> str:
     if "margin" in figures:
         return f"prefers yours {100 * figures['accuracy']:.0f} %"
     return f"loss {figures['loss']:.4f}" if "loss" in figures else ""
+
+
+def _distance(figures: dict[str, Any], name: str) -> str:
+    """A distance of samples from the pictures; pictures of shapes that hardly repeat have none."""
+    return f"{figures[name]:.3f}" if name in figures else "–"

@@ -14,7 +14,6 @@ export/NAME.safetensors  the LoRA of the best round, for other programs; not if 
 export/NAME-last.safetensors  the LoRA of the last round, if that is not the best
 """
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ import tomli_w
 
 from spinlite.config.settings import Memory, Settings
 from spinlite.errors import SpinliteError
+from spinlite.runs.best import best_round
 from spinlite.runs.changes import AFTER_GUARD, changes, kept_settings, refuse_changes
 from spinlite.runs.checksum import checksum
 from spinlite.runs.disk import read_lines, remove_drafts, write_bytes
@@ -174,17 +174,8 @@ class Run:
 
     @property
     def best(self) -> int:
-        """The round with the lowest error on held-out real pictures. 0 is the start: it counts too.
-
-        A round that the judge stopped the run after is left out. Where held-out pictures are too few to judge by, chance would
-        choose: it is the last round then.
-        """
-        rounds = self.events("judge")
-        if any(event.get("enough") is False for event in rounds):
-            return max((event["round"] for event in rounds if not event.get("stopped")), default=0)
-        errors = {event["round"]: math.inf if event.get("stopped") else event["policy_real"] for event in rounds}
-        start = {0: rounds[0]["previous_real"]} if rounds else {0: 0.0}
-        return min(start | errors, key=(start | errors).__getitem__)
+        """The best round; 0 is the start: no round is better."""
+        return best_round(self.events("judge"))
 
     @property
     def is_exported(self) -> bool:

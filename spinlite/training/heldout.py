@@ -15,7 +15,6 @@ from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
-from spinlite.maths.draws import generator
 from spinlite.memory import processes
 from spinlite.progress import Progress
 from spinlite.training.batches import Errors, make_batch
@@ -23,7 +22,6 @@ from spinlite.training.step import measure
 
 CHANCE = 0.005  # how likely chance alone may make a figure so large, for it to count
 ROUNDING = 1e-5  # of an error
-SWAPS = 999  # random exchanges of samples that chance is judged by
 Latents = Tensor | Sequence[Tensor]  # (B, C, ...), or (C, ...) each where shapes differ
 
 
@@ -82,47 +80,6 @@ def student_tail(t: float, freedom: int) -> float:
         total += term
     within = 2 / math.pi * (angle + math.sin(angle) * total * (freedom > 1)) if odd else math.sin(angle) * total
     return (1 - within) / 2
-
-
-def has_strayed(real: Latents, start: Latents, now: Latents) -> bool:
-    """Whether samples have moved away from the real pictures: in their channels' means or in their standard deviations.
-
-    Latents are (C, ...) each; `start` and `now` are drawn for the same captions from the same noise. `now` must be further from
-    `real` than `start` was, by more than the two halves of `real` are from each other. And chance must not explain it: if the
-    samples of both are exchanged at random, caption by caption, hardly any exchange moves them as far (CHANCE for the two
-    figures together). With fewer than 9 pictures there are not enough exchanges, and the answer is always no.
-    """
-    if len(real) < 9:
-        return False
-    halves = drift(real[0::2], real[1::2])
-    if not any(after > before + by for before, after, by in zip(drift(real, start), drift(real, now), halves, strict=True)):
-        return False
-    target, (before, after) = _sums(real).sum(0), (_sums(start), _sums(now))
-    swaps = (torch.rand(SWAPS, len(real), generator=generator("strayed")) < 0.5).double()
-    swaps = torch.cat([torch.zeros(1, len(real)).double(), swaps])  # the first exchanges nothing
-    change = torch.einsum("sp,pmc->smc", swaps, before - after)
-    moved = _distances(target, after.sum(0) + change) - _distances(target, before.sum(0) - change)
-    chance = (moved >= moved[0]).double().mean(0).tolist()
-    beyond = [by > least for by, least in zip(moved[0].tolist(), halves, strict=True)]
-    return any(far and share < CHANCE / 2 for far, share in zip(beyond, chance, strict=True))
-
-
-def _sums(samples: Latents) -> Tensor:
-    """Count, sum and sum of squares of each channel of each sample, (C, ...) each -> (samples, 3, C)."""
-    rows = [x.reshape(len(x), -1).double() for x in samples]
-    return torch.stack([torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)]) for x in rows])
-
-
-def _distances(target: Tensor, sums: Tensor) -> Tensor:
-    """`drift` from pooled sums (3, C) to others (B, 3, C): (B, 2)."""
-
-    def spread(count: Tensor, whole: Tensor, squares: Tensor) -> Tensor:
-        return ((squares - whole.square() / count) / (count - 1)).clamp_min(0).sqrt().clamp_min(1e-8)
-
-    deviation = spread(*target.unbind(0))
-    shift = (sums[:, 1] / sums[:, 0] - target[1] / target[0]) / deviation
-    ratio = (spread(*sums.unbind(1)) / deviation).log()
-    return torch.stack([shift, ratio], 1).square().mean(2).sqrt()
 
 
 def levels(samples: Latents) -> tuple[list[float], list[float]]:

@@ -15,8 +15,9 @@ from spinlite.memory import processes
 from spinlite.memory.device import Levers
 from spinlite.progress import Progress
 from spinlite.training.batches import Fakes
+from spinlite.training.distance import energy_distance
 from spinlite.training.guards import Diverged
-from spinlite.training.heldout import drift, has_grown, has_strayed, heldout_errors, mean_of_pictures
+from spinlite.training.heldout import drift, has_grown, heldout_errors, mean_of_pictures
 from spinlite.training.panels import write_panels
 from spinlite.training.session import Session
 from spinlite.training.step import figures
@@ -24,7 +25,7 @@ from spinlite.training.step import figures
 WAY, STRIPS = 8, 2  # steps of a strip at the most, besides the round's own and your picture; strips of a sheet
 OTHER = 0.01  # of a held-out error: more apart than precision and batches put two measurements of one snapshot
 T = TypeVar("T")
-_ASTRAY = "after round {} the colours or the contrast of samples are further from your pictures than at the start"
+_ASTRAY = "after round {} samples are further from your pictures than at the start, by more than chance explains"
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
@@ -51,8 +52,9 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
     if not measured["policy_real"].isfinite().all():
         raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
-    moved, astray = _samples(session, k, title)
-    found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
+    found = {**figures(measured), "previous_real": previous.mean().item(), **_samples(session, k, title)}
+    distances, astray = _distances(session, k)
+    found |= distances
     enough = enough_to_judge(session.heldout)
     found |= {} if enough else {"enough": False}
     why = (
@@ -88,8 +90,8 @@ def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | 
     return f"round {k}'s opponent was not snapshot {opponent}: its error on unseen pictures is {now:.4f}, and was {was:.4f}"
 
 
-def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bool]:
-    """Sample the held-out captions and write the sheet; returns (drift figures for the journal, whether samples strayed)."""
+def _samples(session: Session, k: int, title: str) -> dict[str, float]:
+    """Sample the held-out captions and write the sheet; returns the drift figures for the journal."""
     count = min(session.settings.judge.prompts, len(session.heldout))
     shown = [session.heldout[i * len(session.heldout) // count] for i in range(count)]
 
@@ -111,8 +113,22 @@ def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bo
     samples, reals = each(now, session.heldout), each(real, session.heldout)
     shift, spread = drift(each(base, session.heldout), samples)
     away_mean, away_deviation = drift(reals, samples)
-    found = {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
-    return found, has_strayed(reals, each(rounds[0], session.heldout), samples)
+    return {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
+
+
+def _distances(session: Session, k: int) -> tuple[dict[str, float], bool]:
+    """How far samples for training captions are from their pictures: (figures for the journal, whether further than at first).
+
+    Further than at the start, by more than chance explains: training did the opposite of what it is for.
+    """
+    start, now = (
+        energy_distance(*([latents([r])[0] for r in records] for latents in (samples, session.encoded.real)))
+        for records, samples in (session.samples_before(), session.samples_after(k))
+    )
+    if not start or not now:
+        return {}, False
+    found = {"start_distance": start.value, "distance": now.value, "distance_error": now.error}
+    return found, now.is_above(start)
 
 
 def _between(last: int) -> list[int]:

@@ -30,6 +30,7 @@ from spinlite.runs.run import Run
 from spinlite.runs.snapshots import SnapshotName
 from spinlite.runs.store import Store
 from spinlite.training.batches import FakePaths, Fakes
+from spinlite.training.distance import compared
 from spinlite.training.inputs import fingerprint_records, keep_records, refuse_other_input
 from spinlite.training.play import fake_key, play
 
@@ -138,6 +139,21 @@ class Session:
                     self.family, self.encoded, records, settings, levers.play_batch, store, progress, *names
                 ))  # fmt: skip
         return lambda chosen: store.get([fake_key(r) for r in chosen])["x0"]
+
+    def samples_after(self, k: int) -> tuple[list[Record], Fakes]:
+        """Samples of snapshot k, which the policy holds, for training captions, and the records that have one.
+
+        If the next round plays against it, they are that round's fakes, made now; else only those that are compared.
+        """
+        following = k < self.settings.run.rounds and self.method.fakes == "played" and self.opponents(k + 1) == {k: self.train}
+        chosen = compared(self.train)
+        title = self.title(k + 1, "play") if following else self.title(k, "judge") + " (training captions)"
+        return chosen, self.sample_snapshot("policy", k, self.train if following else chosen, title, *self._names(k + 1))
+
+    def samples_before(self) -> tuple[list[Record], Fakes]:
+        """The same of the start. A method that plays has them already: they are round 1's fakes."""
+        chosen, title = compared(self.train), self.title(1, "judge") + " (training captions)"
+        return chosen, self.sample_snapshot("opponent", 0, chosen, title, *self._names(1))
 
     def fake_paths(self, k: int) -> FakePaths | None:
         """The kept points of the sampling paths of round k's fakes, as a function of records; None if play.points = 0."""

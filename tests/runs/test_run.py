@@ -146,10 +146,48 @@ def test_the_best_and_the_last_round_are_told_by_their_numbers(tmp_path: Path, s
     assert run.best == 4
 
 
+BEST = {  # distances of rounds 1, 2, 3 from the pictures, the start at 0.3 and all errors 0.02; which is the best
+    "the nearest": ([0.2, 0.1, 0.15], 2),
+    "a later one that chance may put above it": ([0.2, 0.1, 0.125], 3),
+    "none: all are further than the start": ([0.31, 0.4, 0.5], 0),
+    "none, though chance may put it above the start": ([0.305, 0.4, 0.5], 0),
+}
+
+
+@pytest.mark.parametrize(("distances", "best"), BEST.values(), ids=BEST)
+def test_the_best_round_is_the_nearest_to_the_pictures(distances: list[float], best: int, tmp_path: Path, small: Settings):
+    run = judged(tmp_path / "r", small, distances)
+    assert run.best == best
+
+
+def test_the_best_round_has_a_lower_error_than_the_start_and_ended_no_run(tmp_path: Path, small: Settings):
+    assert judged(tmp_path / "a", small, [0.2, 0.1, 0.05], errors=[0.5, 0.6, 0.61]).best == 1
+    assert judged(tmp_path / "b", small, [0.2, 0.1, 0.05], stopped="samples are too far").best == 2
+    run = judged(tmp_path / "c", small, [0.2, 0.1, 0.05])
+    run.log("judge", round=4, policy_real=0.4, previous_real=0.6)  # by a version that measured no distances
+    assert run.best == 4
+
+
+def judged(
+    folder: Path, settings: Settings, distances: list[float], errors: list[float] | None = None, stopped: str | None = None
+) -> Run:
+    """A run with a judge event for each distance, the last one with a reason to stop."""
+    folder.mkdir()
+    run = Run(folder, settings)
+    for k, (distance, error) in enumerate(zip(distances, errors or [0.5] * len(distances), strict=True), 1):
+        why = stopped if k == len(distances) else None
+        run.log(
+            "judge", round=k, policy_real=error, previous_real=0.6, start_distance=0.3, distance=distance, distance_error=0.02,
+            stopped=why,
+        )  # fmt: skip
+    return run
+
+
 def test_fakes_of_rounds_that_are_over_are_removed(small: Settings, tmp_path: Path):
     outcome = train(changed(small, run__rounds=4, judge__stop=False), tmp_path / "r", Quiet())
     stores = list((tmp_path / "cache" / "fake").iterdir())
-    assert len(stores) == 1 + 1 + 4, "of round 1 to learn from, for other runs too; held-out ones of the base and each round"
+    # Of round 1 to learn from, for other runs too; held-out ones of the base and each round; the last round's, to be compared.
+    assert len(stores) == 1 + (1 + 4) + 1
     assert len(outcome.rounds) == 4
 
 

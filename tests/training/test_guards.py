@@ -24,7 +24,7 @@ from spinlite.runs.store import read_tensors
 from spinlite.selfplay import Outcome, train
 from spinlite.training import learn as learn_module
 from spinlite.training.guards import LONG, PAIRS, find_alarm, pull, won
-from spinlite.training.heldout import has_strayed, heldout_errors
+from spinlite.training.heldout import heldout_errors
 from spinlite.training.session import Session
 from tests.conftest import Command
 from tests.toy import TOY, Quiet, changed, made, paired
@@ -105,7 +105,7 @@ def a_colour_cast(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def played(session: Session, who: Any, snapshot: Any, records: Any, title: str, *names: Any) -> Any:
         fakes = whole(session, who, snapshot, records, title, *names)
-        return fakes if who != "policy" else lambda asked: fakes(asked) + torch.tensor([0.6 * int(snapshot), 0.0])
+        return fakes if who != "policy" else lambda asked: fakes(asked) + torch.tensor([1.2 * int(snapshot), 0.0])
 
     monkeypatch.setattr(Session, "sample_snapshot", played)
 
@@ -173,7 +173,7 @@ def test_a_round_that_goes_wrong_is_undone_and_the_run_ends_with_what_it_had(
 
 JUDGED: list[tuple[str, dict[str, Any], Broken, str]] = [
     ("other weights", {"method__reference": "base"}, other_weights, "opponent was not snapshot 0"),
-    ("a colour cast", {}, a_colour_cast, "the colours or the contrast of samples"),
+    ("a colour cast", {}, a_colour_cast, "samples are further from your pictures"),
 ]
 
 
@@ -321,25 +321,6 @@ def test_a_round_is_won_only_when_all_of_its_latest_pairs_are():
     assert won([open_, *[done] * LONG], 1) and not won([done] * (LONG - 1), 1)
     assert not won([*[done] * (LONG - 3), *[open_] * 3], 1)
     assert not won([figures(pull=0.0, margin=-0.01)] * LONG, 1) and not won([{"policy_real": 1.0}] * LONG, 1)
-
-
-def test_samples_stray_when_they_leave_the_real_ones_and_not_when_they_come_nearer():
-    torch.manual_seed(0)
-    real, start = torch.randn(16, 4, 8, 8), 1.2 * torch.randn(16, 4, 8, 8) + 0.3
-    assert not has_strayed(real, start, start) and not has_strayed(real, start, real)
-    assert has_strayed(real, start, start + 0.3) and has_strayed(real, start, 1.5 * start)
-    assert not has_strayed(real[:8], start[:8], start[:8] + 9), "too few to say"
-
-
-def test_samples_that_differ_by_chance_alone_have_not_strayed():
-    """Pictures of many colours: their means differ by chance as much as those of a cast do."""
-    torch.manual_seed(0)
-
-    def drawn() -> Tensor:
-        return 0.5 * torch.randn(12, 4, 1, 1) + torch.randn(12, 4, 4, 4)
-
-    strayed = [has_strayed(drawn(), drawn() + 0.2, drawn() + 0.2) for _ in range(200)]
-    assert sum(strayed) <= 4
 
 
 def test_the_journal_tells_what_was_undone(sane: Settings, tmp_path: Path):
