@@ -12,6 +12,7 @@ from spinlite.study.claims import claims_table
 from spinlite.study.plots import draw
 from spinlite.study.results import BASE, REALS, Table
 from spinlite.study.samples import write_samples_sheet
+from spinlite.study.stopping import stopping_table
 from spinlite.study.words import MEASURES, number, signed
 
 BESIDE = {  # rows beside a group's own, where SPIN's alone is not enough
@@ -28,7 +29,7 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
     """
     text = page.read_text(encoding="utf-8") if page.exists() else bare()
     blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table)}
-    blocks |= {"done": done(table), "regimes": ""}
+    blocks |= {"done": done(table), "stopping": markdown(stopping_table(table.lines)), "regimes": ""}
     blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
     draw(table, figures)
     write_samples_sheet(figures)
@@ -43,7 +44,7 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
 
 def bare() -> str:
     """A page without prose."""
-    names = ["headline", "measures", *(group for group in GROUPS if group != "headline"), "claims", "done"]
+    names = ["headline", "measures", *(group for group in GROUPS if group != "headline"), "stopping", "claims", "done"]
     parts = [f"## {GROUPS.get(name, name)}\n\n<!-- study:{name} -->\n<!-- /study -->\n" for name in names]
     return "# The study\n\n" + "\n".join(parts)
 

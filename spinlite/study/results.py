@@ -72,6 +72,7 @@ class Table:
     """Results as arms and rounds."""
 
     def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
+        self.lines = lines
         self._found = {(line["arm"], line["seed"], line["round"]): line for line in lines}
 
     def seeds(self, arm: str, round_: int, measure: str = "kid") -> list[int]:
