@@ -18,3 +18,6 @@ class SpinliteError(Exception):
     def __reduce__(self) -> Any:
         """To be sent to another process."""
         return partial(SpinliteError, fix=self.fix), (self.problem,)
+
+
+STOPPED = "\nstopped. Nothing is lost: type the same command again to go on from here."  # after Ctrl-C

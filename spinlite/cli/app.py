@@ -18,7 +18,7 @@ from spinlite.cli import settings as cli_settings
 from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
 from spinlite.config.presets import USUAL
-from spinlite.errors import SpinliteError
+from spinlite.errors import STOPPED, SpinliteError
 from spinlite.runs.names import check_name
 
 # Set before torch is imported: its threads spin while they wait. Endless spinning made a step 20 times slower on a busy
@@ -148,7 +148,7 @@ cli_settings.register(app)
 
 
 def main() -> None:
-    """The entry point. Every error is shown in two lines, without a traceback: what is wrong, and what to type or do."""
+    """Run the command that was typed. Every error is shown in two lines, without a traceback: what is wrong, and what to do."""
     if os.environ.get("RANK", "0") != "0":  # one of several processes, but not the one that speaks
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the program ends)
     quiet_streams()
@@ -164,7 +164,7 @@ def main() -> None:
         Console().error(" ".join(error.problem.split()), " ".join(error.fix.split()))
         code = 1
     except (KeyboardInterrupt, typer.Abort):
-        Console().say("\nstopped. Nothing is lost: type the same command again to go on from here.")
+        Console().say(STOPPED)
         code = 130
     except BrokenPipeError:  # `| head` has read enough
         code = 1

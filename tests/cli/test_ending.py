@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import spinlite
+from spinlite.__main__ import main
 from spinlite.cli.console import Console
 from spinlite.cli.terminal import Screen, visible
 from spinlite.progress import Pace
@@ -74,6 +75,20 @@ def test_an_output_that_nobody_reads_is_no_traceback(tmp_path: Path, words: str,
     env = os.environ | {"PYTHONPATH": str(Path(spinlite.__file__).parents[1])}
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
     assert done.returncode == 0 and not done.stderr
+
+
+def test_ctrl_c_while_the_program_is_being_loaded_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Interrupted:
+        def find_spec(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "spinlite.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130 and "Nothing is lost" in capsys.readouterr().out
 
 
 # What reaches the terminal
