@@ -4,6 +4,8 @@ train -> _play_rounds -> _prepare (look at the data, plan, load, encode), then r
 judge) -> _export. What one round does is in `training/`.
 """
 
+import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from spinlite.training.session import Session, begin
 from spinlite.training.step import required_errors
 
 JUDGED = 64  # the most held-out records that a round measures and plays
+REPORT_SECONDS = 30.0  # between two pages about a run under way
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,15 @@ def _where(run: Run) -> str:
 
 def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str | None:
     """Play the rounds after the `done` ones, then free the networks; returns why a guard stopped the run, if one did."""
-    session, k = _prepare(run, run.settings.run.rounds - done, watch), done + 1
+    session, k, reported = _prepare(run, run.settings.run.rounds - done, watch), done + 1, -math.inf
     begin(session)
     while k <= run.settings.run.rounds and not stopped:
         stopped, following, undone = _round(session, k)
         run.save({}, round=following, update=0, stopped=stopped, undone=undone)
         run.forget_round()
-        if processes.leads():
+        if processes.leads() and time.monotonic() - reported >= REPORT_SECONDS:
             _report(run, watch)
+            reported = time.monotonic()
         if following > k:
             session.forget_fakes(k)
         k = following

@@ -260,6 +260,14 @@ def test_a_full_set_of_phases_is_told(toy: Settings, tmp_path: Path):
     assert any(line.startswith("time: about") and line.endswith("for 2 rounds") for line in watch.said)
 
 
+def test_quick_rounds_do_not_each_write_the_page(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It shows all rounds so far: written after each, a run of many rounds would soon write nothing else."""
+    written = []
+    monkeypatch.setattr(selfplay, "write_report", lambda folders, path: written.append(path))
+    train(changed(toy, run__rounds=4, learn__updates=1, judge__stop=False), tmp_path / "r", Quiet())
+    assert written == [tmp_path / "r" / "report.html"] * 2, "after the first round, and at the end"
+
+
 def test_the_last_rounds_file_goes_when_the_last_is_the_best(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A run that goes on leaves no file of a round that was the last once."""
     run = Run(tmp_path / "r", toy)

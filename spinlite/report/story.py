@@ -15,6 +15,7 @@ from spinlite.runs.trees import flatten
 
 KINDS = ("begin", "update", "judge", "guard", "won", "lowered", "coarse", "export")  # of the journal's events
 POINTS = 300  # of a curve: more can't be told apart on a screen
+SHEETS = 11  # of the last rounds, and that of the first: a page of hundreds could not be opened
 Point = tuple[float, float]
 
 
@@ -39,7 +40,7 @@ class Story:
     rounds: list[dict[str, Any]]  # judge events
     best: int
     curves: list[Curve]
-    sheets: list[tuple[int, Path]]  # (round, picture), the last first
+    sheets: list[tuple[int, Path]]  # (round, picture), the last first: those of the last rounds, and of the first
     log: list[str]
     exports: list[dict[str, Any]]  # export events, the last of each file
 
@@ -84,10 +85,11 @@ def read_story(folder: Path) -> Story:
     events = sorted((event for kind in KINDS for event in run.events(kind)), key=lambda event: event["time"])
     judged = [event for event in events if event["event"] == "judge"]
     sheets = [(event["round"], run.sheet_path(event["round"])) for event in reversed(judged)]
+    sheets = [(k, path) for k, path in sheets if path.exists()]
     exports = {event["file"]: event for event in events if event["event"] == "export"}
     return Story(
         run.name, _state(run, judged), run.settings, _facts(run, events), judged, run.best, _curves(events, judged),
-        [(k, path) for k, path in sheets if path.exists()], _log(events), list(exports.values()),
+        sheets[:SHEETS] + sheets[SHEETS:][-1:], _log(events), list(exports.values()),
     )  # fmt: skip
 
 

@@ -39,6 +39,15 @@ def test_it_shows_the_sheets_the_rounds_and_the_files(run: Path, command: Comman
     assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
 
 
+def test_of_many_sheets_the_last_ones_and_the_first_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch):
+    write_report([run], run / "all.html")
+    monkeypatch.setattr("spinlite.report.story.SHEETS", 0)
+    write_report([run], run / "some.html")
+    assert [k for k, _ in read_story(run).sheets] == [1]
+    said = ["The sheets of other rounds" in (run / f"{name}.html").read_text(encoding="utf-8") for name in ("all", "some")]
+    assert said == [False, True]
+
+
 def test_curves_hold_the_journals_figures(run: Path):
     story = read_story(run)
     events = [json.loads(line) for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
