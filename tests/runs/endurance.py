@@ -1,12 +1,13 @@
 """The long versions of the fault tests, by hand: `python -m tests.runs.endurance WHAT COUNT`. Prints figures as it goes.
 
-kills    a run is killed (SIGKILL, SIGTERM or SIGINT) at COUNT random instants, over several methods; not on Windows (fork)
-changes  killed, and failing with ENOSPC, EIO and EACCES, at every COUNT-th change of the disk
+kills    a run is killed (SIGKILL, SIGTERM or SIGINT) at COUNT random instants, over all methods; not on Windows (fork)
+changes  killed, and failing with ENOSPC, EIO and EACCES, at every COUNT-th change of the disk; not on Windows (fork)
 damage   every file of a run and its caches flipped, halved, emptied, zeroed, deleted, replaced by an older one
 soak     COUNT rounds: seconds of CPU a round, memory and open files, as they go
 """
 
 import errno
+import hashlib
 import os
 import random
 import shutil
@@ -21,52 +22,96 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from PIL import Image
 
+from spinlite.__main__ import main
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
+from spinlite.runs.lock import LOCK
 from spinlite.selfplay import train
 from tests.runs import faults
 from tests.runs.faults import Lora, files_of, flip, lora_of, outcome_of
-from tests.toy import Quiet
+from tests.toy import TOY, Quiet
 
-METHODS = [(), ("method.reference=random",), ("method.name=spin", "play.points=2"), ("method.name=sft",)]
+METHODS = [
+    ("method.name=seppo", "method.reference=each"), ("method.name=seppo", "method.reference=random"),
+    ("method.name=spin", "play.points=2"), *((f"method.name={name}",) for name in ("spin", "sft", "dro", "ddo", "kto", "sudo")),
+    ("method.name=dpo",),
+]  # fmt: skip
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+ENDS = ["the same LoRA", "ANOTHER LORA", "NO LORA"]
 
 
 def kills(count: int, root: Path, data: Path) -> str:
-    chance, found = random.Random(0), Counter[str]()
+    chance, found, ended = random.Random(0), Counter[str](), Counter[str]()
     for number in range(count):
-        settings = _settings(data, METHODS[number % len(METHODS)])
+        method = METHODS[number % len(METHODS)]
+        words = _words(_pairs(data) if "dpo" in method[0] else data, method)
+        settings = faults.load_settings(TOY, words[1::2])
         whole = root / f"whole{number % len(METHODS)}"
         if not whole.exists():
-            began = time.monotonic()
+            began = time.process_time()
             train(settings, whole / "r", Quiet())
-            (whole / "seconds").write_text(str(time.monotonic() - began), encoding="utf-8")
+            (whole / "seconds").write_text(str(time.process_time() - began), encoding="utf-8")
         seconds = float((whole / "seconds").read_text(encoding="utf-8"))
-        _start_and_kill(settings, root / "r", chance.uniform(0, seconds), chance.choice(SIGNALS))
-        if chance.random() < 0.5:  # half of them are killed once more as they go on
-            _start_and_kill(settings, root / "r", chance.uniform(0, seconds / 2), chance.choice(SIGNALS))
+        for _ in range(chance.choice([1, 2])):  # half of them are killed once more as they go on
+            ended[_start_and_kill(words, root, chance.uniform(0, seconds), chance.choice(SIGNALS))] += 1
         found[_finish(settings, root, lora_of(whole / "r"))] += 1
-        print(number + 1, dict(found), flush=True)
-    return f"{count} runs killed: {dict(found)}"
+        print(number + 1, dict(found), dict(ended), flush=True)
+    return f"{count} runs killed: {dict(found)}; they ended: {dict(ended)}"
 
 
 def changes(step: int, root: Path, data: Path) -> str:
-    settings, found = _settings(data, ()), Counter[str]()
-    total = faults.count_changes(settings, root / "whole")
-    wanted = lora_of(root / "whole" / "r")
-    for number in range(1, total + 1, step):
-        faults.killed_at(number, settings, root)
-        found["killed: " + _finish(settings, root, wanted)] += 1
-        for error in (errno.ENOSPC, errno.EIO, errno.EACCES):
-            faults.failing_at(number, error, settings, root)
-            found[f"{errno.errorcode[error]}: {_finish(settings, root, wanted)}"] += 1
-        print(number, dict(found), flush=True)
-    return f"{total} changes of the disk, each {step}th tried: {dict(found)}"
+    """One run goes on to its end. At each change a child of its process meets the fault, goes on after it, and is compared."""
+    settings, found, known, number = faults.settings_for(data), Counter[str](), dict[str, str](), 0
+    train(settings, root / "whole" / "r", Quiet())
+    wanted, place, failing = lora_of(root / "whole" / "r"), root / "place", 0
+
+    def at_change(what: str, path: Any) -> None:
+        nonlocal number, failing
+        if failing:
+            return faults.fail(failing, what, path)
+        number += 1
+        lock = Path(str(path)).name == LOCK  # filelock can't be forked within; tests/runs/test_lock.py is about it
+        for error in (-1, errno.ENOSPC, errno.EIO, errno.EACCES) if number % step == 0 and not lock else ():
+            shutil.copytree(place, root / "kept")
+            child = os.fork()
+            if not child:
+                failing = error
+                return faults.fail(failing, what, path, at_once=True)
+            os.waitpid(child, 0)
+            shutil.rmtree(place)
+            (root / "kept").rename(place)
+            fault, (state, end) = (
+                errno.errorcode.get(error, "killed"),
+                (root / "end").read_text(encoding="utf-8").split("\n", 1),
+            )
+            known[state] = end
+            found[f"{fault}: {end}"] += 1
+            if end != ENDS[0]:
+                print(number, what, path, fault, end, flush=True)
+        if number % (20 * step) == 0:
+            print(number, dict(found), flush=True)
+
+    place.mkdir()
+    with faults.at_each_change(place, at_change):
+        try:
+            train(settings, place / "r", Quiet())
+        except (faults.Killed, SpinliteError, OSError):
+            assert failing, "an uninterrupted run has failed"
+    if not failing:
+        return f"{number} changes of the disk, each {step}th tried: {dict(found)}; {len(known)} states of the disk"
+    state = _state_of(place)
+    if state not in known:
+        shutil.copytree(place, root / "work")  # the parent's locks are on the files, not on their copies
+    end = known.get(state) or _finish(settings, root / "work", wanted)
+    shutil.rmtree(root / "work", ignore_errors=True)
+    (root / "end").write_text(f"{state}\n{end}", encoding="utf-8")
+    os._exit(0)
 
 
 def damage(_: int, root: Path, data: Path) -> str:
-    settings, found = _settings(data, ()), Counter[str]()
+    settings, found = faults.settings_for(data), Counter[str]()
     train(settings, root / "whole" / "r", Quiet())
     faults.cut_off(settings, root / "old" / "r", ("round 2/2 · learn", 2))
     faults.cut_off(settings, root / "cut" / "r")
@@ -89,20 +134,21 @@ def damage(_: int, root: Path, data: Path) -> str:
                 if kind == "ANOTHER LORA":
                     print(state, place, name, kind, flush=True)
                 found[kind] += 1
+            print(state, place, dict(found), flush=True)
     return f"{found.total()} damages: {dict(found)}"
 
 
 def soak(rounds: int, root: Path, data: Path) -> str:
     few = ["learn.updates=1", "learn.batch=2", "learn.snapshot_every=0", "judge.stop=false", "method.name=spin"]
-    settings = _settings(data, (*few, f"run.rounds={rounds}", "memory.cache_opponent=false"))
+    settings = faults.load_settings(TOY, _words(data, (*few, f"run.rounds={rounds}", "memory.cache_opponent=false"))[1::2])
     process, marks, began = psutil.Process(), [], time.process_time()
 
     class Marks(Quiet):
         def show_round(self, round_: int, rounds: int, found: dict[str, Any]) -> None:
             nonlocal began
             self.said, self.phases = [], []
-            if round_ % max(1, rounds // 10) == 0:
-                spent = (time.process_time() - began) / max(1, rounds // 10)
+            if round_ % max(1, rounds // 20) == 0:
+                spent = (time.process_time() - began) / max(1, rounds // 20)
                 marks.append(f"{round_}: {spent:.3f} s, {process.memory_info().rss >> 20} MB, {process.num_fds()} files")
                 print(marks[-1], flush=True)
                 began = time.process_time()
@@ -113,33 +159,69 @@ def soak(rounds: int, root: Path, data: Path) -> str:
     return f"{rounds} rounds; opened again in {time.process_time() - began:.2f} s"
 
 
-def _settings(data: Path, more: tuple[str, ...]) -> Settings:
-    seppo = [value for value in faults.VALUES if not value.startswith("method.") or not any("method.name" in m for m in more)]
-    return faults.load_settings(faults.TOY, [*seppo, *more], data__folder=str(data))
+def _words(data: Path, more: tuple[str, ...]) -> list[str]:
+    """["--set", "name=value", …] of the small run with other values."""
+    given = {value.partition("=")[0] for value in more}
+    kept = [v for v in faults.VALUES if v.partition("=")[0] not in given and not v.startswith("method.")]
+    return [word for value in (*kept, *more, f"data.folder={data}") for word in ("--set", value)]
 
 
-def _start_and_kill(settings: Settings, folder: Path, after: float, how: signal.Signals) -> None:
+def _pairs(data: Path) -> Path:
+    """The same pictures, each preferred to a black one."""
+    pairs = data.with_name("pairs")
+    if not pairs.exists():
+        shutil.copytree(data, pairs / "win")
+        shutil.copytree(data, pairs / "lose")
+        for path in (pairs / "lose").glob("*.png"):
+            Image.new("RGB", (16, 16)).save(path)
+    return pairs
+
+
+def _start_and_kill(words: list[str], root: Path, after: float, how: signal.Signals) -> str:
+    """`spinlite train`, killed after so many seconds of CPU; returns how it ended, in words."""
     child = os.fork()
     if not child:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        train(settings, folder, Quiet())
-        os._exit(0)
-    time.sleep(after)
-    os.kill(child, how)
-    os.waitpid(child, 0)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL if how == signal.SIGKILL else lambda *_: os.kill(os.getpid(), how))
+        signal.setitimer(signal.ITIMER_PROF, after)
+        _command([*words, "--name", "r", "--runs", str(root)], root / "said")
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = (root / "said").read_text(encoding="utf-8", errors="replace")
+    assert "Traceback" not in said and code in (0, 130, -signal.SIGPROF, -signal.SIGTERM), (how, code, said)
+    return {0: "done", 130: "stopped and saved"}.get(code, "killed")
+
+
+def _command(words: list[str], said: Path) -> None:
+    """`spinlite train` in this process, which then ends. What it says goes into a file."""
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.argv, code = ["spinlite", "train", TOY, *words], 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _finish(settings: Settings, root: Path, wanted: Lora) -> str:
     """How the run ends when it goes on; its folder is removed."""
     try:
         train(settings, root / "r", Quiet())
-        end = "the same LoRA" if lora_of(root / "r") == wanted else "ANOTHER LORA"
+        end = ENDS[0] if lora_of(root / "r") == wanted else ENDS[1]
     except SpinliteError as error:
-        end = f"NO LORA: {error}"
+        end = f"{ENDS[2]}: {error}"
     shutil.rmtree(root / "r", ignore_errors=True)
     shutil.rmtree(root / "cache", ignore_errors=True)
     return end
+
+
+def _state_of(folder: Path) -> str:
+    """A hash of all files: a state of the disk from which a run has gone on before need not be tried again."""
+    digest = hashlib.sha256()
+    for path in files_of(folder):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tests.toy import TOY, Quiet
 VALUES = [
     "learn.updates=7", "learn.batch=64", "learn.snapshot_every=3", "run.rounds=2", "judge.draws=1", "judge.prompts=1",
     "play.steps=2", "data.heldout=0.3", "method.name=seppo", "method.reference=each", "memory.cache_opponent=true",
+    "memory.play_batch=32",
 ]  # fmt: skip
 Lora = dict[str, list[float]]  # weights by name
 MID = ("round 2/2 · learn", 6)  # here a run is cut off: in mid-round, with a snapshot within it and a policy for the guards
@@ -108,44 +109,33 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
             _watching.clear()
 
 
-def count_changes(settings: Settings, root: Path) -> int:
-    """How often an uninterrupted run in `root` changes the disk."""
-    found = []
-    with at_each_change(root, lambda what, path: found.append(what)):
-        train(settings, root / "r", Quiet())
-    return len(found)
+def fail(error: int, what: str, path: Any, at_once: bool = False) -> None:
+    """What happens at a change of the disk from the fault on: -1: the process is gone; else writing fails with this error.
 
-
-def killed_at(number: int, settings: Settings, root: Path) -> None:
-    """A run that is killed at its change of this number; what was being written is torn in the middle."""
-    left = number
-
-    def kill(what: str, path: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0 and what == "sync":
+    `at_once`: this is the fault. A process that is gone then leaves torn what it was writing.
+    """
+    if error < 0:
+        if at_once and what == "sync":
             os.ftruncate(path, os.fstat(path).st_size // 2)
-        if left <= 0:
-            raise Killed
-
-    with at_each_change(root, kill), contextlib.suppress(Killed):
-        train(settings, root / "r", Quiet())
+        raise Killed
+    if what in ("open", "sync", "os.mkdir", "os.rename"):
+        raise OSError(error, os.strerror(error), str(path))
 
 
-def failing_at(number: int, error: int, settings: Settings, root: Path) -> str:
-    """A run in which every write fails from a change of this number on; returns how it ended."""
+def with_fault_at(number: int, error: int, settings: Settings, root: Path) -> str:
+    """A run that meets a fault (see `fail`) at its change of this number; returns how it ended."""
     left = number
 
-    def fail(what: str, path: Any) -> None:
+    def count(what: str, path: Any) -> None:
         nonlocal left
         left -= 1
-        if left <= 0 and what in ("open", "sync", "os.mkdir", "os.rename"):
-            raise OSError(error, os.strerror(error), str(path))
+        if left <= 0:
+            fail(error, what, path, left == 0)
 
-    with at_each_change(root, fail):
+    with at_each_change(root, count):
         try:
             train(settings, root / "r", Quiet())
-        except (SpinliteError, OSError) as caught:
+        except (Killed, SpinliteError, OSError) as caught:
             return str(caught)
     return ""
 
