@@ -82,11 +82,8 @@ def changes(step: int, root: Path, data: Path) -> str:
             os.waitpid(child, 0)
             shutil.rmtree(place)
             (root / "kept").rename(place)
-            fault, (state, end) = (
-                errno.errorcode.get(error, "killed"),
-                (root / "end").read_text(encoding="utf-8").split("\n", 1),
-            )
-            known[state] = end
+            state, end = (root / "end").read_text(encoding="utf-8").split("\n", 1)
+            fault, known[state] = errno.errorcode.get(error, "killed"), end
             found[f"{fault}: {end}"] += 1
             if end != ENDS[0]:
                 print(number, what, path, fault, end, flush=True)

@@ -91,9 +91,16 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
     """Call `call(what, path)` before each change below `root`: opening for writing, renaming, removing, and waiting for the
     disk ("sync", with the open file's number)."""
 
+    calling = False
+
     def seen(what: str, path: Any) -> None:
-        if what == "sync" or str(path).startswith(str(root)):
-            call(what, path)
+        nonlocal calling
+        if not calling and (what == "sync" or str(path).startswith(str(root))):
+            calling = True  # what `call` changes does not count
+            try:
+                call(what, path)
+            finally:
+                calling = False
 
     def sync(handle: int) -> None:
         seen("sync", handle)
