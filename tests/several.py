@@ -1,41 +1,79 @@
-"""What one of several processes does in a test: train toy runs, one after the other, as the command line says.
+"""What one of several processes does in a test: train toy runs, one after the other, as a launcher would have it do."""
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.several JOBS.json
-"""
-
-import json
+import multiprocessing
 import os
 import signal
-import sys
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from spinlite.config.load import load_settings
+from spinlite.errors import SpinliteError
 from spinlite.memory import processes
 from spinlite.selfplay import train
 from tests.toy import TOY, Quiet
 
 
-def main(jobs: Path) -> None:
-    """Each job: {"folder", "data", "set": [...], "kill": (which process, in which of its updates)}."""
+class Job(NamedTuple):
+    """A toy run: its folder, its pictures, its settings."""
+
+    folder: Path
+    data: Path
+    words: list[str]
+    kill: tuple[int, int] = (-1, -1)  # which process is killed, in which of its updates
+
+
+class Ended(NamedTuple):
+    code: int | None
+    said: str  # the problem and the fix of the error that ended it
+
+
+def together(count: int, jobs: list[Job], folder: Path) -> list[Ended]:
+    """How `count` processes end that train these runs together.
+
+    They are copies of this process where that can be (fork): then none has to import torch anew.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    started = [context.Process(target=_work, args=(i, count, port, jobs, folder)) for i in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    said = [(folder / str(i)).read_text(encoding="utf-8") if (folder / str(i)).exists() else "" for i in range(count)]
+    return [Ended(process.exitcode, text) for process, text in zip(started, said, strict=True)]
+
+
+def _work(number: int, count: int, port: int, jobs: list[Job], folder: Path) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= address | {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
-    add_up = processes.sum_gradients
-    for job in json.loads(jobs.read_text(encoding="utf-8")):
-        settings, updates = load_settings(TOY, job["set"], data__folder=job["data"]), 0
-
-        def sum_gradients(parameters: Any, job: Any = job) -> None:
-            nonlocal updates
-            updates += 1
-            if [processes.number(), updates] == job.get("kill"):
-                os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
-            add_up(parameters)
-
-        processes.sum_gradients = sum_gradients
-        train(settings, Path(job["folder"]), Quiet())
-    processes.leave()
+    try:
+        for job in jobs:
+            _train(job)
+        processes.leave()
+    except SpinliteError as error:
+        (folder / str(number)).write_text(str(error), encoding="utf-8")
+        os._exit(1)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def _train(job: Job) -> None:
+    add_up, updates = processes.sum_gradients, 0
+
+    def sum_gradients(parameters: Any) -> None:
+        nonlocal updates
+        updates += 1
+        if (processes.number(), updates) == job.kill:
+            os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+        add_up(parameters)
+
+    processes.sum_gradients = sum_gradients
+    try:
+        train(load_settings(TOY, job.words, data__folder=str(job.data)), job.folder, Quiet())
+    finally:
+        processes.sum_gradients = add_up

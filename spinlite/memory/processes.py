@@ -66,8 +66,7 @@ def gather(work: Callable[[], R]) -> list[R]:
     try:
         distributed.all_gather_object(answers, (result, error), group=_messages())
     except RuntimeError:
-        problem, fix = "another process of this run has ended", "type the same command again: it goes on from the last save"
-        raise error or SpinliteError(problem, fix=fix) from None
+        raise error or _lost() from None
     raised = error or next((other for _, other in answers if other), None)
     if raised:
         raise raised
@@ -80,11 +79,19 @@ def from_lead(work: Callable[[], R]) -> R:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Add up the gradients of all processes; afterwards each has the sum. A process without gradients counts as zeros."""
+    """Add up the gradients of all processes; afterwards each has the sum. A process without gradients counts as zeros.
+
+    Raises SpinliteError if one of them has ended.
+    """
     if count() == 1:
         return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    distributed.all_reduce(flat)
+    try:
+        distributed.all_reduce(flat)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        raise _lost() from None
     for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = grad.view_as(p)
 
@@ -103,6 +110,12 @@ def leave() -> None:
     """Leave the group, at the end of the program."""
     if _joined():
         distributed.destroy_process_group()
+
+
+def _lost() -> SpinliteError:
+    return SpinliteError(
+        "another process of this run has ended", fix="type the same command again: it goes on from the last save"
+    )
 
 
 def _joined() -> bool:
