@@ -36,6 +36,7 @@ from spinlite.training.learn import learn_round, undo
 from spinlite.training.own_folder import own_folder
 from spinlite.training.pictures import encode_pictures, survey_pictures
 from spinlite.training.play import make_scheduler
+from spinlite.training.room import require_room_to_learn
 from spinlite.training.session import Session, begin
 from spinlite.training.step import required_errors
 
@@ -116,6 +117,7 @@ def _round(session: Session, k: int) -> tuple[str | None, int, bool]:
     """Play one round; returns (why the run must stop, if it must; the next round; whether a guard undid something)."""
     try:
         fakes, heldout_fakes = session.play(k)
+        require_room_to_learn(session, k)
         undone = learn_round(session, k, fakes)
         session.save_snapshot(k)
         stopped = judge(session, k, heldout_fakes)

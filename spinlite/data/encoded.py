@@ -142,7 +142,7 @@ class Encoded:
             names = [name for _, name, _ in some] if self._settings.latents == "sample" else None
             return family.encode_pictures([picture for *_, picture in some], names)
 
-        with silence_pillow(), processes.writing(self._pictures):
+        with silence_pillow(), processes.writing(self._pictures, sum(len(item.flips) for item in missing)):
             for some, rows in processes.spread(self._decoded(missing, total, batch, advance), encode):
                 self._add(some, rows, total)
 
@@ -173,7 +173,7 @@ class Encoded:
         def encode(some: Sequence[tuple[str, str]]) -> Cond:
             return family.encode_captions([text for _, text in some], self.chunks)
 
-        with processes.writing(self._prompts):
+        with processes.writing(self._prompts, len(prompts)):
             for chunk, rows in processes.spread(chunks(prompts, batch), encode):
                 if processes.leads():
                     self._prompts.add([key for key, _ in chunk], rows)

@@ -97,8 +97,12 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 @contextlib.contextmanager
-def writing(store: Any) -> Iterator[None]:
-    """Within the block the lead fills a store (`if leads(): store.add(...)`). Afterwards every process finds what it holds."""
+def writing(store: Any, items: int) -> Iterator[None]:
+    """Within the block the lead adds so many items to a store (`if leads(): store.add(...)`).
+
+    Afterwards every process finds what it holds.
+    """
+    store.expect(items)
     with store if leads() else contextlib.nullcontext():
         yield
     if count() > 1:

@@ -11,6 +11,7 @@ from spinlite.progress import describe_size
 from spinlite.runs.checksum import find_damage
 
 DRAFT = ".part"  # the ending of a file that is being written
+AGAIN = "free some space (`spinlite runs` shows what runs take), then type the same command again: it goes on from here"
 
 
 def write_bytes(path: Path, content: bytes, before: Path | None = None) -> None:
@@ -46,8 +47,16 @@ def raise_if_full(error: OSError, path: Path, wanted: int) -> None:
     free = shutil.disk_usage(path.parent).free
     raise SpinliteError(
         f"the disk is full: {path} needs {describe_size(wanted)}, and {describe_size(free)} are free",
-        fix="free some space (`spinlite runs` shows what runs take), then type the same command again: it goes on from here",
+        fix=AGAIN,
     ) from None
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raises SpinliteError if the disk of a folder has less than `needed` bytes free for something, said in words."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        problem = f"the disk has no room for {what} in {folder}: {describe_size(needed)}, and {describe_size(free)} are free"
+        raise SpinliteError(problem, fix=AGAIN)
 
 
 def sync(handle: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.runs.checksum import find_damage, seal
-from spinlite.runs.disk import remove_drafts, write_bytes
+from spinlite.runs.disk import remove_drafts, require_room, write_bytes
 from spinlite.runs.files import fingerprint
 from spinlite.runs.lock import hold
 
@@ -83,6 +83,7 @@ class Store:
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._block: contextlib.ExitStack | None = None
         self._bytes, self._since = 0, 0.0
+        self._expected = 0
         self.reread()
 
     def __contains__(self, key: str) -> bool:
@@ -117,8 +118,16 @@ class Store:
             if key not in self:
                 self._waiting[key] = {name: value[i].detach().cpu() for name, value in tensors.items()}
                 self._bytes += sum(value.nbytes for value in self._waiting[key].values())
+        if self._expected and self._waiting:  # the first tell how large the others will be
+            needed, count = self._bytes * self._expected // len(self._waiting), self._expected
+            self._expected = 0
+            require_room(self.folder, needed, f"{count} items")
         if self._bytes >= SHARD or time.monotonic() - self._since >= SAVE_SECONDS:
             self._write()
+
+    def expect(self, count: int) -> None:
+        """Say how many items will be added. With the first, `add` raises SpinliteError if the disk has no room for all."""
+        self._expected = count
 
     def get(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Named tensors (B, ...) on the CPU, one row for each key. The items must have one shape.

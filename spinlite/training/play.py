@@ -61,7 +61,7 @@ def play(
     missing = processes.from_lead(lambda: [chunk for chunk in chunks if any(fake_key(r) not in store for r in chunk)])
     done = len(records) - sum(map(len, missing))
 
-    with processes.writing(store):
+    with processes.writing(store, sum(map(len, missing))):
         for chunk, made in processes.spread(missing, make):
             if processes.leads():
                 store.add([fake_key(r) for r in chunk], made)

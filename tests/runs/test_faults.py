@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from spinlite.config.settings import Settings
+from spinlite.errors import SpinliteError
+from spinlite.runs.run import Run
 from spinlite.selfplay import train
 from tests.runs import faults
 from tests.runs.faults import Lora, flip, lora_of
@@ -149,5 +151,20 @@ SOME = [  # changes of the disk, of some 500, and the fault that the run meets t
 def test_a_run_that_is_killed_or_whose_disk_fails_goes_on_to_the_same_lora(number: int, error: int, made: Made, tmp_path: Path):
     said = faults.with_fault_at(number, error, made.settings, tmp_path)
     assert error < 0 or "is full" in said or os.strerror(error) in said
+    train(made.settings, tmp_path / "r", Quiet())
+    assert lora_of(tmp_path / "r") == made.lora
+
+
+def test_a_run_without_room_stops_before_it_learns_and_goes_on_when_there_is_some(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for free, what in ((100, "items in "), (10_000, "what round 1 learns in ")):
+        with monkeypatch.context() as patch, pytest.raises(SpinliteError, match=f"no room for .*{what}") as caught:
+            patch.setattr(
+                "spinlite.runs.disk.shutil.disk_usage", lambda folder, free=free: shutil._ntuple_diskusage(0, 0, free)
+            )
+            train(made.settings, tmp_path / "r", Quiet())
+        assert "`spinlite runs`" in caught.value.fix and not list(tmp_path.rglob("*.part"))
+    assert not Run.open_existing(tmp_path / "r").events("update")
     train(made.settings, tmp_path / "r", Quiet())
     assert lora_of(tmp_path / "r") == made.lora

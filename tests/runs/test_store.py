@@ -140,6 +140,19 @@ def test_a_full_disk_is_said_with_what_is_missing_and_leaves_no_half_file(tmp_pa
     assert "type the same command again" in caught.value.fix and not list(tmp_path.iterdir())
 
 
+def test_a_store_says_with_its_first_items_whether_all_will_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spinlite.runs.disk.shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 3000))  # pyright: ignore
+    some = {"x": torch.zeros(2, 100)}  # 400 bytes each
+    with Store(tmp_path / "s") as store:
+        store.expect(7)
+        store.add(["a", "b"], some)
+    with pytest.raises(SpinliteError) as caught, Store(tmp_path / "s") as store:
+        store.expect(8)
+        store.add(["c", "d"], some)
+    assert "no room for 8 items" in caught.value.problem and "0 MB" in caught.value.problem
+    assert "the same command again" in caught.value.fix and set("abcd") <= set(Store(tmp_path / "s")._places)
+
+
 def test_the_old_file_stays_until_the_new_one_was_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, before = tmp_path / "x", tmp_path / "before"
     write_tensors(path, {"a": torch.zeros(1)}, before=before)
