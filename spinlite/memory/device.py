@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,6 +113,11 @@ def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     yield
     if averaging:
         averaging.train()
+
+
+def memory_in_use() -> int:
+    """Bytes that this process holds now: on its GPU if it uses one, else in RAM."""
+    return torch.cuda.memory_reserved() if torch.cuda.is_initialized() else psutil.Process().memory_info().rss
 
 
 def choose_device(memory: Memory | None = None) -> Device:

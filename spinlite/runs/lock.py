@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from spinlite.errors import SpinliteError
+from spinlite.runs.names import LOG, NOW, STOP
 
 LOCK, OWNER = ".lock", ".lock.json"  # in the folder: the lock, and who holds it
 _CANNOT_LOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
@@ -52,9 +53,10 @@ def hold(folder: Path, wait: float = 0.0) -> Iterator[None]:
             owner.unlink(missing_ok=True)
         finally:
             lock.release()
-        if {path.name for path in folder.iterdir()} <= {LOCK}:
+        if {path.name for path in folder.iterdir()} <= {LOCK, NOW, LOG, STOP}:
             with contextlib.suppress(OSError):  # another command may have come meanwhile
-                (folder / LOCK).unlink(missing_ok=True)
+                for name in (NOW, LOG, STOP, LOCK):
+                    (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
 
 

@@ -11,6 +11,7 @@ FORBIDDEN = '<>:"/\\|?*'
 NEWEST, BEFORE = "state.safetensors", "state-before.safetensors"  # the last save, and the one before
 JOURNAL = "journal.jsonl"
 CACHES = "caches.txt"  # the folders of the cache that a run uses, a line each
+NOW, LOG, STOP = "now.json", "log.txt", "stop"  # what a run says to those who watch it, and what asks it to stop (`live.py`)
 OURS = {"cache"}  # folders beside the runs
 
 
