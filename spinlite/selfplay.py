@@ -29,6 +29,7 @@ from spinlite.report.page import write_report
 from spinlite.runs.checksum import checksum
 from spinlite.runs.live import LiveWatch
 from spinlite.runs.run import Run
+from spinlite.runs.votes import read_votes, standing
 from spinlite.summary import describe_levers, explain_plan, run_facts, warnings
 from spinlite.training.guards import Diverged
 from spinlite.training.inputs import as_begun
@@ -108,6 +109,8 @@ def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str 
         if processes.leads() and time.monotonic() - reported >= REPORT_SECONDS:
             _report(run, watch)
             reported = time.monotonic()
+        for words in standing(read_votes(run.folder)).values():
+            watch.say(words)
         if following > k:
             session.forget_fakes(k)
         k = following

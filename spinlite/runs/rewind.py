@@ -8,6 +8,7 @@ from spinlite.runs.journal import Journal
 from spinlite.runs.names import JOURNAL
 from spinlite.runs.saved import Saved, lost
 from spinlite.runs.snapshots import Snapshots
+from spinlite.runs.votes import forget_votes_after
 
 
 def files_after(folder: Path, k: int) -> list[Path]:
@@ -34,6 +35,7 @@ def rewind(folder: Path, k: int) -> None:
     undone = [event["why"] for event in journal.events("guard") if event["round"] == k]
     lowered = [{key: value for key, value in event.items() if key != "event"} for event in journal.events("lowered")]
     stopped = judged[k].get("stopped") if k else None
+    forget_votes_after(folder, k)
     journal.sync()
     Saved(folder).write({}, {
         "round": k + 1, "update": 0, "stopped": undone[-1] if undone else stopped, "undone": bool(undone), "lowered": lowered,

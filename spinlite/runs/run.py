@@ -5,6 +5,7 @@ pictures.json            the pictures and captions that it began with, in order
 caches.txt               the folders of the cache that it uses
 journal.jsonl            one event a line
 now.json, log.txt, stop  where it is, what it said, and how to ask it to stop (`live.py`)
+votes.jsonl, votes/      which pictures someone preferred (`votes.py`)
 state.safetensors        policy and optimizer of the round under way, and where it stands
 state-before.safetensors the save before that, in case the newest is damaged
 snapshots/k.safetensors  the policy after round k; k-u.safetensors: after update u of round k, if learn.snapshot_every is set

@@ -1,0 +1,102 @@
+"""Which pictures a person preferred: one of two of the same caption, by the base and by a round, seen without knowing which.
+
+votes.jsonl       a vote a line: caption, round, and which picture was chosen ("base", "round" or "skip")
+votes/win, lose   the two pictures of each choice and the caption: pairs as a method reads them that learns from given pairs
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spinlite.runs.disk import write_bytes
+
+VOTES, PAIRS = "votes.jsonl", "votes"
+CHANCE = 1.96  # standard deviations: 95 of 100 intervals hold the truth
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One choice. `chosen` is "base", "round" or "skip"; `pair` is the name of its files, "" if it was skipped."""
+
+    caption: str
+    round: int
+    chosen: str
+    pair: str = ""
+
+
+def read_votes(folder: Path) -> list[Vote]:
+    """The votes of a run, oldest first. Lines that are none are left out."""
+    votes = []
+    with contextlib.suppress(OSError):
+        for line in (folder / VOTES).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                votes.append(Vote(**json.loads(line)))
+    return votes
+
+
+def vote(folder: Path, caption: str, round_: int, chosen: str, base: Path, picture: Path) -> None:
+    """Keep a choice, and the two pictures (PNG) as a pair if one was preferred."""
+    votes, pair = read_votes(folder), ""
+    if chosen != "skip":
+        pair = f"{time.time_ns()}"
+        won, lost = (picture, base) if chosen == "round" else (base, picture)
+        for side, path in (("win", won), ("lose", lost)):
+            (folder / PAIRS / side).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / PAIRS / side / f"{pair}.png")
+        (folder / PAIRS / "win" / f"{pair}.txt").write_text(caption, encoding="utf-8")
+    _write(folder, [*votes, Vote(caption, round_, chosen, pair)])
+
+
+def undo(folder: Path) -> Vote | None:
+    """Take the last vote back, and return it; None if there is none."""
+    votes = read_votes(folder)
+    if not votes:
+        return None
+    _write(folder, votes[:-1])
+    _forget(folder, votes[-1:])
+    return votes[-1]
+
+
+def forget_votes_after(folder: Path, k: int) -> None:
+    """Remove the votes on rounds after k, which will be made again."""
+    votes = read_votes(folder)
+    if gone := [vote for vote in votes if vote.round > k]:
+        _write(folder, [vote for vote in votes if vote.round <= k])
+        _forget(folder, gone)
+
+
+def standing(votes: Iterable[Vote]) -> dict[int, str]:
+    """How each round stands, in words: "you preferred round 2 to the base in 14 of 17 (likely 59 to 94 % of the time)"."""
+    votes, words = list(votes), {}
+    for k in sorted({vote.round for vote in votes}):
+        chosen = [vote.chosen for vote in votes if vote.round == k and vote.chosen != "skip"]
+        if chosen:
+            won = chosen.count("round")
+            low, high = interval(won, len(chosen))
+            likely = f"likely {100 * low:.0f} to {100 * high:.0f} % of the time"
+            words[k] = f"you preferred round {k} to the base in {won} of {len(chosen)} ({likely})"
+    return words
+
+
+def interval(won: int, of: int) -> tuple[float, float]:
+    """Between which shares the true share lies with 95 % confidence (E. B. Wilson 1927, J. Am. Stat. Assoc. 22, 209)."""
+    share, square = won / of, CHANCE**2
+    middle = (share + square / (2 * of)) / (1 + square / of)
+    half = CHANCE / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _write(folder: Path, votes: list[Vote]) -> None:
+    text = "".join(json.dumps(asdict(vote), ensure_ascii=False) + "\n" for vote in votes)
+    write_bytes(folder / VOTES, text.encode())
+
+
+def _forget(folder: Path, votes: Iterable[Vote]) -> None:
+    for vote in votes:
+        for name in (f"win/{vote.pair}.png", f"win/{vote.pair}.txt", f"lose/{vote.pair}.png") if vote.pair else ():
+            (folder / PAIRS / name).unlink(missing_ok=True)
