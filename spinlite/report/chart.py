@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from spinlite.report.story import Point
+from spinlite.report.curves import Point
 
 WIDTH, HEIGHT, LEFT, BELOW = 460, 200, 56, 24  # px
 COLOURS = ("#2f8fd0", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: apart for the colour-blind too

@@ -1,7 +1,6 @@
 """A run folder, read for people: what state it is in, its rounds, its curves, its sheets."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,12 @@ import tomli_w
 
 from spinlite.config.settings import Settings
 from spinlite.progress import describe_duration
+from spinlite.report.curves import CURVES, Curve, curves, is_figure
 from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten
 
 KINDS = ("begin", "update", "judge", "guard", "won", "lowered", "coarse", "export")  # of the journal's events
-POINTS = 300  # of a curve: more can't be told apart on a screen
 SHEETS = 11  # of the last rounds, and that of the first: a page of hundreds could not be opened
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A figure over the course of a run. x is in rounds: 1.5 is the middle of round 2."""
-
-    title: str
-    meaning: str  # one sentence: how to read it
-    points: list[Point]
-    base: float | None = None  # the same figure of the base
 
 
 @dataclass(frozen=True)
@@ -48,35 +36,6 @@ class Story:
     def text(self) -> str:
         """Every setting, as a preset."""
         return tomli_w.dumps(self.settings.model_dump(exclude_none=True)).rstrip()
-
-
-# (event, key in it) -> (title, how to read it): a chart for each
-CURVES = {
-    ("judge", "policy_real"): (
-        "Error on unseen pictures",
-        "Lower is better. The dashed line is the base. If the curve rises, the model is learning your pictures by heart.",
-    ),
-    ("judge", "accuracy"): (
-        "Prefers your picture to its own",
-        "At which share of unseen captions the model, compared with its opponent, gained more on your picture than on its own.",
-    ),
-    ("judge", "away_deviation"): (
-        "Distance of contrast",
-        "How far the contrast of its samples is from that of your pictures. It should fall.",
-    ),
-    ("judge", "drift_mean"): (
-        "Drift of colours",
-        "How far the colours of its samples have moved from the base's. It should rise, then level off.",
-    ),
-    ("update", "margin"): (
-        "Margin",
-        "How much more your pictures gain than its own. It starts at 0 in every round and should rise.",
-    ),
-    ("update", "pull"): ("Pull", "What a round has left to teach: 1 at its start, 0 when all pairs are won."),
-    ("update", "loss"): ("Loss", "What the optimizer lowers. Compare it within a round alone."),
-    ("update", "gate_rate"): ("Gate rate", "SePPO: the share of pairs in which the fake is not pushed away."),
-    ("update", "grad_norm"): ("Gradient norm", "If it jumps to its ceiling again and again, the learning rate is too high."),
-}
 
 
 def read_story(folder: Path) -> Story:
@@ -127,27 +86,17 @@ def _facts(run: Run, events: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _curves(events: list[dict[str, Any]], judged: list[dict[str, Any]]) -> list[Curve]:
-    base = judged[0]["base_real"] if judged else None
     updates = max((e["update"] for e in events if e["event"] == "update"), default=1)
-    curves = []
-    for (event, key), (title, meaning) in CURVES.items():
-        found = [e for e in events if e["event"] == event and isinstance(e.get(key), int | float) and math.isfinite(e[key])]
-        points = [(_place(e, updates), float(e[key])) for e in found]
-        if len({value for _, value in points}) > 1 or (event == "judge" and points):
-            curves.append(Curve(title, meaning, thin(points), base if key == "policy_real" else None))
-    return curves
+    points = {
+        (event, key): [(_place(e, updates), e[key]) for e in events if e["event"] == event and is_figure(e.get(key))]
+        for event, key in CURVES
+    }  # fmt: skip
+    return curves(points, judged)
 
 
 def _place(event: dict[str, Any], updates: int) -> float:
     """Where an event lies, in rounds of so many updates."""
     return event["round"] - 1 + event["update"] / updates if "update" in event else float(event["round"])
-
-
-def thin(points: list[Point]) -> list[Point]:
-    """At most POINTS points: means of neighbours."""
-    size = -(-len(points) // POINTS)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def _log(events: list[dict[str, Any]]) -> list[str]:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from spinlite.config.settings import Settings
 from spinlite.report.chart import chart
+from spinlite.report.curves import POINTS, Curve, thin
 from spinlite.report.page import write_report
-from spinlite.report.story import POINTS, Curve, read_story, thin
+from spinlite.report.story import read_story
 from spinlite.selfplay import train
 from tests.conftest import Command
 from tests.toy import Quiet, changed

@@ -1,0 +1,75 @@
+"""The figures of a run that are drawn, each with one sentence on how to read it. Nothing here needs torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+POINTS = 300  # of a curve: more can't be told apart on a screen
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure over the course of a run. x is in rounds: 1.5 is the middle of round 2."""
+
+    title: str
+    meaning: str  # one sentence: how to read it
+    points: Sequence[Point]
+    base: float | None = None  # the same figure of the base
+
+
+# (event, key in it) -> (title, how to read it): a chart for each
+CURVES = {
+    ("judge", "policy_real"): (
+        "Error on unseen pictures",
+        "Lower is better. The dashed line is the base. If the curve rises, the model is learning your pictures by heart.",
+    ),
+    ("judge", "accuracy"): (
+        "Prefers your picture to its own",
+        "At which share of unseen captions the model, compared with its opponent, gained more on your picture than on its own.",
+    ),
+    ("judge", "away_deviation"): (
+        "Distance of contrast",
+        "How far the contrast of its samples is from that of your pictures. It should fall.",
+    ),
+    ("judge", "drift_mean"): (
+        "Drift of colours",
+        "How far the colours of its samples have moved from the base's. It should rise, then level off.",
+    ),
+    ("update", "margin"): (
+        "Margin",
+        "How much more your pictures gain than its own. It starts at 0 in every round and should rise.",
+    ),
+    ("update", "accuracy"): (
+        "Pairs won",
+        "The share of pairs in a step in which your picture gained more than the model's own. Half is chance.",
+    ),
+    ("update", "pull"): ("Pull", "What a round has left to teach: 1 at its start, 0 when all pairs are won."),
+    ("update", "loss"): ("Loss", "What the optimizer lowers. Compare it within a round alone."),
+    ("update", "gate_rate"): ("Gate rate", "SePPO: the share of pairs in which the fake is not pushed away."),
+    ("update", "grad_norm"): ("Gradient norm", "If it jumps to its ceiling again and again, the learning rate is too high."),
+}
+
+
+def curves(points: Mapping[tuple[str, str], Sequence[Point]], judged: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The curves that there is something to draw for, from the points of each of CURVES and the judge events."""
+    base = judged[0]["base_real"] if judged else None
+    found = []
+    for (event, key), (title, meaning) in CURVES.items():
+        line = points.get((event, key), [])
+        if len({value for _, value in line}) > 1 or (event == "judge" and line):
+            found.append(Curve(title, meaning, thin(line), base if key == "policy_real" else None))
+    return found
+
+
+def is_figure(value: Any) -> bool:
+    """Whether a value of the journal can be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """At most POINTS points: means of neighbours."""
+    size = -(-len(points) // POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size or 1)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
