@@ -15,6 +15,7 @@ from spinlite.cli import plan as cli_plan
 from spinlite.cli import report as cli_report
 from spinlite.cli import runs as cli_runs
 from spinlite.cli import settings as cli_settings
+from spinlite.cli import ui as cli_ui
 from spinlite.cli.ending import explained, quiet_streams, usage
 from spinlite.cli.options import OF_PRESETS, DataFolder, Overrides, Preset, Runs, takes
 from spinlite.config.presets import USUAL
@@ -145,6 +146,7 @@ cli_plan.register(app)
 cli_report.register(app)
 cli_runs.register(app)
 cli_settings.register(app)
+cli_ui.register(app)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,18 @@ def _look(folder: Path, folders: list[Path]) -> Listed:
     journal, saved = Journal(folder / JOURNAL), _saved(folder)
     journal.read()
     judged = journal.events("judge")
-    rounds = _rounds(journal)
+    rounds = planned_rounds(journal.events)
     cache = sum(map(size_of, spare_files(folder)))
     base = judged[0].get("base_real") if judged else None
     last = judged[-1] if judged else None
     return Listed(
         folder.name, _state(folder, saved, rounds), last["round"] if last else 0, rounds, last, base, size_of(folder), cache
     )
+
+
+def state_of(folder: Path, rounds: int) -> str:
+    """How a run of so many rounds stands, in words."""
+    return _state(folder, _saved(folder), rounds)
 
 
 def _state(folder: Path, saved: dict[str, Any] | None, rounds: int) -> str:
@@ -115,10 +121,10 @@ def _saved(folder: Path) -> dict[str, Any] | None:
     return None if there or (folder / "snapshots" / "1.safetensors").exists() else {}
 
 
-def _rounds(journal: Journal) -> int:
-    """How many rounds the run is to have."""
-    for event in reversed(journal.events("settings")):
+def planned_rounds(events: Callable[[str], list[Event]]) -> int:
+    """How many rounds a run is to have, from the journal's events of a kind."""
+    for event in reversed(events("settings")):
         if "run.rounds" in event["changes"]:
             return event["changes"]["run.rounds"]
-    began = journal.events("begin")
+    began = events("begin")
     return began[0]["settings"]["run"]["rounds"] if began else 0

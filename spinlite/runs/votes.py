@@ -2,6 +2,7 @@
 
 votes.jsonl       a vote a line: caption, round, and which picture was chosen ("base", "round" or "skip")
 votes/win, lose   the two pictures of each choice and the caption: pairs as a method reads them that learns from given pairs
+votes/learn.toml  a preset that learns from them: the run's own, with DPO, from the LoRA of its best round
 """
 
 import contextlib
@@ -9,13 +10,16 @@ import json
 import math
 import shutil
 import time
+import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import tomli_w
+
 from spinlite.runs.disk import write_bytes
 
-VOTES, PAIRS = "votes.jsonl", "votes"
+VOTES, PAIRS, PRESET = "votes.jsonl", "votes", "learn.toml"
 CHANCE = 1.96  # standard deviations: 95 of 100 intervals hold the truth
 
 
@@ -89,6 +93,23 @@ def interval(won: int, of: int) -> tuple[float, float]:
     middle = (share + square / (2 * of)) / (1 + square / of)
     half = CHANCE / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of**2))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def write_preset(folder: Path) -> Path:
+    """Write the preset that learns from the pairs, and return its path.
+
+    The pairs are all its data, so nothing of the run's [data] stays. Raises OSError if the run has no settings.
+    """
+    tree = tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8"))
+    lora = folder.absolute() / "export" / f"{folder.name}.safetensors"
+    tree["about"] = f"learns which pictures you preferred, from the best round of {folder.name}"
+    tree["data"] = {"folder": str(folder.absolute() / PAIRS)}
+    tree["method"] = {"name": "dpo"}
+    tree["run"] = tree.get("run", {}) | {"rounds": 1}
+    tree["model"] = tree.get("model", {}) | ({"init_lora": str(lora)} if lora.is_file() else {})
+    path = folder / PAIRS / PRESET
+    write_bytes(path, tomli_w.dumps(tree).encode())
+    return path
 
 
 def _write(folder: Path, votes: list[Vote]) -> None:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import tomli_w
 from PIL import Image
 
 from spinlite.config.load import load_settings
 from spinlite.data.survey import examine
-from spinlite.runs.votes import Vote, forget_votes_after, interval, read_votes, standing, undo, vote
+from spinlite.runs.votes import Vote, forget_votes_after, interval, read_votes, standing, undo, vote, write_preset
 
 
 @pytest.fixture
@@ -34,9 +35,16 @@ def test_a_choice_is_kept_with_its_pictures_and_can_be_taken_back(tmp_path: Path
 
 
 def test_choices_are_pairs_as_training_reads_them(tmp_path: Path, pictures: tuple[Path, Path]):
+    run = tmp_path / "mine"
+    (run / "export").mkdir(parents=True)
+    (run / "export" / "mine.safetensors").touch()
+    own = load_settings("demo", ["data.caption=[x]", "learn.lr=2e-4", "method.anchor=0.5"]).model_dump(exclude_none=True)
+    (run / "settings.toml").write_text(tomli_w.dumps(own), encoding="utf-8")
     for i in range(12):
-        vote(tmp_path, f"thing {i}", 1, "round" if i % 3 else "base", *pictures)
-    settings = load_settings("demo", ["method.name=dpo"], data__folder=str(tmp_path / "votes"))
+        vote(run, f"thing {i}", 1, "round" if i % 3 else "base", *pictures)
+    settings = load_settings(str(write_preset(run)))
+    assert settings.method["name"] == "dpo" and settings.model.init_lora == str(run / "export" / "mine.safetensors")
+    assert settings.learn.lr == 2e-4 and not settings.data.caption and settings.model.targets == "all"
     found = examine(settings.data, settings.build_method().fakes == "given")
     records = found.train + found.heldout
     assert not found.stop and len(records) == 12 and all(record.lose_key for record in records)

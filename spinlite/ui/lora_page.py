@@ -1,0 +1,4 @@
+from pathlib import Path
+
+
+def register(runs: Path) -> None: ...

@@ -1,0 +1,65 @@
+"""The samples of each round, with a slider from the base to the last round."""
+
+from pathlib import Path
+
+from nicegui import ui
+
+from spinlite.ui.parts import Text
+from spinlite.ui.pictures import KINDS, address, cells, sheet_of
+
+
+class Samples:
+    """A part of a run's page."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._rounds, self._at = folder, 0, 0
+        self._cells: dict[int, dict[str, dict[str, Path]]] = {}  # round -> kind -> prompt -> picture
+        self._shown: list[tuple[str, str, ui.element]] = []  # (kind, prompt, its <img>)
+        self._place = ui.element("div").classes("stack")
+
+    def show(self, rounds: int) -> None:
+        """Another round is finished: show the last, unless an earlier one is looked at."""
+        last = self._at in (0, self._rounds)
+        self._rounds, self._at = rounds, rounds if last else min(self._at, rounds)
+        self._place.clear()
+        if not rounds:
+            return
+        self._cells = {k: {kind: cells(self._folder, k, kind) for kind in KINDS} for k in range(rounds + 1)}
+        first = 0 if any(self._cells[0].values()) else 1  # a run of an older version has sheets alone
+        with self._place:
+            Text("h2", "Samples")
+            with ui.element("div").classes("line"):
+                self._label = Text("span", "", "round")
+                if rounds > first:
+                    ui.slider(min=first, max=rounds, value=self._at, on_change=lambda e: self._move(int(e.value))).props(
+                        'aria-label="round" color=grey-7 snap'
+                    ).classes("grow")
+            self._show_cells()
+            with ui.element("details").props("open" if first else ""):
+                Text("summary", "The whole sheet, beside your pictures")
+                self._sheet = ui.element("img").classes("sheet").props("loading=lazy")
+        self._move(self._at)
+
+    def _show_cells(self) -> None:
+        self._shown = []
+        for kind, title in KINDS.items():
+            if not self._cells[self._rounds][kind]:
+                continue
+            Text("h3", title)
+            with ui.element("div").classes("pictures"):
+                for prompt in self._cells[self._rounds][kind]:
+                    with ui.element("figure"):
+                        self._shown.append((kind, prompt, ui.element("img").props('alt=""')))
+                        Text("figcaption", prompt)
+
+    def _move(self, k: int) -> None:
+        self._at = k
+        self._label.show(f"round {k} of {self._rounds}" if k else "before round 1")
+        for kind, prompt, image in self._shown:
+            path = self._cells[k][kind].get(prompt)
+            image.set_visibility(path is not None)
+            if path:
+                image.props(f'src="{address(self._folder, path)}"')
+        path = sheet_of(self._folder, max(k, 1))
+        self._sheet.set_visibility(path.is_file())
+        self._sheet.props(f'src="{address(self._folder, path)}" alt="Samples of the base and of round {max(k, 1)}"')
