@@ -40,7 +40,7 @@ def frame(title: str, here: str = "") -> Iterator[None]:
                 link = ui.link(name, place)
                 if place == here:
                     link.classes("here").props("aria-current=page")
-    with ui.element("main"):
+    with ui.element("div").classes("page"):
         yield
 
 
@@ -60,7 +60,7 @@ def facts(found: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def dialog(title: str) -> Iterator[ui.dialog]:
     """A dialog that opens at once, and is removed when it closes."""
-    with ui.dialog() as opened, ui.element("div").classes("dialog"):
+    with ui.dialog().props(f'aria-label="{title}"') as opened, ui.element("div").classes("dialog"):
         Text("h2", title)
         yield opened
     opened.on("hide", opened.delete)

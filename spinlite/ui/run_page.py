@@ -131,4 +131,3 @@ class RunPage:
                     Text("p", curve.meaning)
                     self._charts[curve.title] = ui.html("", sanitize=False).classes("chart")
             self._charts[curve.title].content = chart(curve.title, [(curve.points, curve.base)])
-

@@ -17,11 +17,12 @@ def serve(runs: Path, port: int, token: str, show: bool) -> None:
     runs = runs.absolute()
     for page in (runs_page, run_page, vote_page, new_page, lora_page):
         page.register(runs)
-    app.routes.extend(pictures.routes(runs))
+    app.routes.extend(pictures.routes(runs) + lora_page.routes(runs))
     app.add_middleware(Guard, port=port, token=token)
     ui.run(
         host=HOST, port=port, title="spinlite", dark=None, show=f"/?token={token}" if show else False, reload=False,
         tailwind=False, show_welcome_message=False, language="en-GB", reconnect_timeout=10.0,
+        uvicorn_logging_level="critical",  # at others it reports browsers that leave while a page is loading
     )  # fmt: skip
 
 

@@ -38,9 +38,13 @@ def register(runs: Path) -> None:
         check_name(name)
         with frame(f"choose · {name}"):
             place = ui.element("div").classes("stack")
-        found = await run.io_bound(look, runs / name)
-        with place:
-            Choice(runs / name, found or Look(""))
+
+        async def show() -> None:
+            found = await run.io_bound(look, runs / name)
+            with place:
+                Choice(runs / name, found or Look(""))
+
+        ui.timer(0, show, once=True)
 
 
 def pairs_left(folder: Path, k: int) -> list[Pair]:
