@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spinlite.config.settings import Draw, Learn
 from spinlite.data.encoded import Encoded
-from spinlite.data.groups import group_by_shape
+from spinlite.data.groups import chunks, group_by_shape
 from spinlite.data.records import Record, epoch_slots
 from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import draw, gaussian, generator, permutation, seed_of
@@ -82,8 +82,9 @@ class Batches:
     order. A picture is shown as often in an epoch as it has repeats, each time with another of its captions, in one of the
     caption's wordings.
 
-    Pictures of different shapes can't share a tensor. An update therefore has one `Batch` for each shape among its pictures;
-    no picture is left out or postponed.
+    Pictures of different shapes can't share a tensor, so an update has one `Batch` for each shape among its pictures. In an
+    epoch, pictures of one shape therefore come together as far as they fill updates (`_order`). No picture is left out, or
+    shown more often than another.
     """
 
     def __init__(
@@ -117,9 +118,27 @@ class Batches:
         numbers = [divmod(place, len(self._slots)) for place in places]
         epochs = {epoch for epoch, _ in numbers}
         kept = {epoch: order for epoch, order in self._orders.items() if epoch in epochs}
-        new = {epoch: permutation(len(self._slots), "learn", *self._names, epoch) for epoch in epochs - kept.keys()}
+        new = {epoch: self._order(epoch) for epoch in epochs - kept.keys()}
         self._orders = kept | new
         return [self._worded(*self._slots[self._orders[epoch][i]].at(epoch)) for epoch, i in numbers]
+
+    def _order(self, epoch: int) -> list[int]:
+        """The order of an epoch's slots: a random one; with several shapes, one in which updates have few of them.
+
+        Shapes come in a random order, and each one's slots too. This row is cut where updates end, and the parts that are whole
+        updates change places at random.
+        """
+        count, batch = len(self._slots), self._settings.batch
+        order = permutation(count, "learn", *self._names, epoch)
+        groups = group_by_shape([self._slots[i].variants[0].bucket for i in order], count)
+        if len(groups) == 1:
+            return order
+        row = [order[place] for group in groups for place in group]
+        start = min(-epoch * count % batch, count)  # so many slots complete the update that the epoch before began
+        whole = list(chunks(row[start : start + (count - start) // batch * batch], batch))
+        turns = permutation(len(whole), "shapes", *self._names, epoch)
+        rest = row[start + len(whole) * batch :]
+        return [*row[:start], *(i for turn in turns for i in whole[turn]), *rest]
 
     def _worded(self, record: Record, turn: int) -> tuple[Record, int]:
         """The record with one of its wordings, at random each time that its picture is shown."""

@@ -1,6 +1,7 @@
 """Pictures of several shapes in one run: what is learned of them together is what would be learned of each shape alone."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from spinlite.data.survey import survey
 from spinlite.families.family import Family
 from spinlite.families.load import load_family, size_and_step
 from spinlite.lora.adapters import Slots
+from spinlite.maths.draws import permutation
 from spinlite.memory import device
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
@@ -81,6 +83,33 @@ def gradient(slots: Slots) -> list[torch.Tensor]:
 def test_pictures_of_one_shape_stand_together_in_order():
     assert group_by_shape("aababcb", 2) == [[0, 1], [3], [2, 4], [6], [5]] and group_by_shape("", 2) == []
     assert group_by_shape("aaaaa", 2) == [[0, 1], [2, 3], [4]]
+
+
+def placed(shapes: str, batch: int, updates: int) -> Batches:
+    """A round of pictures with these shapes, a letter each."""
+    records = [Record(Path(f"{i}.png"), "", f"{i}", bucket=(ord(shape), 64)) for i, shape in enumerate(shapes)]
+    encoded: Any = type("Encoded", (), {"flip": False})()
+    return Batches(None, encoded, records, None, Learn(batch=batch, updates=updates), 3, 1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("shapes", "batch"), [("a" * 20 + "b" * 17 + "c" * 13, 6), ("abcab", 4), ("abc", 8)])
+def test_updates_have_few_shapes_and_every_epoch_shows_each_picture_once(shapes: str, batch: int):
+    count, epochs = len(shapes), 12
+    round_ = placed(shapes, batch, epochs * count // batch)
+    for epoch in range(epochs):
+        shown = [record.key for record, turn in round_.rows(range(epoch * count, (epoch + 1) * count)) if turn == epoch]
+        assert sorted(shown) == sorted(map(str, range(count)))
+    found = [len(round_.by_shape(range(u * batch, (u + 1) * batch))) for u in range(epochs * count // batch)]
+    kinds = len(set(shapes))
+    assert sum(found) <= len(found) + epochs * kinds  # an epoch adds a change of shape for each shape, and its own begin
+    if count > 2 * batch:
+        first = [round_.rows([u * batch])[0][0].bucket for u in range(len(found))]
+        assert sum(a == b for a, b in pairwise(first)) < 0.7 * len(first), "shapes take turns"
+
+
+def test_with_one_shape_the_draws_are_a_random_order_of_all():
+    rows = placed("a" * 9, 4, 9).rows(range(18, 27))
+    assert [int(record.key) for record, _ in rows] == permutation(9, "learn", 3, 1, 2)
 
 
 def test_latents_have_the_shapes_of_their_buckets(model: tuple[Family, Slots], records: list[Record], tmp_path: Path):
