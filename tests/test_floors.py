@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     "config": (2, {"pydantic"}),
     "runs": (3, {"torch", "safetensors", "tomli_w", "filelock"}),
     "memory": (3, {"torch", "bitsandbytes", "xformers", "accelerate", "schedulefree", "prodigyopt", "psutil"}),
-    "lora": (4, {"torch", "peft", "safetensors", "PIL", "numpy"}),
+    "lora": (4, {"torch", "safetensors", "PIL", "numpy"}),
     "families": (
         5,
         {"torch", "accelerate", "diffusers", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL"},

@@ -2,18 +2,14 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
-from peft.functional import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from spinlite.errors import SpinliteError
+from spinlite.lora.layer import Adapted, Cast, merged_change
 from spinlite.memory.quantized import Quantized
 
 Who = Literal["policy", "opponent", "base"]
@@ -38,22 +34,10 @@ class Slots:
     ) -> None:  # fmt: skip
         net.requires_grad_(False)
         self._dtype = next(net.parameters()).dtype
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=list(targets), use_rslora=rslora, use_dora=dora  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two slots are intended
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, net, "policy")
-            inject_adapter_in_model(config, net, "opponent")
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        self._layers = {name: m for name, m in net.named_modules() if isinstance(m, BaseTunerLayer)}
-        for layer in self._layers.values():
-            for part in PARTS:
-                getattr(layer, part).float()
-            if not dora and self._dtype != torch.float32:  # DoRA's norms would be rounded
-                for module in [module for part in PARTS[:2] for module in getattr(layer, part).values()]:
-                    parametrize.register_parametrization(module, "weight", _CastTo(self._dtype), unsafe=True)
+        self._layers = _adapt(net, targets, rank, self.scale, seed, dora)
+        self._zero = False  # whether the opponent's LoRA is known to be zero
+        self._held = 0  # how many blocks of `use` there are
         self._active: Who = "base"
         self._activate("policy")
         self.load("opponent", self.state("policy"))
@@ -61,7 +45,7 @@ class Slots:
     @property
     def target_bytes(self) -> int:
         """Bytes of those base weights that have a LoRA; quantised ones are not counted."""
-        bases: list[Any] = [layer.get_base_layer() for layer in self._layers.values()]
+        bases: list[Any] = [layer.base_layer for layer in self._layers.values()]
         return sum(base.weight.numel() * base.weight.element_size() for base in bases if not isinstance(base, Quantized))
 
     @contextlib.contextmanager
@@ -73,9 +57,15 @@ class Slots:
         """
         before = self._active
         self._activate(who)
+        self._held += 1
+        if who == "policy" and self._held == 1:
+            self._cast(who)
         try:
             yield
         finally:
+            self._held -= 1
+            if not self._held:
+                self._drop_cast("policy")
             self._activate(before)
 
     @contextlib.contextmanager
@@ -86,11 +76,11 @@ class Slots:
         In fp32 only; raises ValueError otherwise. Half precision would round the change away: where it is 1/1000 of the
         weight, bf16 loses 79 % of it and fp16 21 % (root mean squares).
         """
-        if who == "base":
+        if who == "base" or (who == "opponent" and self._zero):
             with self.use("base"):
                 yield
             return
-        bases: dict[str, Any] = {name: layer.get_base_layer() for name, layer in self._layers.items()}
+        bases: dict[str, Any] = {name: layer.base_layer for name, layer in self._layers.items()}
         if self._dtype != torch.float32 or any(isinstance(base, Quantized) for base in bases.values()):
             raise ValueError("a LoRA can be merged only into fp32 weights")
         state = {name: p.detach() for name, p in self._parameters(who).items()}
@@ -104,7 +94,7 @@ class Slots:
             for name, base in bases.items():
                 base.weight.data.copy_(kept[name])
 
-    def backward(self, error: Tensor, slope: Tensor | None, numbers: int, measure_again: Callable[[], Tensor]) -> None:
+    def backward(self, error: Tensor, slope: Tensor, numbers: int, measure_again: Callable[[], Tensor]) -> None:
         """Add the gradient of sum(slope * error) to the policy's. error, slope: (B,).
 
         If `error` has no graph, `measure_again` makes one. `numbers` is the count of numbers in a sample.
@@ -114,7 +104,7 @@ class Slots:
         overflows, they are scaled less (like the loss scaling of other trainers).
         """
         graph = error if error.requires_grad else measure_again()
-        if self._dtype != torch.float16 or slope is None or not slope.any():
+        if self._dtype != torch.float16 or not slope.any():
             graph.backward(slope)
             return
         parameters = self.parameters()
@@ -153,39 +143,54 @@ class Slots:
         with torch.no_grad():
             for name, parameter in slot.items():
                 parameter.copy_(state[name])
+        if who == "opponent":
+            rest = [value for name, value in state.items() if not name.endswith(".lora_A.weight")]
+            self._zero = not any(value.is_meta or value.any() for value in rest)
+            self._activate(self._active)
+        if who == "opponent" or self._held:
+            self._cast(who)
 
     def _parameters(self, who: str) -> dict[str, nn.Parameter]:
         return {
-            f"{name}.{part}.weight": _weight(getattr(layer, part)[who])
+            f"{name}.{part}.weight": getattr(layer, part)[who].weight
             for name, layer in self._layers.items()
             for part in PARTS
             if who in getattr(layer, part)
         }
 
     def _activate(self, who: Who) -> None:
-        if who == self._active:
-            return
+        """A zero LoRA is left out: the opponent is the base then."""
         for layer in self._layers.values():
-            layer.enable_adapters(who != "base")
-            if who != "base":
-                layer.set_adapter(who, inference_mode=who == "opponent")
+            layer.active = None if who == "base" or (who == "opponent" and self._zero) else who
         self._active = who
 
+    def _cast(self, who: Literal["policy", "opponent"]) -> None:
+        """Cast a slot's weights in one go to the precision that they compute in, if that is another one."""
+        self._drop_cast(who)
+        layers = [layer for layer in self._layers.values() if layer.casts]
+        with torch.enable_grad():
+            masters = [weight for layer in layers for weight in layer.masters[who]]
+            cast = iter(Cast.apply(self._dtype, *masters) if masters else ())  # pyright: ignore[reportArgumentType]
+        for layer in layers:
+            layer.ready[who] = next(cast), next(cast)
 
-class _CastTo(nn.Module):
-    """An fp32 weight, cast to the precision that it computes in."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.to(self.dtype)
+    def _drop_cast(self, who: str) -> None:
+        for layer in self._layers.values():
+            layer.ready.pop(who, None)
 
 
-def _weight(module: Any) -> nn.Parameter:
-    """The fp32 weight that learns."""
-    return module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
+def _adapt(net: nn.Module, targets: Sequence[str], rank: int, scale: float, seed: int, dora: bool) -> dict[str, Adapted]:
+    """Put an `Adapted` layer in place of each target: a module with one of these names, or whose name ends in one."""
+    ends = tuple(f".{target}" for target in targets)
+    found: dict[str, Any] = {name: m for name, m in net.named_modules() if name in targets or name.endswith(ends)}
+    if not found or not all(isinstance(m, nn.Linear | nn.Conv2d) for m in found.values()):
+        raise ValueError(f"no linear layers or convolutions: {', '.join(targets)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = {name: Adapted(base, rank, scale, dora) for name, base in found.items()}
+    for name, layer in layers.items():
+        net.set_submodule(name, layer)
+    return layers
 
 
 def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor | None = None) -> Tensor:
@@ -195,7 +200,7 @@ def delta(state: Mapping[str, Tensor], module: str, scale: float, weight: Tensor
     each output and W the base's `weight` (ValueError without it).
     """
     down, up = state[f"{module}.lora_A.weight"].float(), state[f"{module}.lora_B.weight"].float()
-    change = scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+    change = merged_change(down, up, scale)
     magnitude = state.get(f"{module}.lora_magnitude_vector.weight")
     if magnitude is None:
         return change

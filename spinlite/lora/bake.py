@@ -1,11 +1,12 @@
 """DoRA -> plain LoRA. Programs disagree about DoRA's magnitudes, but all read a plain LoRA alike."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from spinlite.lora.adapters import delta, module_names
+from spinlite.lora.layer import Adapted
 from spinlite.lora.svd import nearest_pair, total_error
 from spinlite.lora.tensors import Pair
 
@@ -21,8 +22,8 @@ def bake_dora(state: Mapping[str, Tensor], scale: float, net: nn.Module) -> tupl
     lora: dict[str, Pair] = {}
     errors: dict[str, float] = {}
     for module in module_names(dict(state)):
-        layer = net.get_submodule(module)
-        weight = dequantize_module_weight(layer)
+        layer: Any = net.get_submodule(module)
+        weight = (layer.base_layer if isinstance(layer, Adapted) else layer).weight
         of_module = {name: t.to(weight.device) for name, t in state.items() if name.startswith(f"{module}.lora_")}
         change = delta(of_module, module, scale, weight.detach())
         rank = trained_rank = state[f"{module}.lora_A.weight"].shape[0]

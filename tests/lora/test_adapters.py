@@ -1,11 +1,13 @@
 """LoRA on linear layers and convolutions: rank-stabilised scale, DoRA, snapshots."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Settings
@@ -38,9 +40,10 @@ def moved(dora: bool, rslora: bool = False) -> tuple[Net, Slots]:
 X = torch.randn(2, 3, 6, 6)
 
 
+@pytest.mark.parametrize("x", [X, X[..., :1, :1]], ids=["many places", "few places"])
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_a_slot_does_what_the_base_with_its_change_does(dora: bool, rslora: bool):
+def test_a_slot_does_what_the_base_with_its_change_does(dora: bool, rslora: bool, x: torch.Tensor):
     net, slots = moved(dora, rslora)
     assert slots.scale == (4.0 if rslora else 2.0)
     state, merged = slots.state("policy"), Net()
@@ -48,11 +51,62 @@ def test_a_slot_does_what_the_base_with_its_change_does(dora: bool, rslora: bool
     for module in module_names(state):
         layer = getattr(merged, module)
         layer.weight.data += delta(state, module, slots.scale, layer.weight.data)
-    assert_close(net(X), merged(X))
+    assert_close(net(x), merged(x))
+    with torch.no_grad():
+        assert_close(net(x), merged(x))
     with slots.use("base"):
-        assert_close(net(X), Net()(X))
+        assert torch.equal(net(x), Net()(x))
+    with slots.use("opponent"):  # it has not moved
+        assert_close(net(x), Net()(x))
+
+
+@pytest.mark.parametrize("x", [X, X[..., :1, :1]], ids=["many places", "few places"])
+def test_a_slot_has_the_gradient_of_its_change(x: torch.Tensor):
+    net, slots = moved(False)
+    net(x).square().sum().backward()
+    state = {name: value.requires_grad_() for name, value in slots.state("policy").items()}
+    changed = {f"{m}.weight": getattr(Net(), m).weight.detach() + delta(state, m, slots.scale) for m in module_names(state)}
+    torch.func.functional_call(Net(), changed, x).square().sum().backward()
+    for ours, theirs in zip(slots.parameters(), state.values(), strict=True):
+        assert_close(ours.grad, theirs.grad)
+
+
+def test_a_zero_opponent_does_no_work_for_its_lora():
+    net, slots = moved(False)
+
+    def operations() -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(X[..., :1, :1])
+        return counter.get_total_flops()
+
+    with slots.use("base"):
+        plain = operations()
     with slots.use("opponent"):
-        assert_close(net(X), Net()(X))  # it has not moved
+        assert operations() == plain
+        slots.load("opponent", slots.state("policy"))
+        assert operations() > plain
+        slots.load("opponent", {k: v * ("lora_A" in k) for k, v in slots.state("policy").items()})
+        assert operations() == plain
+
+
+def test_in_half_precision_weights_are_cast_once_in_a_block_and_learn_as_if_they_were_cast_each_time():
+    net = Net().to(torch.bfloat16)
+    slots = Slots(net, ["conv", "linear"], rank=4, alpha=8.0, seed=1)
+    slots.load("policy", {k: v + 0.3 * torch.randn_like(v) for k, v in slots.state("policy").items()})
+    x, found = X.bfloat16(), []
+    for block in (contextlib.nullcontext, lambda: slots.use("policy")):
+        with block():
+            for _ in range(2):
+                net(x).float().square().sum().backward()
+        found.append([p.grad for p in slots.parameters()])
+        for p in slots.parameters():
+            p.grad = None
+    assert_close(found[1], found[0], atol=0, rtol=0)
+    assert all(g is not None and g.dtype == torch.float32 for g in found[0])
+    before = net(x)
+    with torch.no_grad():
+        slots.parameters()[1].add_(1.0)
+    assert not torch.equal(net(x), before), "after a block the weights are read again"
 
 
 def test_dora_learns_magnitudes_and_a_snapshot_holds_them():
