@@ -90,14 +90,14 @@ class PhaseCalls:
         most = self.where.levers.play_batch
         count = most if self.where.device.type == "cuda" else min(most, self.samples)
         cond = {name: value[:1].expand(count, *value.shape[1:]) for name, value in batch.cond.items()}
-        short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, self.settings.play.steps)})
+        short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, self.settings.play.walked)})
         noise = gaussian((count, *self.workload.latent_shape), "bench", "play")
 
         def play() -> None:
             with self.slots.use("opponent"):
                 sample(self.family, noise, cond, cond, short)
 
-        scale = self.settings.play.steps / short.steps
+        scale = self.settings.play.walked / short.steps
         return Call("play", "fake", count, play, scale=scale, planned=self.costs.playing(count))
 
     def learn(self, batch: Batch) -> Call:

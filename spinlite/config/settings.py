@@ -101,6 +101,12 @@ class Play(Section):
     guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts from this time on (0 clean, 1 noise)
     guidance_high: float = Field(default=1.0, ge=0, le=1)  # guidance acts up to this time
     points: int = Field(default=0, ge=0, le=1000)  # points kept per sampling path (exact objective); 0: noise fakes again
+    start: float = Field(default=1.0, gt=0, le=1)  # noise that fakes begin with: 1 alone; below 1 your picture shows through
+
+    @property
+    def walked(self) -> int:
+        """How many of the steps a fake takes, if they lie evenly: `start` leaves out those with more noise."""
+        return max(1, round(self.steps * self.start))
 
 
 class Draw(Section):
@@ -187,6 +193,13 @@ class Settings(Section):
     judge: Judge = Judge()
     memory: Memory = Memory()
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _points_need_whole_paths(self) -> "Settings":
+        if self.play.points and self.play.start < 1:
+            problem = f"play.points needs paths from pure noise, but play.start = {self.play.start:g}"
+            raise SpinliteError(problem, fix="add --set play.points=0, or --set play.start=1")
+        return self
 
     @model_validator(mode="after")
     def _points_need_captions_as_written(self) -> "Settings":

@@ -145,7 +145,8 @@ class Fit:
         """Seconds of each phase of a round."""
         settings, card = self._settings, self._card
         guided = 2 if settings.play.guidance > 1 else 1
-        fake = settings.play.steps * guided * self._sample_seconds(costs, levers.play_batch * guided)
+        forward = guided * self._sample_seconds(costs, levers.play_batch * guided)
+        fake = settings.play.steps * forward
         samples = settings.learn.length * settings.learn.batch
         micro = levers.micro_batch or settings.learn.batch
         policy = sum(name.startswith("policy") for name in self._names)
@@ -156,7 +157,7 @@ class Fit:
         )
         errors = 5 * settings.judge.draws * self._sample_seconds(costs, levers.play_batch)
         return {
-            "play": self._train * fake if self._method.fakes == "played" else 0.0,
+            "play": self._train * settings.play.walked * forward if self._method.fakes == "played" else 0.0,
             "learn": samples * (policy * graph + again + others),
             "judge": self._heldout * (2 * fake + errors),
         }

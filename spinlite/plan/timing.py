@@ -22,7 +22,7 @@ def expected_seconds(
 ) -> float:
     """Seconds of one round, from one forward pass and one training step timed here.
 
-    Forward passes: play has train x play.steps (twice as many with guidance, none if the method does not play); judge has
+    Forward passes: play has train x play.walked (twice as many with guidance, none if the method does not play); judge has
     heldout x (as many per picture + 5 errors x draws). Learn has learn.updates steps.
     """
     device = next(family.net.parameters()).device
@@ -47,8 +47,9 @@ def expected_seconds(
             family.denoise(part.real, part.t, part.cond)
 
     one_forward, one_step = _timed(forward, device) / len(part.t), _timed(learn, device)
-    passes = settings.play.steps * (2 if settings.play.guidance > 1 else 1)
-    play = train * passes if method.fakes == "played" else 0
+    guided = 2 if settings.play.guidance > 1 else 1
+    passes = settings.play.steps * guided
+    play = train * settings.play.walked * guided if method.fakes == "played" else 0
     judge = heldout * (passes + 5 * settings.judge.draws)
     return (play + judge) * one_forward + settings.learn.length * one_step
 

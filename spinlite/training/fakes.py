@@ -30,9 +30,10 @@ def warn_of_few_steps(session: Session) -> None:
     records = [record for record in session.train if record.bucket == shape][:COARSE_OF]
     noise = torch.stack([gaussian(session.encoded.real([r])[0].shape, "coarse", r.key) for r in records])
     conditioning = session.encoded.cond(records), session.encoded.cond(records, [True] * len(records))
+    real = session.encoded.real(records) if settings.start < 1 else None
     with session.slots.use("opponent"):
         apart = session.fallback.run(
-            "play", len(records), lambda levers: coarseness(session.family, noise, *conditioning, settings)
+            "play", len(records), lambda levers: coarseness(session.family, noise, *conditioning, settings, real)
         )
     if apart is None:
         return

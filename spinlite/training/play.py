@@ -4,6 +4,7 @@ Fakes stay latents; the VAE is not needed. The noise of each depends on its own 
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ def play(
     `batch` fakes are made together; a batch that is in the store is skipped. Batches are the same however often play was
     interrupted, so a resumed round has the same bits.
 
+    With `settings.start` below 1 the fake of a picture begins with that picture, noised to this share.
+
     With `settings.points` an item also holds that many points of its sampling path: "x_t", "own" and "own_empty" (the
     network's predictions with and without caption), each (points, ...), and "t" (points,).
 
@@ -51,7 +54,7 @@ def play(
         path = PathRecorder(settings, steps, [(*names, r.key) for r in chunk])
         fakes = sample(
             family, noise, encoded.cond(chunk), encoded.cond(chunk, [True] * len(chunk)), settings, chance,
-            path.record if settings.points else None,
+            path.record if settings.points else None, encoded.real(chunk) if settings.start < 1 else None,
         )  # fmt: skip
         if not fakes.isfinite().all():
             raise Diverged("numbers", "samples are not numbers")
@@ -112,15 +115,20 @@ def make_scheduler(family: Family, settings: Play, device: torch.device | str, s
     scheduler = family.schedule(settings.sampler, settings.spacing, settings.steps, shape or family.latent_shape, device)
     if settings.eta and "eta" not in _step_options(scheduler):
         raise SpinliteError(f"sampler {settings.sampler!r} has no eta", fix='set play.eta = 0, or play.sampler = "ddim"')
+    if settings.start < 1:
+        _first_step(scheduler, settings.start)
     return scheduler
 
 
 @torch.no_grad()
 def sample(
     family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play, chance: Sequence[torch.Generator] = (),
-    see: StepCallback | None = None,
+    see: StepCallback | None = None, real: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Unit noise (B, ...) -> latents (B, ...) on the CPU, in fp32. `cond` holds the captions, `empty` the empty caption.
+
+    Given the latents `real` (B, ...), they begin with those, noised to the first of the sampler's times that is no later than
+    `settings.start` (SDEdit; Meng et al. 2021, arXiv 2108.01073).
 
     Guidance (CFG; Ho & Salimans 2022, arXiv 2207.12598): prediction = empty + guidance (cond - empty), if guidance > 1. It
     acts at times between `guidance_low` and `guidance_high` (Kynkaanniemi et al. 2024, arXiv 2404.07724). Both predictions are
@@ -135,9 +143,12 @@ def sample(
         options["generator"] = list(chance)
     both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond}
     captioned = {name: value.to(device) for name, value in cond.items()}
-    x = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
-    whole = scheduler.config.num_train_timesteps  # guidance_low and guidance_high are shares of it
-    for i, timestep in enumerate(scheduler.timesteps):
+    whole = scheduler.config.num_train_timesteps  # guidance_low, guidance_high and start are shares of it
+    if real is None:
+        times, x = scheduler.timesteps, noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+    else:
+        times, x = _from_real(family, scheduler, real.to(device), noise.to(device), settings.start)
+    for i, timestep in enumerate(times):
         x_t = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         guided = settings.guidance > 1 and settings.guidance_low <= timestep.item() / whole <= settings.guidance_high
         twice = guided or see is not None
@@ -154,8 +165,32 @@ def sample(
     return x.float().cpu()
 
 
-def coarseness(family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play) -> float | None:
-    """How far samples are from samples of twice the steps and the same noise (B, ...).
+def _from_real(family: Family, scheduler: Any, real: Tensor, noise: Tensor, start: float) -> tuple[Tensor, Tensor]:
+    """(the times that are left from this share on, `real` noised to the first of them in the sampler's own scale)."""
+    times, first = scheduler.timesteps, _first_step(scheduler, start)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    t = family.path.nearest((times[first] / family.path.timestep_scale).expand(len(real)))
+    x_t = family.path.noise(real, noise, t)
+    if hasattr(scheduler, "scale_model_input"):
+        x_t = x_t / scheduler.scale_model_input(torch.ones_like(x_t[:1]), times[first])
+    return times[first:], x_t
+
+
+def _first_step(scheduler: Any, start: float) -> int:
+    """The first step that is no later than this share of all times. Raises SpinliteError if there is none."""
+    times, whole = scheduler.timesteps, scheduler.config.num_train_timesteps
+    for i in range(0, len(times), getattr(scheduler, "order", 1)):
+        if times[i] <= start * whole + 0.01:  # times are rounded
+            return i
+    fix = f"set play.start = {math.ceil(100 * times[-1].item() / whole) / 100:g} or more"
+    raise SpinliteError(f"no step of the sampler has as little noise as play.start = {start:g}", fix=fix)
+
+
+def coarseness(
+    family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play, real: Tensor | None = None
+) -> float | None:
+    """How far samples are from samples of twice the steps and the same noise (B, ...), and the same `real` as in `sample`.
 
     Root mean square, in standard deviations of the finer samples. None for samplers that add noise of their own: two of their
     samples differ anyway.
@@ -163,7 +198,8 @@ def coarseness(family: Family, noise: Tensor, cond: Cond, empty: Cond, settings:
     if settings.eta or type(make_scheduler(family, settings, "cpu")).__name__ in STOCHASTIC:
         return None
     own, finer = (
-        sample(family, noise, cond, empty, settings.model_copy(update={"steps": times * settings.steps})) for times in (1, 2)
+        sample(family, noise, cond, empty, settings.model_copy(update={"steps": times * settings.steps}), real=real)
+        for times in (1, 2)
     )
     return ((own - finer).square().mean().sqrt() / finer.std()).item()
 

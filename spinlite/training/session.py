@@ -181,8 +181,9 @@ class Session:
         return lambda records: _stack([reader_of[fake_key(r)]([r]) for r in records])
 
     def _play_settings(self, names: tuple[int | str, ...]) -> Play:
-        """The settings of [play]; for held-out pictures without path points, which only learning uses."""
-        return self.settings.play.model_copy(update={"points": 0}) if names[0] == "heldout" else self.settings.play
+        """The settings of [play]; for held-out pictures from pure noise, as you will sample, and without path points."""
+        whole = {"points": 0, "start": 1.0}
+        return self.settings.play.model_copy(update=whole) if names[0] == "heldout" else self.settings.play
 
     def _store(self, snapshot: SnapshotName | None, settings: Play, names: tuple[int | str, ...]) -> Store:
         """The fakes of a snapshot (None: of the base), in a folder named by the hash of all that they depend on."""
@@ -191,7 +192,8 @@ class Session:
             self.run.snapshots.require([snapshot or 0])
         made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
         wide = [self.encoded.chunks] * (self.encoded.chunks > 1)
-        made_of = fingerprint(self.family.base_hash, made_by, settings.model_dump(), self.settings.data.crop, names, *wide)
+        play = settings.model_dump(exclude={"start"} if settings.start == 1 else None)
+        made_of = fingerprint(self.family.base_hash, made_by, play, self.settings.data.crop, names, *wide)
         folder = self.run.cache / "fake" / made_of
         self.run.remember_cache(folder)
         return Store(folder)

@@ -139,3 +139,40 @@ def test_fewer_steps_are_further_from_enough_and_those_of_a_stochastic_sampler_a
     assert found[0] > 2 * found[1] > 4 * found[2] > 0
     for settings in (Play(sampler="euler-a", steps=3), Play(sampler="ddim", eta=1.0, steps=3), Play(sampler="lcm", steps=3)):
         assert coarseness(family, noise, *conds, settings) is None
+
+
+@pytest.mark.parametrize("name", ["dpm++", "ddim", "euler", "euler-a", "heun", "unipc", "lcm"])
+def test_a_fake_may_begin_with_a_noised_picture(family: StableDiffusion, name: str, monkeypatch: pytest.MonkeyPatch):
+    """From pure noise as ever; from a share of it, at the last time that has at most so much, as `Path.noise` mixes it."""
+    seen: list[tuple[int, Tensor]] = []
+    whole = family.denoise
+    monkeypatch.setattr(family, "denoise", lambda x, t, c: (seen.append((int(t[0]), x)), whole(x, t, c))[1])
+    real, eps = (torch.stack([gaussian(family.latent_shape, who, i) for i in range(3)]) for who in ("real", "x"))
+    settings = Play(sampler=name, steps=4, guidance=1.0)
+    usual = fakes(family, settings)
+    count = len(seen)
+    half = fakes(family, settings.model_copy(update={"start": 0.5}), real=real)
+    again = seen[count:]
+    assert again[0][0] == 499 and len(again) <= (count + 1) // 2
+    assert_close(again[0][1], family.path.noise(real, eps, torch.full((3,), 499)), atol=1e-3, rtol=1e-3)
+    gone = [(x - real).square().mean() for x in (half, usual)]
+    assert half.isfinite().all() and gone[0] < gone[1]
+    assert torch.equal(fakes(family, settings.model_copy(update={"start": 0.5})), usual)  # without a picture there is none
+
+
+def test_a_start_that_leaves_no_step_is_refused(family: StableDiffusion):
+    settings = Play(steps=4, start=0.2)
+    with pytest.raises(SpinliteError, match=r"as little noise as play\.start = 0\.2") as error:
+        make_scheduler(family, settings, "cpu")
+    assert error.value.fix == "set play.start = 0.25 or more"
+    fakes(family, settings.model_copy(update={"start": 0.25}), real=torch.zeros(3, *family.latent_shape))
+
+
+def test_steps_that_lie_evenly_are_left_out_in_proportion():
+    for steps, start, walked in ((20, 1.0, 20), (20, 0.5, 10), (10, 0.3, 3), (3, 0.1, 1)):
+        assert Play(steps=steps, start=start).walked == walked
+
+
+def test_whole_paths_can_not_begin_with_a_picture():
+    with pytest.raises(SpinliteError, match=r"play\.points needs paths from pure noise, but play.start = 0.6"):
+        Settings(play=Play(points=2, start=0.6))
