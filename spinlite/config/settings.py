@@ -53,6 +53,7 @@ class Model(Section):
     dora: bool = False  # also learn magnitudes (DoRA); exported as a plain LoRA, which loses a part of it
     resolution: int | None = Field(default=None, ge=16, le=4096, examples=[768])  # px a side; none: the base's own size
     clip_skip: int | None = Field(default=None, ge=1, le=12)  # 1: the last layer of CLIP is read, 2: the one before it, …
+    frames: int | None = Field(default=None, ge=1, le=1000, examples=[33])  # of a clip, at the most; none: the base's own
     max_tokens: Literal[75, 150, 225] = 225  # longer captions are cut; above 75 they are encoded in chunks, as WebUIs do
 
 
@@ -90,6 +91,8 @@ class Data(Source):
     heldout: float = Field(default=0.1, gt=0, lt=0.9)  # validation: share that is measured, never trained on; at least 4 of 12
     max_unusable: float = Field(default=0.1, ge=0, le=1)  # the run stops if a larger share of pictures is unreadable
     unmasked_weight: float = Field(default=0.0, ge=0, le=1)  # what counts where a mask is black: 0 nothing, 1 as much as white
+    fps: float | None = Field(default=None, gt=0, le=240, examples=[16])  # frames a second of clips; none: the base's own
+    long_clips: Literal["head", "all"] = "head"  # a longer clip: "head": its beginning is used; "all": cut into several
 
 
 class Play(Section):
@@ -107,6 +110,11 @@ class Play(Section):
     def walked(self) -> int:
         """How many of the steps a fake takes, if they lie evenly: `start` leaves out those with more noise."""
         return max(1, round(self.steps * self.start))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All of it, for names of what is made with it."""
+        return self.model_dump(exclude={"start"} if self.start == 1 else None)  # as before there was a start
 
 
 class Draw(Section):

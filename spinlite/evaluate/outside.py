@@ -177,7 +177,7 @@ def _samples(bench: _Bench, path: Path, k: int, records: Sequence[Record], sampl
     bench.slots.load("policy", state)
     made_by, pictures = fingerprint_files([path]) if k or bench.base.start else "base", []
     for draw in range(draws):
-        names = fingerprint(bench.base.base_hash, made_by, sampling.model_dump(), "judge", draw)
+        names = fingerprint(bench.base.base_hash, made_by, sampling.identity, "judge", draw)
         store = Store(bench.kept / "fake" / names)
         title = f"{bench.folder.name} · round {k} · {sampling.steps} steps" + f" · {draw + 1}/{draws}" * (draws > 1)
         with phase(title, len(records)) as progress, bench.slots.use("policy" if k or bench.base.start else "base"):

@@ -112,7 +112,7 @@ class Yardstick:
     def _samples(
         self, base: Family, encoded: Encoded, made_by: str, records: Sequence[Record], sampling: Play, progress: Progress
     ) -> list[Image]:
-        store = Store(self._cache / "fake" / fingerprint(base.base_hash, made_by, sampling.model_dump(), "study"))
+        store = Store(self._cache / "fake" / fingerprint(base.base_hash, made_by, sampling.identity, "study"))
         play(base, encoded, records, sampling, BATCH, store, progress, "judge", 0)
         return [p for chunk in chunks(records, 8) for p in base.decode(store.get([fake_key(r) for r in chunk])["x0"])]
 

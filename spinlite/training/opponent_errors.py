@@ -131,5 +131,5 @@ def _errors_file(session: Session, k: int, snapshot: SnapshotName, names: Sequen
     data += [[settings.data.unmasked_weight]] * any(r.mask for r in session.train)
     data += [["shapes together"]] * (len({r.bucket for r in session.train}) > 1)  # an earlier version had another order
     draws = [settings.learn.length, settings.learn.batch, settings.learn.caption_dropout, settings.run.seed, k]
-    how = [session.method.opponent, session.method.fakes, settings.play.model_dump(), settings.draw.model_dump()]
+    how = [session.method.opponent, session.method.fakes, settings.play.identity, settings.draw.model_dump()]
     return session.run.opponent_errors_path(fingerprint(who, names, data, draws, how))

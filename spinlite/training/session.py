@@ -192,8 +192,7 @@ class Session:
             self.run.snapshots.require([snapshot or 0])
         made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
         wide = [self.encoded.chunks] * (self.encoded.chunks > 1)
-        play = settings.model_dump(exclude={"start"} if settings.start == 1 else None)
-        made_of = fingerprint(self.family.base_hash, made_by, play, self.settings.data.crop, names, *wide)
+        made_of = fingerprint(self.family.base_hash, made_by, settings.identity, self.settings.data.crop, names, *wide)
         folder = self.run.cache / "fake" / made_of
         self.run.remember_cache(folder)
         return Store(folder)
