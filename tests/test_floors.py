@@ -24,7 +24,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
         5,
         {"torch", "accelerate", "diffusers", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL"},
     ),
-    "data": (6, {"torch", "datasets", "fsspec", "imagehash", "numpy", "PIL", "pyarrow"}),
+    "data": (6, {"torch", "av", "datasets", "fsspec", "imagehash", "numpy", "PIL", "pyarrow"}),
     "training": (7, {"torch", "PIL"}),
     "check": (7, {"rich", "jinja2"}),
     "plan": (8, {"torch", "PIL", "psutil"}),

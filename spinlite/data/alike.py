@@ -8,6 +8,8 @@ from PIL import Image
 FAR = 6  # bits of 64 that may differ: among the demo's 12,720 pairs only one is as near, and it shows nearly equal faces
 TINT = 24  # levels (of 255) that the mean colours may differ by: the hash itself sees no colour
 PLAIN = 16  # levels: a picture with less contrast has no structure to compare
+MARK = 22  # digits of a fingerprint
+NO_MARK = "-" * MARK  # in a clip's mark: of a plain frame
 REACH = 512  # pictures with the same band that each one is compared with; chance alone gives 200 in 100,000 pictures
 
 
@@ -22,6 +24,22 @@ def fingerprint_look(image: Image.Image) -> str:
     if float(brightest) - float(darkest) < PLAIN:  # pyright: ignore[reportArgumentType]
         return ""
     return str(imagehash.phash(small)) + small.resize((1, 1), Image.Resampling.BOX).tobytes().hex()
+
+
+def find_alike_clips(marks: Sequence[str]) -> dict[int, int]:
+    """As `find_alike`, for clips: their first, middle and last frames (`Look.mark`) look alike, apart from plain ones."""
+    frames = [["" if (one := mark[i : i + MARK]) == NO_MARK else one for i in range(0, len(mark), MARK)] for mark in marks]
+    found: dict[int, int] = {}
+    for nth in range(3):
+        for i, j in find_alike([each[nth] if len(each) == 3 else "" for each in frames]).items():
+            if all(_is_near(a, b) for a, b in zip(frames[i], frames[j], strict=True) if a and b):
+                found[i] = min(j, found.get(i, j))
+    return found
+
+
+def _is_near(a: str, b: str) -> bool:
+    tints = zip(bytes.fromhex(a[16:]), bytes.fromhex(b[16:]), strict=True)
+    return (int(a[:16], 16) ^ int(b[:16], 16)).bit_count() <= FAR and all(abs(x - y) <= TINT for x, y in tints)
 
 
 def find_alike(marks: Sequence[str]) -> dict[int, int]:

@@ -9,7 +9,10 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+from spinlite.families.picture import ClipRule
+
 Size = tuple[int, int]
+Shape = tuple[int, ...]  # a bucket: (width, height), and of a clip its frames
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Grid:
     step: int
     upscale: float = 1.5  # how many times larger a picture's sides may be made, at most
     many: bool = True  # False: only the model's own size
+    clips: ClipRule | None = None  # which clips it takes; None: pictures alone
 
     def bucket(self, *sizes: Size) -> Size | None:
         """The best bucket for a picture; None if it is too small for all of them.
@@ -53,13 +57,13 @@ class Grid:
         ]
 
 
-def kept_share(size: Size, bucket: Size) -> float:
+def kept_share(size: Size, bucket: Shape) -> float:
     """The share of a picture (0 to 1) that remains when it is cropped to a bucket's aspect ratio."""
     across, down = size[0] * bucket[1], size[1] * bucket[0]
     return min(across, down) / max(across, down)
 
 
-def fill_scale(size: Size, bucket: Size) -> float:
+def fill_scale(size: Size, bucket: Shape) -> float:
     """The factor that a picture's sides are multiplied by to fill a bucket."""
     return max(bucket[0] / size[0], bucket[1] / size[1])
 

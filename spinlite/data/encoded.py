@@ -2,25 +2,29 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spinlite.config.settings import Data
-from spinlite.data.buckets import Size, crop_centre
+from spinlite.data.buckets import Shape, crop_centre
 from spinlite.data.groups import chunks, group_by_shape
-from spinlite.data.items import Item, Loaded, Waiting, latent_name
-from spinlite.data.looks import in_order
+from spinlite.data.items import Item, Waiting, latent_name
+from spinlite.data.loading import load
+from spinlite.data.looks import WORKERS, in_order
 from spinlite.data.mask_pixels import fit_mask, load_mask
-from spinlite.data.pictures import decode, mirror, read_bytes, resize_and_crop, silence_pillow
+from spinlite.data.pictures import silence_pillow
 from spinlite.data.records import Record, list_names
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family
 from spinlite.memory import processes
 from spinlite.progress import Progress
-from spinlite.runs.files import fingerprint, fingerprint_bytes
+from spinlite.runs.files import fingerprint
 from spinlite.runs.store import Store
+
+CLIPS_AHEAD = 2  # threads that read clips: each clip that waits takes as much memory as its frames
 
 
 class Encoded:
@@ -119,9 +123,10 @@ class Encoded:
         return self._pictures.get([latent_name(k, s, r.flip) for k, s, r in zip(keys, shapes, like, strict=True)])
 
     def _items(self, record: Record) -> Iterator[Item]:
-        for path, key in ((record.path, record.key), (record.lose, record.lose_key)):
+        sides = (record.path, record.key, record.clip), (record.lose, record.lose_key, record.lose_clip)
+        for path, key, clip in sides:
             if path:
-                yield Item(path, key, record.bucket or self._own, (False, True)[: 1 + self.flip])
+                yield Item(path, key, record.bucket or self._own, (False, True)[: 1 + self.flip], clip)
 
     def _mask_names(self, record: Record) -> tuple[str, ...]:
         """The names that the masks of a picture are kept under, one for each flip; () without a mask."""
@@ -151,8 +156,9 @@ class Encoded:
     ) -> Iterator[Sequence[Waiting]]:
         """Pictures, `batch` of one shape at a time. Threads decode them while others are encoded."""
         order = [missing[i] for run in group_by_shape([item.shape for item in missing], len(missing)) for i in run]
+        read, workers = partial(load, settings=self._settings), CLIPS_AHEAD if any(i.clip for i in order) else WORKERS
         waiting: list[Waiting] = []
-        for place, loaded in enumerate(in_order(self._load, order), 1):
+        for place, loaded in enumerate(in_order(read, order, workers), 1):
             item = loaded.item
             if loaded.changed:
                 self.changed.append(item.path.name)
@@ -181,7 +187,7 @@ class Encoded:
 
     def _encode_masks(self, masked: Sequence[Record], total: int, advance: Callable[[int], None]) -> None:
         """Keep the masks of encoded pictures, at the resolution of their latents."""
-        latents: dict[Size, Tensor] = {}  # one of each shape
+        latents: dict[Shape, Tensor] = {}  # one of each shape
         with silence_pillow(), self._pictures:
             for record, (mask, fault) in zip(masked, in_order(load_mask, masked), strict=True):
                 item, names = next(self._items(record)), self._mask_names(record)
@@ -199,19 +205,6 @@ class Encoded:
                     else:
                         self._fault(item, "its mask is black, so nothing of it would be learned", total)
                 advance(1)
-
-    def _load(self, item: Item) -> Loaded:
-        """In a thread: read and crop a picture, unless its file has changed."""
-        try:
-            content = read_bytes(item.path)
-            if fingerprint_bytes(content) != item.key:
-                return Loaded(item, {}, changed=True)
-            image, _ = decode(content, item.path, background=self._settings.background)
-        except SpinliteError as error:
-            return Loaded(item, {}, error.problem.removeprefix(f"{item.path.name}: "))
-        picture = resize_and_crop(image, item.shape, crop_centre(item.key, self._settings.crop))
-        both = {False: picture, True: mirror(picture)}
-        return Loaded(item, {name: both[flip] for name, flip in zip(item.names(), item.flips, strict=True)})
 
     def _add(self, some: Sequence[Waiting], rows: dict[str, Tensor], total: int) -> None:
         """Keep the encoded pictures without NaN."""

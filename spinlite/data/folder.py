@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spinlite.config.settings import Source
 from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption_table
+from spinlite.data.clips import VIDEOS
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
 from spinlite.data.walk import Tree, pair_names, within
@@ -20,7 +21,7 @@ BESIDE_KOHYA = "beside kohya's folders, not used"
 DEEPER = "in subfolders, not used (data.recursive = true uses them)"
 
 
-def list_pairs(folder: Path, source: Source, found: Survey, under: str = "") -> list[Entry]:
+def list_pairs(folder: Path, source: Source, found: Survey, under: str = "", clips: bool = False) -> list[Entry]:
     """The pairs of a folder with `win/` and `lose/`, which have the same file names. Captions lie beside the winners.
 
     Raises SpinliteError if one of the two is missing.
@@ -29,48 +30,54 @@ def list_pairs(folder: Path, source: Source, found: Survey, under: str = "") -> 
     for needed in (win, lose):
         if not needed.is_dir():
             raise SpinliteError(f"there is no folder {needed}", fix="check the path after --data")
-    entries = list_folder(win, source, found, under)
+    entries = list_folder(win, source, found, under, clips)
     tree = Tree(lose, found, under)
     files = [path for _, files in tree.walk(lose) for path in files] if source.recursive else tree.files(lose)
-    losers = {within(path, lose): path for path in files if is_picture(path)}
+    losers = {within(path, lose): path for path in files if is_picture(path, clips)}
+    losers |= {name: lose / name for e in entries if e.path.is_dir() and (lose / (name := within(e.path, win))).is_dir()}
     winners = {within(entry.path, win): entry for entry in entries}
     partner = pair_names(winners, losers)
     for name in losers.keys() - partner.values():
         found.leave_out("in lose/ without a picture of the same name in win/, ignored", under + name)
-    for path in (path for path in files if not is_picture(path)):
+    for path in (path for path in files if not is_picture(path, clips)):
         found.leave_out("in lose/, but not a picture, not used", tree.name(path))
     for path in filter(is_picture, Tree(folder, found, under).files(folder)):
         found.leave_out("beside win/ and lose/, not used", under + path.name)
     return [replace(e, lose=losers.get(partner.get(name, ""), lose / name)) for name, e in winners.items()]
 
 
-def list_folder(folder: Path, source: Source, found: Survey, under: str = "") -> list[Entry]:
-    """The pictures of a folder with their captions, sorted by name.
+def list_folder(folder: Path, source: Source, found: Survey, under: str = "", clips: bool = False) -> list[Entry]:
+    """The pictures of a folder with their captions, sorted by name; with `clips` video files too, and folders of frames.
+
+    A folder with a caption beside it, as a file has one, holds the frames of one clip.
 
     Subfolders are read with data.recursive, or if they have kohya's layout. Names in messages begin with `under`. Files that
     are not used are noted in `found`. Raises SpinliteError if a table of captions can't be read.
     """
-    return _Folder(folder, source, found, under).entries()
+    return _Folder(folder, source, found, under, clips).entries()
 
 
 class _Folder:
     """One listing: the folder, and the captions of its pictures that stand in tables."""
 
-    def __init__(self, root: Path, source: Source, found: Survey, under: str) -> None:
-        self.root, self.source, self.found = root, source, found
+    def __init__(self, root: Path, source: Source, found: Survey, under: str, clips: bool) -> None:
+        self.root, self.source, self.found, self.clips = root, source, found, clips
         self.tree = Tree(root, found, under)
+        self._names: dict[Path, set[str]] = {}  # folder -> names in it that have a caption
         self.in_tables: dict[Path, tuple[str, tuple[str, ...]]] = {}  # picture -> (table's name, captions)
 
     def entries(self) -> list[Entry]:
         repeats = self._repeats()
         top = self.tree.files(self.root)
         if self.source.recursive:
-            layers = list(self.tree.walk(self.root))
+            layers = [layer for layer in self.tree.walk(self.root) if not self._is_clip(layer[0])]
         else:
             layers = [(self.root, top), *((sub, self.tree.files(sub)) for sub in repeats)]
+        if self.clips:
+            layers = [(place, [*files, *filter(self._is_clip, self.tree.folders(place))]) for place, files in layers]
         if repeats:
-            self._leave_out(BESIDE_KOHYA, filter(is_picture, top))
-            layers[0] = self.root, [path for path in top if not is_picture(path)]
+            self._leave_out(BESIDE_KOHYA, filter(self._is_picture, layers[0][1]))
+            layers[0] = self.root, [path for path in top if not self._is_picture(path)]
         self._read_tables(layers)
         every: list[Entry] = []
         for place, files in layers:
@@ -78,7 +85,7 @@ class _Folder:
             if count:
                 every += self._list_layer(files, Fraction(count), caption)
             else:
-                self._leave_out("in folders with 0 repeats, not used", filter(is_picture, files))
+                self._leave_out("in folders with 0 repeats, not used", filter(self._is_picture, files))
         if not self.source.recursive:
             self._report_subfolders(repeats, len(every))
         return every
@@ -100,7 +107,25 @@ class _Folder:
         return repeats if inside > beside else {}
 
     def _count(self, folder: Path) -> int:
-        return sum(map(is_picture, self.tree.files(folder)))
+        return sum(map(self._is_picture, (*self.tree.files(folder), *(self.tree.folders(folder) if self.clips else ()))))
+
+    def _is_picture(self, path: Path) -> bool:
+        return is_picture(path, self.clips) or self._is_clip(path)
+
+    def _is_clip(self, folder: Path) -> bool:
+        """Whether a folder holds the frames of one clip: there are several, and a caption of the folder's name beside it."""
+        if not self.clips or folder == self.root or folder not in self.tree.folders(folder.parent):
+            return False
+        return folder.name in self._captioned(folder.parent) and sum(map(is_picture, self.tree.files(folder))) > 1
+
+    def _captioned(self, place: Path) -> set[str]:
+        """Names that have a caption in a folder: in a file of that name, or in a row of a table."""
+        if place not in self._names:
+            files = self.tree.files(place)
+            tables = [path for path in files if path.name.lower() in TABLES]
+            rows = read_caption_table(tables[0], lambda *_: None, self.tree.name(tables[0])) if tables else {}
+            self._names[place] = {path.stem for path in files if path.suffix.lower() in BESIDE} | set(rows)
+        return self._names[place]
 
     def _leave_out(self, why: str, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -118,7 +143,7 @@ class _Folder:
         inside: dict[Path, dict[str, Path]] = {place: {} for place in tables}
         for folder, files in layers:
             for place in tables.keys() & {folder, *folder.parents}:
-                inside[place] |= {within(path, place): path for path in files if is_picture(path)}
+                inside[place] |= {within(path, place): path for path in files if self._is_picture(path)}
         for place, (name, rows) in tables.items():
             row_of = pair_names(inside[place], rows)
             self.in_tables |= {inside[place][own]: (name, rows[row]) for own, row in row_of.items() if rows[row]}
@@ -129,7 +154,9 @@ class _Folder:
         for row in sorted(rows):
             if (place / row).is_file() and not _is_within(row):
                 self.found.leave_out("named by a table, but outside of its folder, not used", f"{row} ({table})")
-            elif not ((place / row).is_file() and is_picture(Path(row))):  # those that are there are in an unread subfolder
+            elif not (
+                (place / row).is_file() and is_picture(Path(row), self.clips)
+            ):  # those that are there are in an unread subfolder
                 self.found.orphans.append(f"{row} ({table})")
 
     def _list_layer(self, files: Sequence[Path], weight: Fraction, caption: str) -> list[Entry]:
@@ -138,16 +165,17 @@ class _Folder:
         for ending in BESIDE:
             for path in (path for path in files if path.suffix.lower() == ending):
                 texts.setdefault(path.stem, []).append(path)
-        pictures = list(filter(is_picture, files))
+        pictures = list(filter(self._is_picture, files))
         text_of = pair_names({name for path in pictures for name in (path.stem, path.name)}, texts)
         entries = []
         for path in pictures:
-            beside = [text for name in (path.stem, path.name) if name in text_of for text in texts[text_of[name]]]
+            names = dict.fromkeys((path.stem, path.name))
+            beside = [text for name in names if name in text_of for text in texts[text_of[name]]]
             captions, origin, fault = self._captions(path, beside)
             if caption and not captions and not fault:
                 captions, origin = (caption,), "folder name"
             entries.append(Entry(path, self.tree.name(path), captions, origin, weight, None, fault))
-        others = (path for path in files if not is_picture(path) and path.suffix.lower() not in BESIDE)
+        others = (path for path in files if not self._is_picture(path) and path.suffix.lower() not in BESIDE)
         odd = (path for path in others if path.name.lower() not in TABLES)
         self._leave_out("with an ending that is not read here, not used", odd)
         unread = (text for stem in texts.keys() - text_of.values() for text in texts[stem])
@@ -182,17 +210,17 @@ class _Folder:
             if looked > GLANCE:
                 self.found.leave_out(DEEPER, f"and maybe more: only {looked:,} files were looked at")
                 break
-            if place not in repeats:
+            if place not in repeats and not self._is_clip(place):
                 looked += len(files)
-                self._leave_out(BESIDE_KOHYA if repeats and sub not in repeats else DEEPER, filter(is_picture, files))
+                self._leave_out(BESIDE_KOHYA if repeats and sub not in repeats else DEEPER, filter(self._is_picture, files))
                 places[place.parent if REPEATS.fullmatch(place.name) else place] += self._count(place)
         if places.total() > used:
             self.found.elsewhere += sorted(place for place, count in places.items() if count and place != self.root)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether the file has the ending of a picture."""
-    return path.suffix.lower() in ENDINGS
+def is_picture(path: Path, clips: bool = False) -> bool:
+    """Whether the file has the ending of a picture, or with `clips` of a video."""
+    return path.suffix.lower() in ENDINGS or (clips and path.suffix.lower() in VIDEOS)
 
 
 def _is_within(row: str) -> bool:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from spinlite.data.buckets import Size
+from spinlite.data.buckets import Shape
+from spinlite.data.clips import Clip
 from spinlite.families.picture import Picture
 
 Waiting = tuple["Item", str, Picture]  # a picture to be encoded, and the name that its latents are kept under
@@ -11,12 +12,13 @@ Waiting = tuple["Item", str, Picture]  # a picture to be encoded, and the name t
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture in a shape, to be encoded as it is (flip False), mirrored (flip True), or both."""
+    """A picture or clip in a shape, to be encoded as it is (flip False), mirrored (flip True), or both."""
 
     path: Path
     key: str
-    shape: Size
+    shape: Shape
     flips: tuple[bool, ...]
+    clip: Clip | None = None
 
     def names(self) -> list[str]:
         """The names that its latents are kept under, one for each flip."""
@@ -33,6 +35,6 @@ class Loaded:
     changed: bool = False
 
 
-def latent_name(key: str, shape: Size, flip: bool) -> str:
+def latent_name(key: str, shape: Shape, flip: bool) -> str:
     """The name that the latents of a picture in a shape are kept under."""
-    return f"{key}-{shape[0]}x{shape[1]}{'-mirrored' * flip}"
+    return f"{key}-{'x'.join(map(str, shape))}{'-mirrored' * flip}"

@@ -114,7 +114,7 @@ def read_size(path: Path, name: str = "") -> tuple[tuple[int, int], list[str]]:
 
 def ending_of(content: bytes) -> str:
     """The file ending that fits a picture's bytes; ".bin" if it is not a format that is read here."""
-    with contextlib.suppress(Exception), silence_pillow(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+    with contextlib.suppress(Exception), silence_pillow(), Image.open(io.BytesIO(content), formats=formats()) as image:
         return f".{image.format}".lower()
     return ".bin"
 
@@ -139,7 +139,7 @@ def mirror(picture: Picture) -> Picture:
 
 
 @cache
-def _formats() -> list[str]:
+def formats() -> list[str]:
     """The FORMATS that Pillow can read on this computer: JPEG XL needs its plugin, and MPO comes with JPEG."""
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_jxl")
@@ -148,13 +148,13 @@ def _formats() -> list[str]:
 
 
 def _decode(content: bytes, path: Path, background: str) -> tuple[Image.Image, list[str]]:
-    with Image.open(io.BytesIO(content), formats=_formats()) as image, _ONE if _is_huge(image) else contextlib.nullcontext():
+    with Image.open(io.BytesIO(content), formats=formats()) as image, _ONE if _is_huge(image) else contextlib.nullcontext():
         seen = _notable(image, path)
-        return _to_rgb(image, background, seen), seen
+        return to_rgb(image, background, seen), seen
 
 
 def _read_size(file: BinaryIO, path: Path) -> tuple[tuple[int, int], list[str]]:
-    with Image.open(file, formats=_formats()) as image:
+    with Image.open(file, formats=formats()) as image:
         seen = _notable(image, path)
         turned = image.format != "TIFF" and _orientation(image, seen) in (5, 6, 7, 8)  # Pillow turns TIFFs itself
         return (image.height, image.width) if turned else image.size, seen
@@ -179,7 +179,8 @@ def _notable(image: Image.Image, path: Path) -> list[str]:
     return [FRAMES] * animated + [ENDING] * wrong_ending
 
 
-def _to_rgb(image: Image.Image, background: str, seen: list[str]) -> Image.Image:
+def to_rgb(image: Image.Image, background: str, seen: list[str]) -> Image.Image:
+    """An opened picture, upright, as 8-bit sRGB; what was worth a note is added to `seen`."""
     image.load()
     profile = image.info.get("icc_profile")
     if turn := TURNS.get(_orientation(image, seen)):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spinlite.config.settings import Source
-from spinlite.data.buckets import Size
+from spinlite.data.buckets import Shape
+from spinlite.data.clips import Clip
 from spinlite.data.looks import Look
 from spinlite.errors import SpinliteError
 
@@ -39,6 +40,9 @@ class Record:
     trained in, (width, height) in px; None: the model's own size. `flip`: shown mirrored. `wordings` are texts that learning
     shows in place of the caption, if there are any; `wording` is the one that is shown now ("": the caption itself). `mask`
     says where it is learned from (`path` itself: by its transparency), `mask_key` is a hash of its bytes.
+
+    With `clip` (and `lose_clip` of a pair) it is a part of a file; its key names that part, and its bucket has a third number:
+    the frames, unless there is one.
     """
 
     path: Path
@@ -47,12 +51,19 @@ class Record:
     lose: Path | None = None
     lose_key: str = ""
     repeats: int = 1
-    bucket: Size | None = None
+    bucket: Shape | None = None
     flip: bool = False
     wordings: tuple[str, ...] = ()
     wording: str = ""
     mask: Path | None = None
     mask_key: str = ""
+    clip: Clip | None = None
+    lose_clip: Clip | None = None
+
+    @property
+    def file_key(self) -> str:
+        """The hash of the whole file that it is, or is a part of."""
+        return self.clip.file if self.clip else self.key
 
     @property
     def identity(self) -> list[Any]:

@@ -21,9 +21,11 @@ NO_CAPTION = ("", "file name", "data.caption")  # origins of captions for pictur
 
 
 def list_entries(
-    settings: Data, pairs: bool, found: Survey, cache: Path, progress: Progress = lambda done, of: None
+    settings: Data, pairs: bool, found: Survey, cache: Path, progress: Progress = lambda done, of: None, clips: bool = False
 ) -> list[Entry]:
-    """Every picture of every source; with `pairs`, every pair. Pictures of data sets are saved in `cache`.
+    """Every picture of every source; with `pairs`, every pair; with `clips`, of folders the clips too.
+
+    Pictures of data sets are saved in `cache`.
 
     Raises SpinliteError if a source does not exist, or its settings contradict.
     """
@@ -37,7 +39,7 @@ def list_entries(
         if source.dataset is not None:
             listed = list_dataset(source, found, pairs, cache, progress, under)
         else:
-            listed = (list_pairs if pairs else list_folder)(_folder(source, found), source, found, under)
+            listed = (list_pairs if pairs else list_folder)(_folder(source, found), source, found, under, clips)
         every += [_complete(entry, source, found) for entry in add_masks(listed, source, found)]
     return every
 

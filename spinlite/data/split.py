@@ -28,10 +28,10 @@ def split(records: Sequence[Record], share: float) -> tuple[list[Record], list[R
 
     A caption is on one side only, and so is a picture: captions that share a picture stay together, on the side of the lowest
     hash among them. If captions hardly differ (a trigger word alone), pictures are split instead. Neither side is empty. If
-    `share` gives fewer than ENOUGH pictures, those of the next hashes are held out too.
+    `share` gives fewer than ENOUGH pictures, those of the next hashes are held out too. Clips of one file stay together.
     """
     by_caption = splits_by_caption(records)
-    names = _group_captions(records) if by_caption else [r.key + r.lose_key for r in records]
+    names = _group_captions(records) if by_caption else [r.file_key + r.lose_key * (not r.clip) for r in records]
     groups: dict[str, list[Record]] = {}
     for name, r in zip(names, records, strict=True):
         groups.setdefault(name, []).append(r)

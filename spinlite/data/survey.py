@@ -10,17 +10,20 @@ from pathlib import Path
 from PIL import ImageColor
 
 from spinlite.config.settings import Data, Settings
-from spinlite.data.alike import find_alike
+from spinlite.data.alike import MARK, find_alike, find_alike_clips
 from spinlite.data.buckets import Grid, kept_share
+from spinlite.data.clips import fingerprint_clip, require_decoder
+from spinlite.data.cuts import cut
 from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
 from spinlite.data.records import Entry, Record, Survey, count_pictures, list_names, whole_numbers
 from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
 from spinlite.data.split import split, splits_by_caption
 from spinlite.data.wordings import reword
 from spinlite.errors import SpinliteError
-from spinlite.runs.files import fingerprint, fingerprint_files
+from spinlite.runs.files import fingerprint
 
 CACHE = Path("runs") / "cache"  # if no other is given
+LONG = 'clips at least twice as long as is used: their beginning is (data.long_clips = "all" uses all)'
 SAME_SHAPE = 0.98  # share of a mask that a crop to its picture's shape would keep
 
 
@@ -57,20 +60,27 @@ def examine(
         problem = f"data.background = {settings.background!r} is not a colour"
         raise SpinliteError(problem, fix='set it to a name or #rrggbb, such as "white"') from None
     found = Survey()
-    every = list_entries(settings, pairs, found, cache or CACHE, progress)
+    rule = grid.clips if grid else None
+    every = list_entries(settings, pairs, found, cache or CACHE, progress, rule is not None)
     found.listed, found.names = len(every), {entry.path: entry.name for entry in every}
     paths = list(dict.fromkeys(path for entry in every for path in (entry.path, entry.lose, entry.mask) if path))
+    if rule:
+        require_decoder(paths)
     if headers:
-        found.looks = read_headers(paths, progress)
+        found.looks = read_headers(paths, progress, rule)
     else:
-        place = fingerprint(describe_sources(settings))
-        memo = LookCache(cache / "looks" / f"{place}.json", settings.background) if cache else None
-        found.looks = decode_all(paths, settings.background, memo, progress)
+        place = fingerprint(describe_sources(settings), *["clips"] * bool(rule))
+        memo = LookCache(cache / "looks" / f"{place}.json", settings.background, rule) if cache else None
+        found.looks = decode_all(paths, settings.background, memo, progress, rule)
     repeats = _repeats(every, found)
-    read = [(entry.name, r) for entry, count in zip(every, repeats, strict=True) for r in _records(entry, count, found, grid)]
+    read = [
+        (entry.name, r)
+        for entry, count in zip(every, repeats, strict=True)
+        for r in _records(entry, count, found, grid, settings)
+    ]
     records = reword(_remove_duplicates(read, found), {entry.path: entry.source for entry in every})
     if headers and not splits_by_caption(records):  # hashes decide who is held out: the same pictures as in a run
-        records = [replace(r, key=_hash(r.path), lose_key=_hash(r.lose) if r.lose else "") for r in records]
+        records = [_with_hashes(r) for r in records]
     _note_alike(every, found)
     found.stop = _reason_to_stop(settings, len(every), records, found)
     if count_pictures(records) > 1:
@@ -81,14 +91,26 @@ def examine(
 
 def grid_of(settings: Settings) -> Grid:
     """The picture shapes of a run with these settings. Raises SpinliteError if the base model can't be read."""
-    from spinlite.families.load import size_and_step
+    from spinlite.families.load import clip_rule, size_and_step
 
-    return Grid(*size_and_step(settings.model), settings.data.upscale, settings.data.buckets)
+    rule = clip_rule(settings.model)
+    if rule and settings.data.fps:
+        rule = replace(rule, fps=settings.data.fps)
+    return Grid(*size_and_step(settings.model), settings.data.upscale, settings.data.buckets, rule)
+
+
+def _with_hashes(r: Record) -> Record:
+    """A record whose file was not hashed, with the hashes that it has in a run."""
+    own, other = _hash(r.path), _hash(r.lose) if r.lose else ""
+    clip, lose_clip = (each and replace(each, file=file) for each, file in ((r.clip, own), (r.lose_clip, other)))
+    return replace(
+        r, key=clip.key if clip else own, lose_key=lose_clip.key if lose_clip else other, clip=clip, lose_clip=lose_clip
+    )
 
 
 def _hash(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return fingerprint_files([path])
+    with contextlib.suppress(SpinliteError):
+        return fingerprint_clip(path)
     return ""
 
 
@@ -132,8 +154,8 @@ def _repeats(every: Sequence[Entry], found: Survey) -> list[int]:
     return repeats
 
 
-def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> list[Record]:
-    """A record for each caption of a picture; none if the picture or its caption can't be used."""
+def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None, settings: Data) -> list[Record]:
+    """A record for each caption of a picture, or of each clip; none if the picture or its caption can't be used."""
     files = {entry.name: entry.path} | ({f"lose/{entry.name}": entry.lose} if entry.lose else {})
     looks = [(name, found.looks[path]) for name, path in files.items()]
     for name, look in looks:
@@ -155,25 +177,30 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None) -> li
         found.uncaptioned.append(entry.name)
     if entry.captions:
         found.origins[entry.origin] += 1
-    win, lose = found.looks[entry.path], found.looks[entry.lose] if entry.lose else None
     if mask:
         found.note("with a mask, which says where they are learned from", entry.name)
-        if kept_share(mask.size, win.size) < SAME_SHAPE:
+        if kept_share(mask.size, looks[0][1].size) < SAME_SHAPE:
             found.note("with a mask of another shape, which is stretched over the picture", entry.name)
-    return [
-        Record(
-            entry.path, caption, win.key, entry.lose, lose.key if lose else "", repeats, bucket,
-            mask=entry.mask, mask_key=mask.key if mask else "",
-        )
-        for caption in entry.captions
-    ]  # fmt: skip
+    win, lose = looks[0][1], looks[1][1] if entry.lose else None
+    whole = Record(
+        entry.path, "", win.key, entry.lose, lose.key if lose else "", repeats, bucket,
+        mask=entry.mask, mask_key=mask.key if mask else "",
+    )  # fmt: skip
+    rule = grid.clips if grid else None
+    several = cut(whole, [look for _, look in looks], rule, settings.long_clips == "all") if rule else [whole]
+    if rule and settings.long_clips == "head" and win.frames >= 2 * rule.most:
+        found.note(LONG, entry.name)
+    return [replace(record, caption=caption) for record in several for caption in entry.captions]
 
 
 def _note_alike(every: Sequence[Entry], found: Survey) -> None:
     """Note pictures that look like an earlier one; they are used all the same."""
     first = {found.looks[entry.path].key: entry for entry in reversed(every)}  # without copies of one file
     pictures = sorted(first.values(), key=lambda entry: entry.name)
-    like = find_alike([found.looks[entry.path].mark for entry in pictures])
+    marks = [found.looks[entry.path].mark for entry in pictures]
+    like = find_alike([mark * (len(mark) == MARK) for mark in marks]) | find_alike_clips(
+        [mark * (len(mark) > MARK) for mark in marks]
+    )
     for i, j in sorted(like.items()):
         found.note("nearly the same as another picture, used all the same", f"{pictures[i].name} (like {pictures[j].name})")
 

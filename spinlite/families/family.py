@@ -7,10 +7,9 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
-from spinlite.families.picture import Picture
+from spinlite.families.picture import ClipRule, Drawn, Picture
 from spinlite.lora.layouts import Layout
 from spinlite.lora.tensors import Lora
 from spinlite.maths.paths import Path
@@ -21,7 +20,8 @@ Cond = dict[str, Tensor]  # conditioning, one row per sample; nothing outside a 
 class Family(ABC):
     """A base model: how it encodes, denoises, decodes, and names its weights.
 
-    Latents are (B, *latent_shape) for pictures of the model's own size, (B, C, ..., h, w); other sizes in proportion.
+    Latents are (B, *latent_shape) for pictures of the model's own size, (B, C, ..., h, w); other sizes in proportion. Those of
+    clips are (B, C, F, H, W), `latent_shape` those of the longest ones; a picture is a clip of one frame.
     """
 
     path: Path  # how it adds noise, and what the network predicts
@@ -36,6 +36,7 @@ class Family(ABC):
     caption_hash: str  # of the weights that `encode_captions` uses
     title: str  # for messages
     attention: str  # what computes attention, and why, in words
+    clips: ClipRule | None = None  # which clips it makes; None: pictures alone
     start: Lora = {}  # noqa: RUF012  the LoRA that a run starts from, by full names; {} without one
 
     @abstractmethod
@@ -47,9 +48,10 @@ class Family(ABC):
 
     @abstractmethod
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Pictures of one size -> {"x0": latents} and the conditioning that depends on the picture; a row each, on the CPU.
+        """Pictures of one size, or clips of one length -> {"x0": latents} and the conditioning that depends on them.
 
-        Latents are the means of the encoder's distribution; with `sampled`, random samples of it, seeded by these names.
+        There is a row for each, on the CPU. Latents are the means of the encoder's distribution; with `sampled`, random samples
+        of it, seeded by these names.
         """
 
     @abstractmethod
@@ -68,8 +70,8 @@ class Family(ABC):
         """The network's prediction: (B, ...), (B,) -> (B, ...)."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> list[Image]:
-        """Latents -> RGB pictures."""
+    def decode(self, latents: Tensor) -> Sequence[Drawn]:
+        """Latents -> RGB pictures; with `clips`, a list of frames for each."""
 
     @abstractmethod
     def free(self) -> None:

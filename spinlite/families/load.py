@@ -11,6 +11,7 @@ from spinlite.families.blank import BLANK, with_random_weights
 from spinlite.families.clip import CHUNK, TokenCounter, build_counter, counter_of
 from spinlite.families.kinds import FAMILIES, KINDS, Kind, check_family
 from spinlite.families.open import open_base, open_checkpoint, others_of
+from spinlite.families.picture import ClipRule, with_frames
 from spinlite.families.single_file import SingleFile
 
 if TYPE_CHECKING:
@@ -69,10 +70,24 @@ def size_and_step(model: Model) -> tuple[tuple[int, int], int]:
     """
     check_family(model.family)
     if model.family == "toy":
-        from spinlite.families.toy import Toy
+        from spinlite.families.toy import Toy, clips_of
+        from spinlite.families.toy_clips import SIZE
 
-        return Toy.size, Toy.step
+        return (SIZE if clips_of(model.base) else Toy.size), Toy.step
     return open_base(with_random_weights(model)).size_and_step(model.resolution)
+
+
+def clip_rule(model: Model) -> ClipRule | None:
+    """Which clips a base model takes, without loading it; None if it takes pictures alone.
+
+    Raises SpinliteError if it can't have that many model.frames.
+    """
+    own = None
+    if model.family == "toy":
+        from spinlite.families.toy import clips_of
+
+        own = clips_of(model.base)
+    return with_frames(own, model.frames)
 
 
 def token_counter(model: Model) -> TokenCounter | None:

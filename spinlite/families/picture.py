@@ -1,14 +1,54 @@
-"""A picture as a family takes it. Apart from `family`, which needs torch."""
+"""Pictures and clips as a family takes and gives them. Apart from `family`, which needs torch."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from PIL.Image import Image
+
+from spinlite.errors import SpinliteError
+
+Drawn = Image | Sequence[Image]  # what a latent decodes to: a picture, or the frames of a clip
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB picture in the size that the network takes, and how it was cut to it. Sizes are (width, height) in pixels."""
+    """An RGB picture in the size that the network takes, and how it was cut to it. Sizes are (width, height) in pixels.
+
+    Of a clip it is the first frame; `rest` are the others, cut alike.
+    """
 
     image: Image
     original_size: tuple[int, int]  # before resizing
     crop: tuple[int, int]  # (left, top) of the crop, after resizing
+    rest: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """Which clips a family takes: `fps` frames a second, and 1, 1 + step, 1 + 2 x step, … frames, up to `most`."""
+
+    fps: float
+    step: int
+    most: int
+
+    def length(self, frames: int) -> int:
+        """How many frames are taken of so many."""
+        return 1 + (min(frames, self.most) - 1) // self.step * self.step
+
+
+def with_frames(own: ClipRule | None, frames: int | None) -> ClipRule | None:
+    """A family's rule with another length of clips, `model.frames`. Raises SpinliteError if it has no such clips."""
+    if frames is None:
+        return own
+    if own is None:
+        raise SpinliteError("model.frames is for base models of clips, and this one makes pictures", fix="remove model.frames")
+    rule = replace(own, most=frames)
+    if rule.length(frames) != frames:
+        problem = f"model.frames = {frames}, but this model's clips have 1, {1 + own.step}, {1 + 2 * own.step}, … frames"
+        raise SpinliteError(problem, fix=f"set model.frames = {rule.length(frames)}")
+    return rule
+
+
+def frames_of(drawn: Drawn) -> list[Image]:
+    """The frames of a clip; of a picture, itself."""
+    return [drawn] if isinstance(drawn, Image) else list(drawn)

@@ -1,6 +1,7 @@
 """A toy family: points in the plane on a flow path. The whole pipeline takes a second.
 
-A picture stands for the point (mean red, mean blue) in [-1, 1]. A caption becomes counts of its words, by hash.
+A picture stands for the point (mean red, mean blue) in [-1, 1]. A caption becomes counts of its words, by hash. With a base
+such as "clips-0" it makes small clips instead (`toy_clips.py`).
 """
 
 import contextlib
@@ -17,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from spinlite.config.settings import Model
 from spinlite.errors import SpinliteError
+from spinlite.families import toy_clips
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.names import module_shapes
+from spinlite.families.picture import ClipRule, Drawn, with_frames
 from spinlite.lora.apply import applied
 from spinlite.lora.layouts import Layout
 from spinlite.lora.read import read_lora_for
@@ -29,6 +32,7 @@ from spinlite.memory.quantized import place_network
 from spinlite.runs.files import fingerprint
 from spinlite.runs.store import read_tensors
 
+CLIPS = "clips-"  # in front of a base's number
 WIDTH = 16  # numbers in a caption's conditioning
 
 
@@ -53,8 +57,13 @@ class Net(nn.Module):
         return torch.tanh(self.second(torch.tanh(self.first(inputs))))
 
 
+def clips_of(base: str) -> ClipRule | None:
+    """The clips that a base takes, if it takes any."""
+    return toy_clips.RULE if base.startswith(CLIPS) else None
+
+
 class Toy(Family):
-    """Points in the plane, flow prediction."""
+    """Points in the plane, or clips; flow prediction."""
 
     path = Path("flow")
     layouts = ("kohya",)
@@ -65,22 +74,28 @@ class Toy(Family):
     picture_hash = caption_hash = "toy"
 
     def __init__(self, model: Model, device: Device) -> None:
-        base = model.base
-        if not base.isdigit():
+        base, clips = model.base, with_frames(clips_of(model.base), model.frames)
+        seed = base.removeprefix(CLIPS)
+        if not seed.isdigit():
             raise SpinliteError(f"the base of the toy family is a number (its seed), not {base!r}", fix='set model.base = "0"')
         quantize = device.levers.quantize
-        self._net = Net(int(base))
+        self.clips = clips
+        if clips:
+            self.latent_shape, self.size, self.picture_hash = toy_clips.latent_shape(clips), toy_clips.SIZE, "toy clips"
+        self._net = toy_clips.ClipNet(int(seed), WIDTH) if clips else Net(int(seed))
         self.net = place_network(self._net, device.device, quantize, self.lora_targets["linear"])
         self.set_checkpointing(device.levers.checkpointing)
         self.base_hash = fingerprint("toy", base, *[quantize] * (quantize != "none"))
         self.attention = "none"
-        self.title = "toy (points in the plane)"
+        self.title = "toy (clips)" if clips else "toy (points in the plane)"
 
     def start_from(self, path: FilePath) -> None:
         known = module_shapes(self.net)
         self.start = read_lora_for(path, {f"lora_unet_{name}": f"unet.{name}" for name in known}, known, self.title)
 
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
+        if self.clips:
+            return toy_clips.encode_clips(pictures)
         means = [picture.image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
         return {"x0": torch.tensor([[m[0], m[2]] for m in means]) / 127.5 - 1}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
@@ -99,7 +114,9 @@ class Toy(Family):
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return self.net(x_t, t, cond["words"])
 
-    def decode(self, latents: Tensor) -> list[Image.Image]:
+    def decode(self, latents: Tensor) -> Sequence[Drawn]:
+        if self.clips:
+            return [toy_clips.decode_clip(latent) for latent in latents]
         levels = ((latents.float().clamp(-1, 1) + 1) * 127.5).round().int().numpy().tolist()
         return [Image.new("RGB", self.size, (red, 0, blue)) for red, blue in levels]
 

@@ -42,7 +42,8 @@ def make_plan(
     @functools.cache
     def costs_of(precision: str, quantize: str) -> PhaseCosts:
         take_no_memory = {"family", "alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}
-        model = with_random_weights(settings.model).model_dump(exclude=take_no_memory)
+        own_length = {"frames"} if settings.model.frames is None else set()
+        model = with_random_weights(settings.model).model_dump(exclude=take_no_memory | own_length)
         name = cache_name("stage", model, settings.learn.optimizer, precision, quantize, settings.memory.encoders)
         return PhaseCosts(settings, precision, quantize, cache, name)
 
