@@ -10,6 +10,7 @@ import typer
 
 from spinlite import __version__
 from spinlite.cli import data as cli_data
+from spinlite.cli import evaluate as cli_evaluate
 from spinlite.cli import lora as cli_lora
 from spinlite.cli import plan as cli_plan
 from spinlite.cli import report as cli_report
@@ -141,6 +142,7 @@ def bench(
 
 
 cli_data.register(app)
+cli_evaluate.register(app)
 cli_lora.register(app)
 cli_plan.register(app)
 cli_report.register(app)

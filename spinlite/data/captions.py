@@ -23,7 +23,7 @@ Note = Callable[[str, str], None]  # called with (what was seen, in which file)
 
 def captions_beside(path: Path, source: Source) -> tuple[str, ...]:
     """The captions in a file beside a picture. Raises SpinliteError if it can't be read."""
-    text = _read_text(path, f"{path.name}: the caption")
+    text = read_text(path, f"{path.name}: the caption")
     if path.suffix.lower() == ".json":
         try:
             return captions_in_json(json.loads(text) if text.strip() else "")
@@ -32,7 +32,8 @@ def captions_beside(path: Path, source: Source) -> tuple[str, ...]:
     return _clean(text.splitlines() if source.lines == "each" else [text])
 
 
-def _read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str) -> str:
+    """The text of a file. Raises SpinliteError, which calls the file `name`, if it can't be read or is not UTF-8."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -97,9 +98,9 @@ def _place(file: str, folder: Path) -> str:
 def _rows(path: Path, name: str) -> Iterator[Any]:
     match path.suffix.lower():
         case ".jsonl":
-            yield from (_parse_line(line) for line in _read_text(path, name).split("\n") if line.strip())
+            yield from (_parse_line(line) for line in read_text(path, name).split("\n") if line.strip())
         case ".csv":
-            text = _read_text(path, name)
+            text = read_text(path, name)
             header = text.partition("\n")[0]
             delimiter = max(",;\t", key=header.count)  # a table program writes semicolons where commas stand in numbers
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)

@@ -1,4 +1,4 @@
-"""Outside measures of samples: networks that no run trains with.
+"""Compares models on the same prompts, by networks that no run trains with: scorers that people know, and KID.
 
-Start reading at `outside.judge`.
+Start reading at `evaluate.evaluate`.
 """

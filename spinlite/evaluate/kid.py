@@ -1,4 +1,4 @@
-"""KID: how far samples are, as a set, from real pictures that nothing trained on. `python -m spinlite.evaluate RUN` prints it.
+"""KID: how far samples are, as a set, from real pictures that nothing trained on. `spinlite evaluate` prints it.
 
 KID, the kernel inception distance (Bińkowski et al. 2018, arXiv 1801.01401), is the unbiased squared MMD (Gretton et al.
 2012, JMLR 13) under the kernel (x·y/d + 1)^3, reported x 1000; the Fréchet distance is biased at a few hundred pictures.
@@ -20,10 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from spinlite.config.settings import Data
 from spinlite.data.groups import chunks
-from spinlite.data.records import Record
-from spinlite.data.survey import survey
 from spinlite.errors import SpinliteError
 from spinlite.maths.draws import generator, permutation
 
@@ -160,12 +157,3 @@ def _network() -> Any:
     net: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=SIDE)
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def read_reals(folder: Path) -> list[Record]:
-    """The pictures with captions of a folder, in order of their names."""
-    found = survey(Data(folder=str(folder)))
-    records = sorted(found.train + found.heldout, key=lambda r: r.path)
-    if len(records) < 8:
-        raise SpinliteError(f"{folder} holds {len(records)} usable pictures; 8 is the least", fix="give more as --reals")
-    return records

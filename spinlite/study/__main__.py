@@ -16,7 +16,7 @@ import torch
 from spinlite.cli.console import Console
 from spinlite.config.presets import PACKAGE
 from spinlite.errors import SpinliteError
-from spinlite.evaluate.kid import read_reals
+from spinlite.evaluate.prompts import read_pictures
 from spinlite.evaluate.towers import KEPT, Towers
 from spinlite.study.arms import ARMS, FULL, GROUPS, SMALL, Cell, cells
 from spinlite.study.measures import Yardstick
@@ -46,7 +46,7 @@ def _study(options: argparse.Namespace, console: Console) -> None:
     scale = SMALL if options.small else FULL
     only, seeds = (["sft", "spin"], [0]) if options.small else (options.only, options.seeds)
     wanted = list(cells(scale, only, seeds))
-    judged = read_reals(PACKAGE / "demo" / "judge")
+    judged = read_pictures(PACKAGE / "demo" / "judge")
     if options.materials:
         train(options.materials, [r.caption for r in judged], console.say).save(KEPT)
     results = Results(options.out / "results.jsonl")

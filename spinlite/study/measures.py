@@ -14,14 +14,14 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.config.presets import PACKAGE
 from spinlite.config.settings import Play, Settings
 from spinlite.data.encoded import Encoded
 from spinlite.data.groups import chunks
 from spinlite.data.pictures import open_picture
 from spinlite.data.records import Record
-from spinlite.evaluate.kid import FEATURES, contrasts, features, off_diagonal, read_reals, resampled
+from spinlite.evaluate.kid import FEATURES, contrasts, features, off_diagonal, resampled
 from spinlite.evaluate.look import Look, styles
+from spinlite.evaluate.prompts import JUDGE, read_pictures
 from spinlite.evaluate.towers import Towers
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
@@ -49,7 +49,7 @@ class Yardstick:
     """The captions, pictures and noise that every snapshot is measured with."""
 
     def __init__(self, scale: Scale, towers: Towers, cache: Path) -> None:
-        every = read_reals(PACKAGE / "demo" / "judge")
+        every = read_pictures(JUDGE)
         self.records: list[Record] = every[:: len(every) // scale.captions][: scale.captions]
         self.reals = features([open_picture(r.path) for r in self.records])
         self.picks = torch.randint(len(self.records), (RESAMPLES, len(self.records)), generator=generator("study"))

@@ -6,13 +6,12 @@ Fakes stay latents; the VAE is not needed. The noise of each depends on its own 
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from spinlite.config.settings import Play
-from spinlite.data.encoded import Encoded
 from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
@@ -29,8 +28,15 @@ STOCHASTIC = ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler"
 StepCallback = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 
+class Conditions(Protocol):
+    """What play asks of `Encoded`: latents of real pictures, of which it takes the shape, and the conditioning of captions."""
+
+    def real(self, records: Sequence[Record]) -> Tensor: ...
+    def cond(self, records: Sequence[Record], dropped: Sequence[bool] | None = None) -> Cond: ...
+
+
 def play(
-    family: Family, encoded: Encoded, records: Sequence[Record], settings: Play, batch: int, store: Store,
+    family: Family, encoded: Conditions, records: Sequence[Record], settings: Play, batch: int, store: Store,
     progress: Progress, *names: int | str,
 ) -> None:  # fmt: skip
     """Make one fake for each record's caption, in the shape of its picture, and put it into the store under its `fake_key`.
