@@ -7,6 +7,7 @@ Shapes: n pictures with their prompts, pixels (n, 3, 224, 224), embeddings (n, d
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ def embedding(output: Any) -> Tensor:
 def tokens(prompts: Sequence[str], clean: bool = False) -> dict[str, Tensor]:
     """Prompts as CLIP's tokens, cut at 77. `clean`: as open_clip's tokenizer, which also turns &amp; into &."""
     texts = [html.unescape(html.unescape(text)).strip() for text in prompts] if clean else list(prompts)
-    return dict(build_tokenizer()(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
+    return dict(_tokenizer()(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
 
 
 def looks(model: Any, weights: Weights, see: Pixels, clean: bool, scale: float | None) -> Looks:
@@ -174,6 +175,11 @@ def clip_network(
         return looks(build_clip(clip_config(shape), read(path), str(path)), weights, see, clean, scale)
 
     return Network(name, load)
+
+
+@cache
+def _tokenizer() -> Any:
+    return build_tokenizer()
 
 
 def _centre(picture: Image.Image, side: int) -> Image.Image:
