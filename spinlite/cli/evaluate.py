@@ -25,6 +25,7 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="sampling steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="CFG scale; default: the run's")] = None,
     weights: Annotated[list[str], typer.Option(metavar="NAME=FILE", help="a scorer's weights; default: the hub's cache")] = [],  # noqa: B006
+    compare: Annotated[bool, typer.Option("--compare", help="also show what papers report, and what differs")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="where all is kept; default: RUN/evaluate/PROMPTS")
@@ -37,6 +38,8 @@ def evaluate(
 
     console = Console()
     from spinlite.evaluate import evaluate as evaluations
+    from spinlite.evaluate.page import write
+    from spinlite.evaluate.tables import as_json
 
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance}
     request = evaluations.Request(
@@ -45,10 +48,12 @@ def evaluate(
         {name: value for name, value in asked.items() if value is not None}, _given(weights),
     )  # fmt: skip
     found = evaluations.evaluate(request, output, Silent() if json else console)
+    results, page = write(found, found.folder, compare)
     if json:
-        typer.echo(jsons.dumps(screen.as_json(found), indent=2))
+        typer.echo(jsons.dumps(as_json(found), indent=2))
         return
-    screen.show(console.screen, found)
+    screen.show(console.screen, found, compare)
+    console.show_facts({"scores": f"{results}", "page": f"{page}: the prompts that gained and lost most"})
 
 
 def _given(words: Sequence[str]) -> dict[str, Path]:

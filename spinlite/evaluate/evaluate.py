@@ -65,6 +65,7 @@ class Evaluation:
     seeds: int
     model: str
     sampling: Sequence[Play]
+    folder: Path
 
 
 def evaluate(request: Request, folder: Path | None, watch: Watch) -> Evaluation:
@@ -83,7 +84,7 @@ def evaluate(request: Request, folder: Path | None, watch: Watch) -> Evaluation:
     weights = Weights(choose_device(runs[0].memory if runs else None), request.weights)
     scores = _score(wanted, drawn, prompts, weights, place / "seen", watch)
     rows, reals = _rows(wanted, drawn, scores)
-    return Evaluation(prompts, wanted, rows, reals, request.seeds, model, sampling)
+    return Evaluation(prompts, wanted, rows, reals, request.seeds, model, sampling, place)
 
 
 def default_folder(request: Request, prompts: str) -> Path:

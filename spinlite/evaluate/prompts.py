@@ -28,11 +28,12 @@ OFFLINE = "check the network, or write the prompts into a text file, one a line,
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is drawn: a record for each prompt. `pictured`: each has a real picture, which KID compares with."""
+    """What is drawn: a record for each prompt."""
 
     name: str
     records: Sequence[Record]
-    pictured: bool
+    pictured: bool  # whether each has a real picture, which KID compares with
+    limited: bool = False  # whether these are not all prompts of the set
 
     @property
     def texts(self) -> list[str]:
@@ -76,7 +77,7 @@ def read_prompts(word: str, run: Run | None, cache: Path, limit: int | None = No
     """
     found = _read(word, run, cache)
     if limit and limit < len(found.records):
-        return Prompts(found.name, found.records[:: len(found.records) // limit][:limit], found.pictured)
+        return Prompts(found.name, found.records[:: len(found.records) // limit][:limit], found.pictured, limited=True)
     return found
 
 
