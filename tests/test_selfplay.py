@@ -32,7 +32,7 @@ def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
     folder = tmp_path / "runs" / "r"
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == {
         "settings.toml", "journal.jsonl", "pictures.json", "caches.txt", "state.safetensors", "state-before.safetensors",
-        ".lock", "report.html", "export/r.safetensors",
+        ".lock", "report.html", "now.json", "log.txt", "export/r.safetensors",
         "samples/round-1.png", "samples/round-2.png", *(f"snapshots/{k}.safetensors" for k in range(3)),
     }  # fmt: skip
     assert load_settings(str(folder / "settings.toml")) == toy

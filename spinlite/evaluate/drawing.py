@@ -119,7 +119,7 @@ def _row(
 ) -> list[Path]:  # fmt: skip
     """An artist's pictures with one seed."""
     base = studio.base
-    made_of = (base.base_hash, artist.made_by, sampling.model_dump(), "judge")
+    made_of = (base.base_hash, artist.made_by, sampling.identity, "judge")
     store = Store(studio.cache / "fake" / fingerprint(*made_of, seed))
     with watch.phase(f"{artist.name} · {sampling.steps} steps · {nth}", len(records)) as progress:
         if any(fake_key(r) not in store for r in records):
