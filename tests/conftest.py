@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +108,24 @@ def configs(tiny_bases: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Single files are read by the shapes of the small bases, not of the real ones."""
     monkeypatch.setattr("spinlite.families.record.CONFIGS", tiny_bases)
     return tiny_bases
+
+
+@pytest.fixture(scope="session")
+def flow_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small random flow models in diffusers' layout, and beside them the settings of the published ones of other kinds."""
+    from spinlite.families.record import CONFIGS
+    from tests.families import tiny_klein
+
+    root = tmp_path_factory.mktemp("flow") / "configs"
+    shutil.copytree(CONFIGS, root)
+    for make, name in ((tiny_klein.make, "klein-4b"),):
+        shutil.rmtree(root / name)
+        make(root, name)
+    return root
+
+
+@pytest.fixture
+def flow_configs(flow_bases: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Flow models are recognised and read by the settings of the small ones."""
+    monkeypatch.setattr("spinlite.families.record.CONFIGS", flow_bases)
+    return flow_bases

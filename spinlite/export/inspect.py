@@ -48,7 +48,8 @@ def _report_lora(path: Path) -> LoraReport:
     faults = {} if other_algorithm else find_faults(file)
     problems: list[str] = []
     changes = {} if other_algorithm else _changes(file, problems)
-    blocks = _blocks(modules, list(map(changes.get, file.parts)))
+    net = KINDS[kind].net_title if kind else "UNet"
+    blocks = _blocks(modules, list(map(changes.get, file.parts)), net)
     alphas = _alphas(file)
     dora = any("magnitude" in parts for parts in file.parts.values())
     digest = hashlib.sha256(file.data).hexdigest()
@@ -65,7 +66,8 @@ def _report_lora(path: Path) -> LoraReport:
         notes.insert(0, "this LoRA changes nothing: all its changes are zero")
     return LoraReport(
         file=path.name, size=path.stat().st_size, what=other_algorithm or ("DoRA" if dora else "LoRA"),
-        base=_base(file, kind, modules), layout=_layout(modules), modules=dict(sorted(Counter(map(_part, modules)).items())),
+        base=_base(file, kind, modules), layout=_layout(modules),
+        modules=dict(sorted(Counter(_part(m, net) for m in modules).items())),
         rank=_range(change.rank for change in changes.values()), alpha=_alpha(file, alphas, changes),
         precision=describe_precision(path), prediction=_prediction(file.metadata), blocks=blocks, programs=programs,
         hash=digest, notes=notes, metadata=dict(file.metadata),
@@ -137,32 +139,37 @@ def _layout(modules: list[Module]) -> str:
     return ", ".join(dict.fromkeys(STYLES[style] for style, _ in styles.most_common()))
 
 
-def _part(module: Module) -> str:
+def _part(module: Module, net: str) -> str:
+    """`net` is what the network of this kind of model is called."""
     if module.name is None and not module.is_text_encoder:
         return "unknown"
     if not module.is_text_encoder:
-        return "UNet"
+        return net
     return "text encoder 2" if (module.name or module.key).startswith(("text_encoder_2", "lora_te2")) else "text encoder"
 
 
-def _block(module: Module) -> str:
+def _block(module: Module, net: str) -> str:
     side, _, rest = (module.name or "").removeprefix("unet.").partition(".")
     match side:
         case "down_blocks" | "up_blocks":
             return f"{side.removesuffix('_blocks')} {rest.split('.')[0]}"
         case "mid_block":
             return "mid"
-    return "rest" if _part(module) == "UNet" else _part(module)
+        case "transformer_blocks" | "single_transformer_blocks" | "blocks" | "layers":
+            kind = {"transformer_blocks": "double", "single_transformer_blocks": "single"}.get(side, "block")
+            return f"{kind} {rest.split('.')[0]}"
+    return "rest" if _part(module, net) == net else _part(module, net)
 
 
-def _blocks(modules: list[Module], changes: list[Matrices | None]) -> list[Block]:
+def _blocks(modules: list[Module], changes: list[Matrices | None], net: str) -> list[Block]:
     """The changes of each block, from the network's input to its output, then the rest."""
-    counts = Counter(_block(m) for m in modules)
+    counts = Counter(_block(m, net) for m in modules)
     squares = dict.fromkeys(counts, 0.0)
     for module, change in zip(modules, changes, strict=True):
-        squares[_block(module)] += change.norm() ** 2 if change else 0.0
-    order = {"down": 0, "mid": 1, "up": 2, "rest": 3}
-    names = sorted(counts, key=lambda name: (order.get(name.split()[0], 4), name))
+        squares[_block(module, net)] += change.norm() ** 2 if change else 0.0
+    order = {"down": 0, "mid": 1, "up": 2, "double": 3, "single": 4, "block": 5, "rest": 6}
+    numbered = {name: int(name.split()[-1]) if name.split()[0] in order and name[-1].isdigit() else 0 for name in counts}
+    names = sorted(counts, key=lambda name: (order.get(name.split()[0], 7), numbered[name], name))
     return [Block(name, counts[name], squares[name] ** 0.5) for name in names]
 
 

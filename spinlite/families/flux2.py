@@ -13,6 +13,7 @@ from spinlite.families.family import Cond
 from spinlite.families.flow import Flow
 from spinlite.families.flux2_kinds import LENGTH
 from spinlite.families.latents import Normaliser, Patched
+from spinlite.families.qwen import read_states
 
 STATES = (9, 18, 27)  # of the text encoder's layers, side by side
 
@@ -54,8 +55,7 @@ class Klein(Flow):
             for caption in captions
         ]
         read = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=LENGTH)
-        ids, mask = read.input_ids.to(encoder.device), read.attention_mask.to(encoder.device)
-        said = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        said = read_states(encoder, read.input_ids, read.attention_mask)
         prompt = torch.cat([said.hidden_states[layer] for layer in STATES], -1)
         return {"prompt": prompt.to(self._device.dtype).cpu()}
 

@@ -15,11 +15,8 @@ LARGEST = 2**14  # of a size in a config: no published model comes near it
 
 
 def check_files(name: str, folder: Path, parts: Sequence[str]) -> None:
-    """Raises SpinliteError if a part is missing, or holds something that is no plain file or an index that leads elsewhere.
-
-    The first of the parts is the network.
-    """
-    if not (folder / parts[0]).is_dir():
+    """Raises SpinliteError if a part is missing, or holds something that is no plain file or an index that leads elsewhere."""
+    if parts[0] == "unet" and not (folder / "unet").is_dir():
         raise SpinliteError(f"{name} {_describe_folder(folder)}", fix=_fix_folder(folder))
     for part in parts:
         place = folder / part

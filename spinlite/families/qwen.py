@@ -58,6 +58,16 @@ def build_tokenizer() -> "Qwen2TokenizerFast":
     return tokenizer
 
 
+def read_states(encoder: Any, ids: Any, mask: Any) -> Any:
+    """What a Qwen3 without its head says of tokens, ids and mask (B, L) each, with every layer's states.
+
+    On torch's meta device the mask is left out: which places it hides would decide how attention is computed.
+    """
+    ids, mask = ids.to(encoder.device), mask.to(encoder.device)
+    chosen = {"full_attention": None} if ids.is_meta else mask
+    return encoder(input_ids=ids, attention_mask=chosen, output_hidden_states=True, use_cache=False)
+
+
 def _pieces() -> tuple[list[str], list[tuple[str, str]]]:
     """(pieces in the order of their numbers, merges)."""
     lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
