@@ -39,6 +39,7 @@ class RunPage:
             with ui.element("div").classes("line"):
                 Text("h1", folder.name)
                 self._state = ui.element("span")
+                self._rounds = Text("span", "", "dim")
             self._now = ui.element("div").classes("stack")
             self._actions = Actions(folder)
             self._failure = ui.element("div").classes("stack")
@@ -67,6 +68,8 @@ class RunPage:
             self._show_state(found)
         if found != before:
             self._show_now(found)
+            best = f", the best is round {found.best}" if found.best else ""
+            self._rounds.show(f"{found.done} of {found.rounds} rounds{best}" if found.rounds else "")
             self._log.show("\n".join(found.log[-300:]))
         if found.done != before.done:
             self._samples.show(found.done)

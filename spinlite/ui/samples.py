@@ -54,7 +54,7 @@ class Samples:
 
     def _move(self, k: int) -> None:
         self._at = k
-        self._label.show(f"round {k} of {self._rounds}" if k else "before round 1")
+        self._label.show(f"after round {k}" if k else "before round 1")
         for kind, prompt, image in self._shown:
             path = self._cells[k][kind].get(prompt)
             image.set_visibility(path is not None)
