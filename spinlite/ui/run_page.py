@@ -72,7 +72,7 @@ class RunPage:
             self._rounds.show(f"{found.done} of {found.rounds} rounds{best}" if found.rounds else "")
             self._log.show("\n".join(found.log[-300:]))
         if found.done != before.done:
-            self._samples.show(found.done)
+            await self._samples.show(found.done)
         if (found.votes, found.done) != (before.votes, before.done):
             self._show_choice(found)
         self._looks += 1

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nicegui import ui
+from nicegui import run, ui
 
 from spinlite.ui.parts import Text
 from spinlite.ui.pictures import KINDS, address, cells, sheet_of
@@ -17,43 +17,50 @@ class Samples:
         self._shown: list[tuple[str, str, ui.element]] = []  # (kind, prompt, its <img>)
         self._place = ui.element("div").classes("stack")
 
-    def show(self, rounds: int) -> None:
+    async def show(self, rounds: int) -> None:
         """Another round is finished: show the last, unless an earlier one is looked at."""
-        last = self._at in (0, self._rounds)
+        found = await run.io_bound(self._find, rounds)
+        if self._place.is_deleted:
+            return
+        last = self._at == self._rounds
         self._rounds, self._at = rounds, rounds if last else min(self._at, rounds)
+        self._cells = found or {}
         self._place.clear()
         if not rounds:
             return
-        self._cells = {k: {kind: cells(self._folder, k, kind) for kind in KINDS} for k in range(rounds + 1)}
         first = 0 if any(self._cells[0].values()) else 1  # a run of an older version has sheets alone
         with self._place:
             Text("h2", "Samples")
             with ui.element("div").classes("line"):
                 self._label = Text("span", "", "round")
-                if rounds > first:
-                    ui.slider(min=first, max=rounds, value=self._at, on_change=lambda e: self._move(int(e.value))).props(
-                        'aria-label="round" color=grey-7 snap'
-                    ).classes("grow")
+                self._slider = ui.element("input").classes("grow")
+                self._slider.props(f'type=range min={first} max={rounds} aria-label="round"').set_visibility(rounds > first)
+                self._slider.on("input", lambda event: self._move(int(event.args)), js_handler="(e) => emit(e.target.value)")
             self._show_cells()
             with ui.element("details").props("open" if first else ""):
                 Text("summary", "The whole sheet, beside your pictures")
                 self._sheet = ui.element("img").classes("sheet").props("loading=lazy")
         self._move(self._at)
 
+    def _find(self, rounds: int) -> dict[int, dict[str, dict[str, Path]]]:
+        return {k: {kind: cells(self._folder, k, kind) for kind in KINDS} for k in range(rounds + 1)}
+
     def _show_cells(self) -> None:
         self._shown = []
         for kind, title in KINDS.items():
-            if not self._cells[self._rounds][kind]:
+            prompts = dict.fromkeys(prompt for found in self._cells.values() for prompt in found[kind])
+            if not prompts:
                 continue
             Text("h3", title)
             with ui.element("div").classes("pictures"):
-                for prompt in self._cells[self._rounds][kind]:
+                for prompt in prompts:
                     with ui.element("figure"):
                         self._shown.append((kind, prompt, ui.element("img").props('alt=""')))
                         Text("figcaption", prompt)
 
     def _move(self, k: int) -> None:
         self._at = k
+        self._slider.props(f"value={k}")  # whenever the page changes, it gets the value that is said here
         self._label.show(f"after round {k}" if k else "before round 1")
         for kind, prompt, image in self._shown:
             path = self._cells[k][kind].get(prompt)

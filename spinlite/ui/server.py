@@ -1,5 +1,6 @@
 """The server of the page: one process, this computer only."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def free_port(wanted: int | None) -> int:
     """The port that was asked for, or the first free one from PORT on. Raises SpinliteError if it is taken."""
     for port in [wanted] if wanted else range(PORT, PORT + 20):
         with socket.socket() as probe:
+            if os.name != "nt":  # a port rests after its server was killed; on Windows this would steal it
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
                 return port
