@@ -33,3 +33,14 @@ def describe_round(learn: Learn, pictures: int) -> str:
     times = learn.length * learn.batch / max(pictures, 1)
     number = f"{times:.0f}" if times >= 9.5 else f"{times:.1f}".removesuffix(".0")
     return f"{learn.length} steps (updates), batch {learn.batch}: each picture is seen {number} times a round on average"
+
+
+def learning_rate(settings: Learn, update: int) -> float:
+    """The learning rate of an update, counted from 0 in each round: it warms up over the first 5 %, then falls to 0 (cosine).
+
+    A round ends in a snapshot, and a snapshot that is taken at the full rate is a noisy one. Schedule-free averages its
+    weights instead, so its rate does not fall.
+    """
+    warmup = min(1.0, (update + 1) / max(1, settings.length // 20))
+    decay = 1.0 if settings.optimizer == "schedulefree" else 0.5 + 0.5 * math.cos(math.pi * update / settings.length)
+    return settings.rate * warmup * decay

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spinlite.config.rounds import learning_rate
+from spinlite.config.settings import Learn
+
 POINTS = 300  # of a curve: more can't be told apart on a screen
 Point = tuple[float, float]
 
@@ -48,8 +51,29 @@ CURVES = {
     ("update", "pull"): ("Pull", "What a round has left to teach: 1 at its start, 0 when all pairs are won."),
     ("update", "loss"): ("Loss", "What the optimizer lowers. Compare it within a round alone."),
     ("update", "gate_rate"): ("Gate rate", "SePPO: the share of pairs in which the fake is not pushed away."),
+    ("update", "lr"): ("Learning rate", "How far a step may go: it warms up and falls to 0 in every round (cosine)."),
     ("update", "grad_norm"): ("Gradient norm", "If it jumps to its ceiling again and again, the learning rate is too high."),
 }
+
+
+class Rate:
+    """The learning rate of each update. The journal has it not, but the settings that it follows from."""
+
+    def __init__(self) -> None:
+        self._learn: Learn | None = None
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Take a `begin` event, or a `settings` event that changes what it said."""
+        if event["event"] == "begin" and "learn" in (settings := event.get("settings", {})):
+            known = {key: value for key, value in settings["learn"].items() if key in Learn.model_fields}
+            self._learn = Learn.model_construct(**known | {"updates": settings.get("updates", known.get("updates"))})
+        elif event["event"] == "settings" and self._learn:
+            changed = {at.removeprefix("learn."): new for at, new in event["changes"].items() if at.startswith("learn.")}
+            self._learn = self._learn.model_copy(update=changed)
+
+    def at(self, update: int) -> float:
+        """The rate of an update, counted from 1; nan if nobody knows."""
+        return learning_rate(self._learn, update - 1) if self._learn and self._learn.updates else math.nan
 
 
 def curves(points: Mapping[tuple[str, str], Sequence[Point]], judged: Sequence[Mapping[str, Any]]) -> list[Curve]:

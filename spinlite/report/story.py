@@ -9,11 +9,11 @@ import tomli_w
 
 from spinlite.config.settings import Settings
 from spinlite.progress import describe_duration
-from spinlite.report.curves import CURVES, Curve, curves, is_figure
+from spinlite.report.curves import CURVES, Curve, Rate, curves, is_figure
 from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten
 
-KINDS = ("begin", "update", "judge", "guard", "won", "lowered", "coarse", "export")  # of the journal's events
+KINDS = ("begin", "update", "judge", "guard", "won", "lowered", "coarse", "export", "settings")  # of the journal's events
 SHEETS = 11  # of the last rounds, and that of the first: a page of hundreds could not be opened
 
 
@@ -87,6 +87,11 @@ def _facts(run: Run, events: list[dict[str, Any]]) -> dict[str, str]:
 
 def _curves(events: list[dict[str, Any]], judged: list[dict[str, Any]]) -> list[Curve]:
     updates = max((e["update"] for e in events if e["event"] == "update"), default=1)
+    rate = Rate()
+    for event in events:
+        rate.hear(event)
+        if event["event"] == "update":
+            event["lr"] = rate.at(event["update"])
     points = {
         (event, key): [(_place(e, updates), e[key]) for e in events if e["event"] == event and is_figure(e.get(key))]
         for event, key in CURVES

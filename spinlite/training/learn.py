@@ -4,7 +4,6 @@ learn_round -> _resume (the policy as it stands), probe (the self-check at a rou
 saved on the way) -> learn (the loop over updates) -> _add_gradient (one update's pictures) -> step.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spinlite.config.rounds import learning_rate
 from spinlite.config.settings import Learn
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
@@ -150,17 +150,6 @@ def _report(progress: Callable[..., None], update: int, updates: int, measured: 
     except Stopped as stop:
         return stop
     return None
-
-
-def learning_rate(settings: Learn, update: int) -> float:
-    """The learning rate of an update, counted from 0 in each round: it warms up over the first 5 %, then falls to 0 (cosine).
-
-    A round ends in a snapshot, and a snapshot that is taken at the full rate is a noisy one. Schedule-free averages its
-    weights instead, so its rate does not fall.
-    """
-    warmup = min(1.0, (update + 1) / max(1, settings.length // 20))
-    decay = 1.0 if settings.optimizer == "schedulefree" else 0.5 + 0.5 * math.cos(math.pi * update / settings.length)
-    return settings.rate * warmup * decay
 
 
 def learn(

@@ -30,14 +30,17 @@ class Actions:
         with self._row:
             if found.running:
                 button("Stop", self._stop, main=True).set_enabled(not found.stopping)
-            elif found.state.startswith("interrupted") or found.state == "did not start":
+            elif found.state == "did not start":
+                button("Change it", lambda: ui.navigate.to("/new"), main=True)
+            elif found.state.startswith("interrupted"):
                 button("Go on", lambda: self._train([]), main=True)
             elif found.rounds:
                 button("Add rounds", self._add_rounds, main=True)
             if found.rounds:
                 button("Write LoRA", self._export)
                 button("Draw", self._draw)
-            button("Open folder", self._open)
+            if self._folder.exists():
+                button("Open folder", self._open)
 
     def _stop(self) -> None:
         ask_to_stop(self._folder)

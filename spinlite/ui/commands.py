@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -69,6 +70,12 @@ def start_training(words: Sequence[str], name: str, runs: Path) -> None:
         _started[runs / name] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=_environment(), **detached
         )
+
+
+def free_name(runs: Path, name: str) -> str:
+    """A name for a run that is not taken: `name`, or with a number."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if not (runs / free).exists())
 
 
 def is_starting(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from array import array
 from pathlib import Path
 from threading import Lock
 
-from spinlite.report.curves import CURVES, POINTS, Curve, Point, curves, is_figure
+from spinlite.report.curves import CURVES, POINTS, Curve, Point, Rate, curves, is_figure
 from spinlite.runs.journal import OF_A_ROUND, Event
 from spinlite.runs.names import JOURNAL
 
@@ -26,6 +26,7 @@ class Follower:
         self._size, self._last = 0, b""  # what was read, and its last line
         self._events: list[Event] = []  # all but the updates
         self._rounds, self._updates = array("l"), array("l")  # of the updates: where they are ..
+        self._rate = Rate()
         self._columns = {key: array("d") for key in KEYS}  # .. and their figures, nan where there is none
 
     def refresh(self) -> bool:
@@ -57,6 +58,7 @@ class Follower:
             if kind == "update":
                 self._rounds.append(event["round"])
                 self._updates.append(event["update"])
+                event["lr"] = self._rate.at(event["update"])
                 for key, column in self._columns.items():
                     value = event.get(key)
                     column.append(value if is_figure(value) else math.nan)
@@ -65,6 +67,7 @@ class Follower:
             return
         if kind == "guard" and "back" in event:
             self._discard(event["round"], event["back"])
+        self._rate.hear(event)
         self._events.append(event)
 
     def _discard(self, k: int, back: int) -> None:

@@ -1,7 +1,6 @@
 """A new run: a preset and a folder, what they come to, every setting, and the start."""
 
 import asyncio
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ class NewRun:
             self._own = settings
             self._base.set_value(settings.model.base)
             self._folder.set_value(settings.data.folder or "")
-            self._name.set_value(self._free_name(Path(self.preset).stem))
+            self._name.set_value(commands.free_name(self._runs, Path(self.preset).stem))
             self._changed()
 
     def _open_form(self) -> None:
@@ -141,10 +140,6 @@ class NewRun:
             return f"{error.problem}\n{error.fix}"
         taken = (self._runs / name / "journal.jsonl").exists()
         return f"there is a run {name} already: choose another name, or go on with it on its page" if taken else ""
-
-    def _free_name(self, name: str) -> str:
-        numbered = (f"{name}-{number}" for number in itertools.count(2))
-        return next(free for free in itertools.chain([name], numbered) if not (self._runs / free).exists())
 
     def _leave(self) -> None:
         """Nobody waits any more for what is being looked at."""

@@ -139,7 +139,7 @@ class Choice:
         self._next()
 
     def _learn(self) -> None:
-        name = f"{self._folder.name}-choices"
+        name = commands.free_name(self._folder.parent, f"{self._folder.name}-choices")
         try:
             commands.start_training([str(write_preset(self._folder))], name, self._folder.parent)
         except (SpinliteError, OSError) as error:

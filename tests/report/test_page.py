@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from spinlite.config.rounds import learning_rate
 from spinlite.config.settings import Settings
 from spinlite.report.chart import chart
 from spinlite.report.curves import POINTS, Curve, thin
@@ -104,3 +105,9 @@ def test_a_chart_draws_every_point_inside_its_frame(values: list[float]):
     assert len(places) == len(values)
     assert all(0 <= x <= 460 and 0 <= y <= 200 for x, y in places)
     assert "&lt;t&gt;" in chart("<t>", [(curve.points, None)])
+
+
+def test_the_learning_rate_is_drawn_as_it_was(run: Path):
+    rate = next(curve for curve in read_story(run).curves if curve.title == "Learning rate")
+    learn = read_story(run).settings.learn
+    assert [y for _, y in rate.points] == pytest.approx([learning_rate(learn, update) for _ in (1, 2) for update in range(4)])
