@@ -17,7 +17,7 @@ from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-USER_PAGES = ["getting-started", "troubleshooting", "settings", "data", "lora", "figures", "models"]
+USER_PAGES = ["getting-started", "troubleshooting", "settings", "data", "lora", "figures", "models", "ui"]
 FOR_USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in USER_PAGES)]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 NAMED = re.findall(r"`([\w/]+\.py):([\w.]+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES))

@@ -53,6 +53,8 @@ def vote(folder: Path, caption: str, round_: int, chosen: str, base: Path, pictu
             (folder / PAIRS / side).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / PAIRS / side / f"{pair}.png")
         (folder / PAIRS / "win" / f"{pair}.txt").write_text(caption, encoding="utf-8")
+        with contextlib.suppress(OSError):  # whoever asks for it is told
+            write_preset(folder)
     _write(folder, [*votes, Vote(caption, round_, chosen, pair)])
 
 

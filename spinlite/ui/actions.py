@@ -10,7 +10,7 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.live import ask_to_stop
 from spinlite.ui import commands
 from spinlite.ui.look import Look
-from spinlite.ui.parts import Text, busy, button, dialog, tell
+from spinlite.ui.parts import Text, busy, button, dialog, entered, tell
 
 WAIT = "It would share the card with the run: stop the run first."
 
@@ -92,7 +92,7 @@ class Actions:
 
             async def draw() -> None:
                 folder = self._folder / "tries" / time.strftime("page-%Y%m%d-%H%M%S")
-                asked = [word for line in prompt.value.splitlines() if line.strip() for word in ("--prompt", line.strip())]
+                asked = [word for line in entered(prompt).splitlines() if line.strip() for word in ("--prompt", line.strip())]
                 words = [str(self._folder), *asked, "--round", k.value, "--seeds", f"{seeds.value or 1:g}", "-o", str(folder)]
                 if await _show_run(said, "drawing", "sample", *words) and not said.is_deleted:
                     with said:

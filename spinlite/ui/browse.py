@@ -12,7 +12,7 @@ from spinlite.ui.parts import Text, button, dialog
 MOST = 500  # folders that are listed
 
 
-def browse(start: str, choose: Callable[[str], None]) -> None:
+def browse(start: str, choose: Callable[[str], object]) -> None:
     """Open a dialog at the folder `start`; `choose` gets the path that was chosen."""
     here = Path(start).expanduser().absolute() if start and start != "demo" else Path.cwd()
     while not here.is_dir() and here != here.parent:
@@ -21,9 +21,10 @@ def browse(start: str, choose: Callable[[str], None]) -> None:
         place = ui.element("div").classes("stack")
 
     async def show(folder: Path) -> None:
-        folders, pictures, problem = await run.io_bound(look_into, folder)
-        if place.is_deleted:
+        found = await run.io_bound(look_into, folder)
+        if found is None or place.is_deleted:
             return
+        folders, pictures, problem = found
         place.clear()
         with place:
             Text("p", str(folder), "small")

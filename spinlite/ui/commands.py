@@ -14,7 +14,7 @@ from typing import Any
 from spinlite.runs.names import check_name
 
 TAIL = 4000  # characters of a command's last words that are shown
-_started: dict[Path, subprocess.Popen[bytes]] = {}  # runs that this server started, by their folder
+_started: dict[Path, subprocess.Popen[Any]] = {}  # runs that this server started, by their folder
 
 
 @dataclass(frozen=True)

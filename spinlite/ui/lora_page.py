@@ -14,7 +14,7 @@ from starlette.routing import Route
 from spinlite.progress import describe_size
 from spinlite.runs.names import FORBIDDEN
 from spinlite.ui import commands
-from spinlite.ui.parts import Text, busy, button, frame, tell
+from spinlite.ui.parts import Text, busy, button, entered, frame, tell
 
 SEND = """async (event) => {
   const file = event.target.files[0];
@@ -65,7 +65,7 @@ class LoraFiles:
             file.on("change", lambda event: self._dropped(event.args), js_handler=SEND)
         with ui.element("div").classes("line"):
             self._path = ui.input("or its path on this computer").props("outlined dense").classes("grow")
-            button("Look", lambda: self._look(Path(self._path.value.strip()).expanduser()), main=True)
+            button("Look", lambda: self._look(Path(entered(self._path)).expanduser()), main=True)
         self._said, self._place = ui.element("div").classes("stack"), ui.element("div").classes("stack")
 
     async def _dropped(self, name: str) -> None:

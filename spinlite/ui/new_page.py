@@ -17,7 +17,7 @@ from spinlite.runs.names import check_name
 from spinlite.ui import commands
 from spinlite.ui.browse import browse
 from spinlite.ui.form import Form
-from spinlite.ui.parts import Text, busy, button, facts, frame, tell
+from spinlite.ui.parts import Text, busy, button, entered, facts, frame, tell
 
 OWN = "a preset file of mine"
 PAUSE = 0.8  # seconds without typing after which the pictures are checked
@@ -48,7 +48,7 @@ class NewRun:
             with ui.element("div").classes("stack"):
                 self._folder = ui.input("folder with your pictures").props("outlined debounce=500")
                 with ui.element("div").classes("line"):
-                    button("Browse", lambda: browse(self._folder.value, self._folder.set_value))
+                    button("Browse", lambda: browse(entered(self._folder), self._folder.set_value))
             self._base = ui.input("base model").props("outlined debounce=500")
             self._name = ui.input("name of the run").props("outlined debounce=500")
         self._data, self._plan = ui.element("div").classes("stack"), ui.element("div").classes("stack")
@@ -70,7 +70,7 @@ class NewRun:
     @property
     def preset(self) -> str:
         """The preset's name or file."""
-        return self._file.value.strip() if self._preset.value == OWN else self._preset.value
+        return entered(self._file) if self._preset.value == OWN else self._preset.value
 
     def _choose_preset(self) -> None:
         """Show what a preset brings with it."""
@@ -104,13 +104,13 @@ class NewRun:
             return None
 
     def _overrides(self) -> dict[str, str]:
-        base = self._base.value.strip()
+        base = entered(self._base)
         given = {"model.base": base} if base and base != self._own.model.base else {}
         return given | (self._form.changed if self._form else {})
 
     def _data_folder(self) -> str | None:
         """The folder, as a whole path, so that the run goes on from wherever it is continued."""
-        text = self._folder.value.strip()
+        text = entered(self._folder)
         if not text or text == self._own.data.folder:
             return None
         return text if text == "demo" else str(Path(text).expanduser().absolute())
@@ -121,7 +121,7 @@ class NewRun:
 
     def _changed(self) -> None:
         """Something was changed: check it all, and look at the pictures anew."""
-        folder, name = self._data_folder(), self._name.value.strip()
+        folder, name = self._data_folder(), entered(self._name)
         settings = self._load([f"{at}={value}" for at, value in self._overrides().items()], folder)
         data = ["--data", folder] if folder else []
         self._command.show(commands.typed(["train", *self._words(), *data, "--name", name]))
@@ -198,7 +198,7 @@ class NewRun:
             })  # fmt: skip
 
     def _train(self) -> None:
-        folder, name = self._data_folder(), self._name.value.strip()
+        folder, name = self._data_folder(), entered(self._name)
         data = ["--data", folder] if folder else []
         try:
             commands.start_training([*self._words(), *data], name, self._runs)

@@ -49,6 +49,11 @@ def button(text: str, act: Callable[..., Any], main: bool = False) -> ui.button:
     return ui.button(text, on_click=act, color=None).props("unelevated no-caps").classes("main" if main else "plain")
 
 
+def entered(field: ui.input | ui.textarea) -> str:
+    """What was typed into a field."""
+    return (field.value or "").strip()
+
+
 def facts(found: Mapping[str, str]) -> None:
     """A line for each fact, after its heading."""
     with ui.element("dl").classes("facts"):

@@ -28,7 +28,7 @@ def register(runs: Path) -> None:
         async def look() -> None:
             nonlocal shown
             found = await run.io_bound(list_runs, runs)
-            if found != shown and not rows.is_deleted:
+            if found is not None and found != shown and not rows.is_deleted:
                 shown = found
                 rows.clear()
                 with rows:
