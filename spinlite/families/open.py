@@ -32,7 +32,7 @@ def open_checkpoint(base: str, others: Mapping[str, str] | None = None) -> Check
     if base == "demo":
         return Folder(base, str(PACKAGE / "demo" / "base"))
     on_hub = not Path(place).is_dir()
-    if f"{NET}/config.json" in (list_files(place) or ()) if on_hub else (Path(place) / NET).is_dir():
+    if f"{NET}/config.json" in (list_files(place) or ()) if on_hub else (Path(place) / NET / "config.json").is_file():
         from spinlite.families.flow_folder import FlowFolder
 
         return FlowFolder(base, place, NET, on_hub)

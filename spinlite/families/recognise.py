@@ -42,7 +42,7 @@ def recognise(file: LoraFile) -> tuple[Kind | None, list[Module]]:
 
     def counts(kind: Kind) -> bool:
         """Whether a kind can be it. Transformers of other models have a few modules of the same name and shape."""
-        return not KINDS[kind].is_flow or 2 * score(kind)[1] > len(candidates[kind])
+        return not KINDS[kind].is_flow or 2 * score(kind)[0] > len(candidates[kind])
 
     best = max(filter(counts, KINDS), key=score)
     return (best if score(best)[1] else None), candidates[best]
@@ -61,14 +61,11 @@ def _match_kind(file: LoraFile, kind: Kind) -> list[Module]:
         names, _ = match_modules(file, lora.keys(known), known)
     except SpinliteError:  # numbered modules in an unknown order
         names = {}
-    return [
-        _describe_module(file.written[name], names.get(name), parts, known, lora.text_widths)
-        for name, parts in file.parts.items()
-    ]
+    return [_describe_module(file.written[name], names.get(name), parts, known, kind) for name, parts in file.parts.items()]
 
 
 def _describe_module(
-    key: str, names: str | tuple[str, ...] | None, parts: Mapping[str, Stored], known: Shapes, text_widths: Mapping[str, int]
+    key: str, names: str | tuple[str, ...] | None, parts: Mapping[str, Stored], known: Shapes, kind: Kind
 ) -> Module:
     """`names` are several if the module of the file is a matrix that they share; the first stands for all."""
     name, shared = (names, 1) if isinstance(names, str | None) else (names[0], len(names))
@@ -79,13 +76,13 @@ def _describe_module(
         rows, columns = known[inner][:2]
         fits = ends == [shared * rows, columns]
     else:
-        width = text_widths.get(part)
+        width = KINDS[kind].lora.text_widths.get(part)
         name = name if width else None
         fits = bool(name) and bool(ends) and min(ends) == width
-    return Module(key, _naming_style(key, name), name, fits)
+    return Module(key, _naming_style(key, name, KINDS[kind].is_flow), name, fits)
 
 
-def _naming_style(key: str, name: str | None) -> Style:
+def _naming_style(key: str, name: str | None, is_flow: bool) -> Style:
     if re.match(r"(unet|text_encoder):\d", key):
         return "numbered"
     if "base_model.model." in key:
@@ -96,7 +93,7 @@ def _naming_style(key: str, name: str | None) -> Style:
         return "ldm"
     if "." in key:
         native = key.startswith("diffusion_model.") or not key.endswith((name or key).removeprefix("unet."))
-        return "ldm" if native and name else "dotted"
+        return "ldm" if is_flow and name and native else "dotted"
     if key.startswith("lora_te"):
         return "text"
     if name is None:

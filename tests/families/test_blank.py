@@ -9,6 +9,7 @@ from PIL import Image
 from spinlite.config.settings import Model
 from spinlite.families.blank import KNOWN, Blank
 from spinlite.families.family import Picture
+from spinlite.families.kinds import KINDS
 from spinlite.families.load import load_family
 from spinlite.memory.device import Device, Levers
 
@@ -38,4 +39,4 @@ def test_a_base_that_is_here_computes_with_random_weights(tiny_bases: Path, kind
 
 
 def test_the_known_hub_ids_name_kinds_that_exist():
-    assert {Blank(kind).kind for kind in KNOWN.values()} <= set(SIZES)
+    assert {Blank(kind).kind for kind in KNOWN.values()} <= set(KINDS)

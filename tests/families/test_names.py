@@ -27,7 +27,7 @@ def test_every_module_has_the_key_that_other_programs_look_for(kind: str, family
     layers = [f"unet.{name}" for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     whole = {module: key for _, module, key in rows}
     of = SimpleNamespace(_kind="sdxl" if kind == "sdxl" else "sd1")
-    assert {name: family.export_name(of, name) for name in whole} == whole and set(layers) <= whole.keys()
+    assert {name: family.export_name(of, name, "kohya") for name in whole} == whole and set(layers) <= whole.keys()
     for targets, scopes in (("linear", {"lin"}), ("all", {"lin", "conv"})):
         taken = {name for name in layers if name.endswith(tuple(f".{target}" for target in TARGETS[targets]))}
         assert taken == {module for scope, module, _ in rows if scope in scopes}
