@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from spinlite.config.load import validate_settings
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
 from spinlite.export.inspect import inspect
+from spinlite.export.merge import Base, merge
 from spinlite.export.write import write_lora
 from spinlite.families.family import Family, Picture
 from spinlite.families.flow_layout import original_tensors
@@ -22,14 +24,19 @@ from spinlite.families.kinds import KINDS
 from spinlite.families.load import load_family, require_base, token_counter
 from spinlite.families.names import module_shapes
 from spinlite.lora.adapters import Slots
+from spinlite.lora.apply import applied
 from spinlite.lora.metadata import HeaderInfo
-from spinlite.lora.tensors import lora_of_snapshot
+from spinlite.lora.resize import resize
+from spinlite.lora.tensors import Pair, lora_of_snapshot
 from spinlite.memory.device import Device, Levers
 from spinlite.methods.registry import METHODS
+from spinlite.runs.store import read_tensors
+from spinlite.selfplay import train
 from spinlite.training.batches import Batch
 from spinlite.training.play import sample
 from spinlite.training.step import step
 from tests.families import tiny, tiny_klein
+from tests.toy import Quiet
 
 CAPTIONS = ["a red cat", "two dogs on a hill, at night"]
 SIDE = 64
@@ -258,3 +265,42 @@ def test_a_quantised_base_and_encoder_compute_nearly_the_same(quantize: str, fam
     prompt, near = smaller.encode_captions(CAPTIONS)["prompt"], {"int8": 0.3, "nf4": 2.0}[quantize]  # 28 random layers
     assert 0 < (prompt - b.cond["prompt"]).norm() < near * prompt.norm()
     assert smaller.caption_hash != family.caption_hash and smaller.base_hash != family.base_hash
+
+
+@pytest.mark.parametrize("form", ["folder", "files"])
+def test_a_merged_network_does_what_the_base_does_with_the_lora(form: str, family: Family, flow_configs: Path, tmp_path: Path):
+    base = flow_configs / "klein-4b"
+    base = tiny_klein.files(base, tmp_path / "comfy") if form == "files" else base
+    shapes = {name: module_shapes(family.net)[name] for name in family.lora_targets["linear"]}
+    torch.manual_seed(0)
+    lora = {f"unet.{name}": Pair(torch.randn(2, s[1]) / 8, torch.randn(s[0], 2) / 8) for name, s in shapes.items()}
+    b = batch_of(family)
+    with applied(family.net, lora):
+        wanted = family.denoise(b.real, b.t, b.cond)
+    tiny_klein.files(flow_configs / "klein-4b", tmp_path / "merged")  # for its VAE and text encoder
+    to = tmp_path / "merged" / "diffusion_models" / "flux-2-klein-base-4b.safetensors"
+    merge(lora, Base(str(base), torch.float32), to, None, {}, lambda done, whole: None)
+    assert_close(load(to).denoise(b.real, b.t, b.cond), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_on_it_ends_with_a_lora(flow_configs: Path, swatches: Path, tmp_path: Path):
+    for path in sorted(swatches.iterdir())[12:]:  # keeps 6 pictures with their captions
+        path.unlink()
+    settings = validate_settings({
+        "model": {"base": str(flow_configs / "klein-4b"), "rank": 2, "resolution": SIDE},
+        "data": {"folder": str(swatches), "upscale": 4.0},
+        "play": {"sampler": "euler", "steps": 2, "guidance": 2.0},
+        "draw": {"times": "logit-normal"},
+        "learn": {"updates": 2, "batch": 2},
+        "memory": {"play_batch": 8},
+        "judge": {"draws": 1, "prompts": 1, "stop": False},
+        "run": {"rounds": 1},
+    })  # fmt: skip
+    outcome = train(settings, tmp_path / "runs" / "klein", Quiet())
+    assert len(outcome.rounds) == 1 and outcome.rounds[0]["policy_real"] > 0
+    tensors, metadata = read_tensors(outcome.run.export_path)
+    assert "transformer.single_transformer_blocks.1.attn.to_qkv_mlp_proj.lora_B.weight" in tensors
+    assert metadata["modelspec.architecture"] == "flux.2-klein-4b/lora"
+    resize(outcome.run.export_path, 1, tmp_path / "smaller.safetensors")
+    again = load(flow_configs / "klein-4b", init_lora=str(tmp_path / "smaller.safetensors"))
+    assert len(again.start) == 16 and {pair.rank for pair in again.start.values()} == {1}
