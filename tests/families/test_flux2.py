@@ -18,7 +18,7 @@ from spinlite.errors import SpinliteError
 from spinlite.export.inspect import inspect
 from spinlite.export.merge import Base, merge
 from spinlite.export.write import write_lora
-from spinlite.families.family import Family, Picture
+from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.flow_layout import original_tensors
 from spinlite.families.kinds import KINDS
 from spinlite.families.load import load_family, require_base, token_counter
@@ -40,6 +40,7 @@ from tests.toy import Quiet
 
 CAPTIONS = ["a red cat", "two dogs on a hill, at night"]
 SIDE = 64
+CONDS: dict[str, Cond] = {}
 
 
 def load(base: Path, levers: Levers | None = None, **model: Any) -> Family:
@@ -66,10 +67,12 @@ def pictures() -> list[Picture]:
     return [Picture(image, image.size, (0, 0)) for image in images]
 
 
-def batch_of(family: Family, fakes: bool = True) -> Batch:
+def batch_of(family: Family) -> Batch:
+    """Two samples. Captions are encoded once for every family of the same text encoder."""
     torch.manual_seed(1)
     latents = torch.randn(3, 2, *family.latent_shape)
-    return Batch(latents[0], latents[1], latents[2], torch.tensor([0.3, 0.8]), family.encode_captions(CAPTIONS))
+    cond = CONDS.get(family.caption_hash) or CONDS.setdefault(family.caption_hash, family.encode_captions(CAPTIONS))
+    return Batch(latents[0], latents[1], latents[2], torch.tensor([0.3, 0.8]), dict(cond))
 
 
 def test_captions_latents_and_samples_are_those_of_the_pipeline(family: Family, pipeline: Any, pictures: list[Picture]):
