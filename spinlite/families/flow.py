@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers import loaders
 from PIL.Image import Image
 from torch import Tensor
 
@@ -120,7 +121,7 @@ class Flow(Family):
 
     @contextlib.contextmanager
     def with_lora_file(self, path: FilePath, strength: float) -> Iterator[None]:
-        state, metadata = getattr(diffusers.loaders, self.loader).lora_state_dict(str(path), return_lora_metadata=True)
+        state, metadata = getattr(loaders, self.loader).lora_state_dict(str(path), return_lora_metadata=True)
         net: Any = self.net
         net.load_lora_adapter(state, prefix=self.record.net, metadata=metadata, adapter_name="file")
         try:
@@ -144,13 +145,15 @@ class Flow(Family):
             if name.startswith("tokenizer"):
                 self._loaded[name] = self._checkpoint.load(name, torch.float32)
             else:
-                model = self._checkpoint.load(name, self._device.dtype)
+                model: Any = self._checkpoint.load(name, self._device.dtype)
                 place = self._device.device
                 if name.startswith("text_encoder"):
                     if self.encoder_layers:
                         model.layers = model.layers[: self.encoder_layers]
                     model = place_encoder(model, place, self._device.levers.encoders)
-                self._loaded[name] = model.to(place if name == "vae" else model.device).eval().requires_grad_(False)
+                else:
+                    model = model.to(place)
+                self._loaded[name] = model.eval().requires_grad_(False)
         return self._loaded[name]
 
     def _place_network(self) -> None:

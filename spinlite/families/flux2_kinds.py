@@ -11,7 +11,7 @@ from spinlite.families.record import CONFIGS, Files, Geometry, LoraNames, Place,
 
 PARTS = {
     "transformer": "diffusers.Flux2Transformer2DModel", "vae": "diffusers.AutoencoderKLFlux2",
-    "text_encoder": "transformers.Qwen3Model", "tokenizer": "transformers.Qwen2TokenizerFast",
+    "text_encoder": "transformers.Qwen3Model", "tokenizer": "transformers.Qwen2Tokenizer",
 }  # fmt: skip
 DOUBLE = {  # a double block's layers: diffusers' names -> the original ones
     "attn.norm_q": "img_attn.norm.query_norm", "attn.norm_k": "img_attn.norm.key_norm", "attn.to_out.0": "img_attn.proj",

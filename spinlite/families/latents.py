@@ -14,7 +14,8 @@ from torch import Tensor
 class Normaliser(Protocol):
     """The two directions. `patch` is how many numbers of z lie side by side in one place of x, along one side."""
 
-    patch: int
+    @property
+    def patch(self) -> int: ...
 
     def normalise(self, z: Tensor) -> Tensor: ...
 

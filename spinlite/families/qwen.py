@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spinlite.families.clip import TokenCounter
 
 if TYPE_CHECKING:
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
 
 MERGES = Path(__file__).parent / "configs" / "qwen_merges.txt.gz"
 END = "<|endoftext|>"
@@ -43,13 +43,13 @@ def build_counter(limit: int) -> TokenCounter:
     return TokenCounter(limit, lambda texts: [len(found.ids) for found in tokenizer.encode_batch(list(texts))])
 
 
-def build_tokenizer() -> "Qwen2TokenizerFast":
+def build_tokenizer() -> "Qwen2Tokenizer":
     """The tokenizer of Qwen3's text models: 151,669 tokens, padded at the end, with the chat template."""
-    from transformers import AddedToken, Qwen2TokenizerFast
+    from transformers import AddedToken, Qwen2Tokenizer
 
     pieces, merges = _pieces()
     vocab = {piece: i for i, piece in enumerate([*pieces, *SPECIAL, *PLAIN])}
-    made: Any = Qwen2TokenizerFast
+    made: Any = Qwen2Tokenizer
     ends: dict[str, Any] = {"unk_token": None, "bos_token": None, "eos_token": "<|im_end|>", "pad_token": END}
     tokenizer = made(vocab=vocab, merges=merges, model_max_length=131072, clean_up_tokenization_spaces=False, **ends)
     tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])

@@ -1,5 +1,7 @@
 """Qwen's tokenizer from the merges in the package: numbers that Qwen's own gives."""
 
+from typing import Any
+
 from spinlite.families.qwen import build_tokenizer
 
 
@@ -8,7 +10,7 @@ def test_captions_get_the_numbers_that_qwen_gives_them():
     assert len(tokenizer) == 151669
     special = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<think>": 151667, "</think>": 151668}
     assert {word: tokenizer.convert_tokens_to_ids(word) for word in special} == special
-    text = tokenizer.apply_chat_template(
+    text: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hello world 123"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     assert text == "<|im_start|>user\nHello world 123<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"

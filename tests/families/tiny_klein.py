@@ -42,7 +42,8 @@ def make(root: Path, name: str = "klein-4b", distilled: bool = False) -> Path:
         if isinstance(model, nn.Module):
             for parameter in model.parameters():
                 nn.init.normal_(parameter, float(parameter.ndim == 1), 0.15)
-        model.save_pretrained(folder / part)
+        saved: Any = model
+        saved.save_pretrained(folder / part)
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     vae |= {"bn.running_mean": torch.randn(16) * 0.2, "bn.running_var": torch.rand(16) + 0.5}
     tiny.save(folder / "vae" / "diffusion_pytorch_model.safetensors", vae, {"format": "pt"})
