@@ -146,7 +146,7 @@ def tokens(prompts: Sequence[str], clean: bool = False) -> dict[str, Tensor]:
 
 def looks(model: Any, weights: Weights, see: Pixels, clean: bool, scale: float | None) -> Looks:
     """What a CLIP model sees: "score", the cosine of picture and prompt x `scale` (None: the model's own), and "embedding"."""
-    device, dtype = weights.device.device, precision(weights)
+    device, dtype = weights.device.device, weights.precision
     model.to(device, dtype)
     factor = model.logit_scale.float().exp().item() if scale is None else scale
 
@@ -160,11 +160,6 @@ def looks(model: Any, weights: Weights, see: Pixels, clean: bool, scale: float |
     return look
 
 
-def precision(weights: Weights) -> torch.dtype:
-    """fp16 on a card, as scorers are published; fp32 elsewhere."""
-    return torch.float16 if weights.device.device.type == "cuda" else torch.float32
-
-
 def clip_network(
     name: str, shape: Shape, places: Sequence[Place], see: Pixels = square, clean: bool = False, scale: float | None = 100
 ) -> Network:
@@ -174,7 +169,7 @@ def clip_network(
         path = weights.find(name, places)
         return looks(build_clip(clip_config(shape), read(path), str(path)), weights, see, clean, scale)
 
-    return Network(name, load)
+    return Network(name, load, {name: places})
 
 
 @cache

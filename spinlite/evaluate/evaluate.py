@@ -17,7 +17,7 @@ from spinlite.evaluate.drawing import REALS, Drawn, describe_sampling, draw, sam
 from spinlite.evaluate.kid import off_diagonal
 from spinlite.evaluate.looking import Shown, free_memory, look_at
 from spinlite.evaluate.prompts import DEMO, HELDOUT, Prompts, read_prompts
-from spinlite.evaluate.registry import JUDGES, NETWORKS, USUAL, columns
+from spinlite.evaluate.registry import JUDGES, NETWORKS, USUAL, columns, own_weights
 from spinlite.evaluate.scorer import Column, Ground, Seen
 from spinlite.evaluate.studio import Studio
 from spinlite.evaluate.weights import Weights
@@ -79,9 +79,12 @@ def evaluate(request: Request, folder: Path | None, watch: Watch) -> Evaluation:
     word = request.prompts or (DEMO if {c.name for c in wanted} <= set(JUDGES) | {"spread"} else HELDOUT)
     prompts = read_prompts(word, runs[0] if runs else None, cache, request.limit)
     _refuse(wanted, prompts, word, request.seeds)
+    weights = Weights(choose_device(runs[0].memory if runs else None), own_weights(request.weights), watch.say)
+    needs = {name: places for c in wanted for of in (NETWORKS[c.network], c) for name, places in of.needs.items()}
+    for name, places in needs.items():
+        weights.find(name, places)  # now, not after hours of drawing
     place = folder or default_folder(request, prompts.name)
     drawn, model, sampling = _draw(request, runs, prompts, cache, place / "pictures", watch)
-    weights = Weights(choose_device(runs[0].memory if runs else None), request.weights)
     scores = _score(wanted, drawn, prompts, weights, place / "seen", watch)
     rows, reals = _rows(wanted, drawn, scores)
     return Evaluation(prompts, wanted, rows, reals, request.seeds, model, sampling, place)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
-from spinlite.evaluate.scorer import Column, Ground, Seen
+from spinlite.evaluate.scorer import Column, Ground, Needs, Seen
 from spinlite.evaluate.weights import Place, read
 
 PLACES = {
@@ -47,6 +47,10 @@ def head(path: Path) -> tuple[Tensor, Tensor]:
     return fold(tensors, names)
 
 
+def _needs(name: str) -> Needs:
+    return {name: PLACES[name]}
+
+
 def _aesthetic(name: str) -> Callable[[Seen, Ground], Tensor]:
     def score(seen: Seen, ground: Ground) -> Tensor:
         weight, bias = _head_at(ground.weights.find(name, PLACES[name]))
@@ -78,8 +82,8 @@ def vendi(embeddings: Tensor) -> Tensor:
 
 
 COLUMNS = (
-    Column("aes_v1", "clip_l14", _aesthetic("aes_v1"), "LAION aesthetic score v1, a linear head"),
-    Column("aes_v2", "clip_l14", _aesthetic("aes_v2"), "LAION aesthetic score v2 (sac+logos+ava1, linearMSE)"),
+    Column("aes_v1", "clip_l14", _aesthetic("aes_v1"), "LAION aesthetic v1, a linear head", needs=_needs("aes_v1")),
+    Column("aes_v2", "clip_l14", _aesthetic("aes_v2"), "LAION aesthetic v2 (sac+logos+ava1)", needs=_needs("aes_v2")),
     Column(
         "diversity_l14", "clip_l14", lambda seen, ground: distance(seen["embedding"]),
         "1 - mean cosine of a prompt's pictures with each other", "prompt", asks="seeds",

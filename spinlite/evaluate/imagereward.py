@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spinlite.errors import SpinliteError
-from spinlite.evaluate.clips import fill, precision, square
+from spinlite.evaluate.clips import fill, square
 from spinlite.evaluate.heads import fold, layers_of
 from spinlite.evaluate.scorer import Column, Looks, Network, Seen, plain
 from spinlite.evaluate.weights import Place, Weights, read
 
 NAME = "imagereward_v1"
 PLACES = (Place("zai-org/ImageReward", "ImageReward.pt", 1.8), Place("THUDM/ImageReward", "ImageReward.pt", 1.8))
-WORDS = "google-bert/bert-base-uncased"
+BERT, PIECES = "bert", (Place("google-bert/bert-base-uncased", "vocab.txt", 0.0002),)
 LENGTH = 35  # word pieces
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the scores on the data that it was trained on
 PICTURE, TEXT = "blip.visual_encoder.", "blip.text_encoder."
@@ -98,7 +98,7 @@ def _renamed(key: str) -> str:
 def _load(weights: Weights) -> Looks:
     path = weights.find(NAME, PLACES)
     model, tokenizer = build(read(path, ("blip.", "mlp.")), str(path)), _tokenizer(weights)
-    device, dtype = weights.device.device, precision(weights)
+    device, dtype = weights.device.device, weights.precision
     model.picture.to(device, dtype)
     model.text.to(device, dtype)
 
@@ -112,7 +112,7 @@ def _load(weights: Weights) -> Looks:
 def _tokenizer(weights: Weights) -> Any:
     from transformers import BertTokenizer
 
-    path = weights.find("bert", (Place(WORDS, "vocab.txt", 0.0002),))
+    path = weights.find(BERT, PIECES)
     try:
         return BertTokenizer(str(path))
     except Exception as error:
@@ -120,5 +120,5 @@ def _tokenizer(weights: Weights) -> Any:
         raise SpinliteError(problem, fix="name its vocab.txt: --weights bert=FILE") from None
 
 
-NETWORK = Network(NAME, _load)
+NETWORK = Network(NAME, _load, {NAME: PLACES, BERT: PIECES})
 COLUMNS = (Column(NAME, NAME, plain("score"), "ImageReward v1.0; prompts are cut at 35 word pieces"),)

@@ -36,7 +36,7 @@ def look_at(network: Network, shown: Mapping[str, Shown], weights: Weights, fold
 
     The network is loaded if something is missing in `folder`, and leaves memory when this returns.
     """
-    store = Store(folder / fingerprint(network.name, network.version))
+    store = Store(folder / fingerprint(network.name, weights.identity(network.name)))
     keys = {name: [[_key(file, text) for file, text in zip(row, group.prompts, strict=True)] for row in group.files]
             for name, group in shown.items()}  # fmt: skip
     order = [(key, file, text) for name, group in shown.items() for row, files in zip(keys[name], group.files, strict=True)

@@ -1,6 +1,7 @@
 """The words that people type for scorers, and the columns and networks that they stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from spinlite.errors import SpinliteError
 from spinlite.evaluate import clips, heads, imagereward, offline
@@ -18,7 +19,19 @@ WORDS = {  # what is typed -> columns; a column's own name may be typed too
     "diversity": ("diversity_l14", "vendi_l14"),
 }
 JUDGES = ("kid", "look", "alignment")  # of the demo
-USUAL = ("pickscore", "hps", "hps_v2.0", "imagereward", "aesthetic", "clip")
+USUAL = ("pickscore", "hps", "imagereward", "aes_v2", "clip")  # those whose weights are new to each other, 9 GB in all
+
+
+def own_weights(given: Mapping[str, Path]) -> dict[str, Path]:
+    """The user's own files, by the names under which they are asked for. Raises SpinliteError for another name."""
+    known = sorted({name for one in (*NETWORKS.values(), *COLUMNS.values()) for name in one.needs})
+    found: dict[str, Path] = {}
+    for word, path in given.items():
+        names = WORDS.get(word, (word,))
+        if len(names) > 1 or names[0] not in known:
+            raise SpinliteError(f"there are no weights called {word!r}", fix=f"name one of these: {', '.join(known)}")
+        found[names[0]] = path
+    return found
 
 
 def columns(words: Sequence[str]) -> list[Column]:

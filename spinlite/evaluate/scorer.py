@@ -6,27 +6,29 @@ network saw of a picture is kept on disk, so that a column can be added later, a
 Shapes: n prompts with s seeds each; what was seen of a model's pictures is {name: (n, s, ...)}.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from PIL.Image import Image
 from torch import Tensor
 
 from spinlite.evaluate.kid import Estimate, estimate, estimate_mean
 from spinlite.evaluate.prompts import Prompts
+from spinlite.evaluate.weights import Place, Weights
 
 Seen = dict[str, Tensor]
+Needs = Mapping[str, Sequence[Place]]  # files of weights: what each is called, and where on the hub it may be
 Looks = Callable[[Sequence[Image], Sequence[str]], Seen]  # pictures with their prompts -> {name: (pictures, ...)}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that looks. `load` brings it into memory, from the path that the user gave for it, or from the hub's cache."""
+    """A network that looks. `load` brings it into memory, from the user's own file or the hub's cache."""
 
     name: str
-    load: Callable[[Any], Looks]  # called with `Weights`
-    version: str = ""  # changes when the same weights would see otherwise
+    load: Callable[[Weights], Looks]
+    needs: Needs = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Ground:
 
     prompts: Prompts
     reals: Seen
-    weights: Any  # `Weights`: of columns with a small head of their own
+    weights: Weights  # for columns with a small head of their own
 
 
 Score = Callable[[Seen, Ground], Tensor]
@@ -56,6 +58,7 @@ class Column:
     of: Literal["picture", "prompt", "set"] = "picture"
     lower: bool = False  # whether lower is better
     asks: Literal["", "pictures", "demo", "seeds"] = ""  # real pictures with the prompts, those of the demo, or several seeds
+    needs: Needs = field(default_factory=dict)  # beside those of its network
 
     def per_prompt(self, scores: Tensor) -> Tensor:
         """(n, s) -> (n,), the mean over a prompt's pictures; other scores as they are."""

@@ -5,7 +5,7 @@ opened only if its SHA-256 is one of PINNED, which is checked before, and with `
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spinlite.errors import SpinliteError
 from spinlite.memory.device import Device
+from spinlite.runs.files import fingerprint, fingerprint_files
 
 PINNED = {  # SHA-256 -> the published file
     "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837": "HPS_v2.1_compressed.pt",
@@ -39,6 +40,17 @@ class Weights:
 
     device: Device
     given: Mapping[str, Path] = field(default_factory=dict)  # name of a network or head -> the user's own file
+    tell: Callable[[str], None] = lambda text: None  # called before a download
+
+    def identity(self, name: str) -> str:
+        """16 hex digits that change with the user's own file, and with the precision that it is computed in."""
+        own = [path for part, path in self.given.items() if part == name and path.is_file()]
+        return fingerprint(fingerprint_files(own) if own else "hub", str(self.precision))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """fp16 on a card, as scorers are used; fp32 elsewhere."""
+        return torch.float16 if self.device.device.type == "cuda" else torch.float32
 
     def find(self, name: str, places: Sequence[Place]) -> Path:
         """The file for `name`: the user's own, or the first of `places` that the hub or its cache has.
@@ -49,10 +61,12 @@ class Weights:
             if not own.is_file():
                 raise SpinliteError(f"{own}, the weights for {name}, is not there", fix=f"check --weights {name}=FILE")
             return own
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         said = ""
         for place in places:
+            if not isinstance(try_to_load_from_cache(place.repo, place.file), str):
+                self.tell(f"{name}: looking for {place.file} ({place.size:g} GB) on the hub, in {place.repo}")
             try:
                 return Path(hf_hub_download(place.repo, place.file))
             except Exception as error:  # of whichever library is used for connections

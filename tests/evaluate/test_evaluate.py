@@ -1,6 +1,7 @@
 """`spinlite evaluate` from end to end on the toy: paired figures, resumption, and what does not go together."""
 
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,11 @@ from torch import Tensor
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Play, Settings
 from spinlite.evaluate.drawing import samplers
+from spinlite.evaluate.evaluate import Request, evaluate
+from spinlite.evaluate.looking import Shown, look_at
 from spinlite.evaluate.prompts import as_records
+from spinlite.evaluate.scorer import Network
+from spinlite.evaluate.weights import Weights
 from spinlite.families.load import load_family
 from spinlite.memory.device import choose_device
 from spinlite.selfplay import train
@@ -100,8 +105,10 @@ def test_the_base_is_drawn_alike_in_every_run(trained: Trained, command: Command
         (["--scorers", "kid", "--prompts", "nowhere"], "'nowhere'", "parti"),
         (["--scorers", "pickscore", "--prompts", "parti"], "can't be read from the hub", "prompts.txt"),
         (["--scorers", "pickscore", "--prompts", "@TEXT"], "no weights for pickscore_v1", "--weights pickscore_v1=FILE"),
-        (["--rounds", "9"], "has no round 9", "all, best, last"),
-        (["--rounds", "two"], "is not a round", "numbers such as"),
+        (["--rounds", "9", "--scorers", "spread"], "has no round 9", "all, best, last"),
+        (["--rounds", "two", "--scorers", "spread"], "is not a round", "numbers such as"),
+        (["--weights", "beauty=x.pt"], "no weights called 'beauty'", "hps_v2.1"),
+        (["--scorers", "hps", "--weights", "hps=x.pt"], "x.pt, the weights for hps_v2.1, is not there", "check --weights"),
         (["--weights", "hps"], "not NAME=FILE", "--weights hps_v2.1="),
     ],
 )
@@ -130,3 +137,54 @@ def test_a_prompt_that_comes_twice_is_drawn_from_another_noise():
     first, other, again = as_records(["a cat", "a dog", "a cat"])
     assert first.caption == again.caption and len({first.key, other.key, again.key}) == 3
     assert [r.key for r in as_records(["a dog", "a cat"])] == [other.key, first.key]  # whatever the set
+
+
+def test_a_network_leaves_memory_sees_a_picture_once_and_again_with_other_weights(tmp_path: Path):
+    class Net:
+        count, alive = 0, weakref.WeakSet["Net"]()
+
+        def __init__(self) -> None:
+            self.alive.add(self)
+            assert len(self.alive) == 1  # one in memory at a time
+
+        def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+            Net.count += len(pictures)
+            return {"x": torch.tensor([float(len(text)) for text in prompts])}
+
+    for name, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    groups = {name: Shown([[tmp_path / f"{name}.png"]], ["red"]) for name in "abc"}
+    weights, watch = Weights(choose_device()), Quiet()
+    for name in ("one", "two"):
+        seen = look_at(Network(name, lambda weights: Net()), groups, weights, tmp_path / "seen", watch)
+        assert {place: found["x"].tolist() for place, found in seen.items()} == {place: [[3.0]] for place in "abc"}
+        assert not Net.alive
+    assert Net.count == 2 * 2  # a and b are the same picture with the same prompt
+    (tmp_path / "w.safetensors").write_bytes(b"other")
+    for given, count in (({}, 4), ({"two": tmp_path / "w.safetensors"}, 6)):
+        look_at(Network("two", lambda weights: Net()), groups, Weights(choose_device(), given), tmp_path / "seen", watch)
+        assert Net.count == count
+
+
+@pytest.mark.usefixtures("pixels")
+def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(trained: Trained, tmp_path: Path):
+    request = Request([trained.folder], prompts=str(trained.reals), scorers=["kid"], sampling={"steps": 3}, rounds="all")
+    for phase, when in (("toy-1 · 3 steps · 1/1", 8), ("score · lite0", 32)):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(request, tmp_path / "torn", Quiet(lambda title, done, p=phase, w=when: title == p and done >= w))
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "torn").rglob("*.png")}
+    assert drawn
+    torn, whole = (evaluate(request, tmp_path / name, Quiet()) for name in ("torn", "whole"))
+    assert [row.figures for row in torn.rows] == [row.figures for row in whole.rows]
+    assert all(path.stat().st_mtime_ns == at for path, at in drawn.items())
+
+
+def test_lora_files_and_a_text_file_of_prompts(trained: Trained, command: Command, tmp_path: Path):
+    """The exported LoRA of a run draws as its round does; the base is the same."""
+    (tmp_path / "prompts.txt").write_text("red 1\nblue 2\nred 1\n", encoding="utf-8")
+    words = ["--prompts", tmp_path / "prompts.txt", "--scorers", "spread", "--steps", "4", "--json"]
+    command("export", trained.folder, "--round", "2", "--dtype", "fp32", "-o", tmp_path / "style")
+    run = json.loads(command("evaluate", trained.folder, tmp_path / "style.safetensors", "--rounds", "2", *words).out)
+    assert [row["model"] for row in run["rows"]] == ["base", "toy-2", "style"] and run["count"] == 3
+    base, round_, file = (row["figures"]["spread"]["mean"]["value"] for row in run["rows"])
+    assert file == pytest.approx(round_, rel=1e-3) and abs(base - file) > 1e-3
