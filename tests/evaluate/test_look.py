@@ -14,6 +14,8 @@ from spinlite.evaluate.offline import COLUMNS
 from spinlite.evaluate.prompts import JUDGE, Prompts, read_pictures
 from spinlite.evaluate.scorer import Ground
 from spinlite.evaluate.towers import Towers
+from spinlite.evaluate.weights import Weights
+from spinlite.memory.device import choose_device
 
 BY_NAME = {column.name: column for column in COLUMNS}
 
@@ -22,7 +24,7 @@ def test_scores_are_means_over_seeds_and_follow_the_pictures(monkeypatch: pytest
     look = Look(head(), 1.0)
     monkeypatch.setattr("spinlite.evaluate.offline._judge_of_look", lambda: look)
     pictures = torch.randn(6, 1280 + STYLES, generator=torch.Generator().manual_seed(0))
-    ground = Ground(Prompts("", [], True), {"seen": pictures}, None)
+    ground = Ground(Prompts("", [], True), {"seen": pictures}, Weights(choose_device()))
     one = look.score(pictures)
     assert set(one.tolist()) <= {0.0, 1.0}
     column = BY_NAME["look"]
@@ -36,7 +38,8 @@ def test_spread_is_the_mean_distance_between_prompts():
     shown = torch.zeros(3, 1, 1280)
     shown[1:, 0, :2] = torch.tensor([3.0, 4.0])
     column = BY_NAME["spread"]
-    found = column.estimate(column.score({"seen": shown}, Ground(Prompts("", [], False), {}, None)))
+    ground = Ground(Prompts("", [], False), {}, Weights(choose_device()))
+    found = column.estimate(column.score({"seen": shown}, ground))
     assert found.value == pytest.approx(10 / 3)
 
 
