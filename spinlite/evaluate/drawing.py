@@ -54,7 +54,7 @@ class Texts:
 
     def real(self, records: Sequence[Record]) -> Tensor:
         """No picture: only its shape is asked for."""
-        return torch.empty(len(records), *self._shape)
+        return torch.zeros(len(records), *self._shape)
 
     def cond(self, records: Sequence[Record], dropped: Sequence[bool] | None = None) -> Cond:
         """Conditioning of the prompts; where `dropped` is true, of the empty one instead."""

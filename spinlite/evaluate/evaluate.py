@@ -121,7 +121,11 @@ def _draw(
     for open_studio in _studios(request, runs, cache):
         studio = open_studio()
         if not base_hash:
-            base_hash, title, sampling = studio.base.base_hash, studio.base.title, _samplings(studio, request.sampling)
+            base_hash, title, sampling = (
+                studio.base.base_hash,
+                studio.base.title,
+                _samplings(studio, request.sampling, bool(runs)),
+            )
         elif studio.base.base_hash != base_hash:
             problem = f"{studio.artists[-1].name} belongs to another base model than the others"
             raise SpinliteError(problem, fix="compare models of one base at a time")
@@ -144,13 +148,13 @@ def _studios(request: Request, runs: Sequence[Run], cache: Path) -> Iterator[Cal
         yield partial(studios.open_file, path, model, device, play, cache)
 
 
-def _samplings(studio: Studio, asked: Mapping[str, Any]) -> list[tuple[Play, bool]]:
-    """The fakes' own sampler and a good one, or the one that was asked for; each with whether it is the fakes' own."""
+def _samplings(studio: Studio, asked: Mapping[str, Any], fakes: bool) -> list[tuple[Play, bool]]:
+    """The fakes' own sampler, if there are `fakes`, and a good one, or the one that was asked for; each with whose it is."""
     if not asked:
-        return list(samplers(studio.base, studio.play))
+        return list(samplers(studio.base, studio.play))[0 if fakes else 1 :]
     tree = {"play": studio.play.model_dump() | dict(asked) | {"points": 0}}
     sampling = validate_settings(tree).play
-    return [(sampling, describe_sampling(sampling) == describe_sampling(studio.play))]
+    return [(sampling, fakes and describe_sampling(sampling) == describe_sampling(studio.play))]
 
 
 def _score(

@@ -14,10 +14,11 @@ from torch import Tensor
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Play, Settings
 from spinlite.evaluate.drawing import samplers
-from spinlite.evaluate.evaluate import Request, evaluate
+from spinlite.evaluate.evaluate import Request, _samplings, evaluate
 from spinlite.evaluate.looking import Shown, look_at
 from spinlite.evaluate.prompts import as_records
 from spinlite.evaluate.scorer import Network
+from spinlite.evaluate.studio import open_file
 from spinlite.evaluate.weights import Weights
 from spinlite.families.load import load_family
 from spinlite.memory.device import choose_device
@@ -131,6 +132,16 @@ def test_the_second_sampler_is_a_good_one_and_never_the_runs_own():
         (mine, yes), (good, no) = samplers(base, own)
         assert yes and not no and mine.points == 0 and good.steps >= 30 and good.guidance == own.guidance
         assert good.spacing == "trailing" and good.model_dump() != mine.model_dump()
+
+
+def test_a_lora_file_without_a_run_has_no_fakes_and_is_drawn_once():
+    device = choose_device()
+    studio = open_file(None, Settings().model, device, Play(), Path("cache"))
+    ((good, own),) = _samplings(studio, {}, fakes=False)
+    assert good.steps == 30 and not own
+    for fakes in (False, True):
+        ((asked, own),) = _samplings(studio, {"steps": Play().steps}, fakes)
+        assert asked.steps == Play().steps and own == fakes
 
 
 def test_a_prompt_that_comes_twice_is_drawn_from_another_noise():
