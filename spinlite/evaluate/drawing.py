@@ -52,6 +52,11 @@ class Texts:
                 self._store.add([self._key(text) for text in some], base.encode_captions(some, self._chunks))
         base.free()
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where conditioning is kept."""
+        return [self._store.folder]
+
     def real(self, records: Sequence[Record]) -> Tensor:
         """No picture: only its shape is asked for."""
         return torch.zeros(len(records), *self._shape)
@@ -79,6 +84,8 @@ def draw(
             Encoded(base, records, studio.cache, batch, progress) if prompts.pictured
             else Texts(base, records, studio.cache, batch)
         )  # fmt: skip
+    for place in encoded.folders:
+        studio.remember(place)
     if isinstance(encoded, Encoded) and (lost := len(records) - len(encoded.usable(records))):
         raise SpinliteError(f"{lost} of the pictures of {prompts.name} can't be encoded", fix="remove or replace them")
     for sampling, own in samplings:
@@ -121,6 +128,7 @@ def _row(
     base = studio.base
     made_of = (base.base_hash, artist.made_by, sampling.identity, "judge")
     store = Store(studio.cache / "fake" / fingerprint(*made_of, seed))
+    studio.remember(store.folder)
     with watch.phase(f"{artist.name} · {sampling.steps} steps · {nth}", len(records)) as progress:
         if any(fake_key(r) not in store for r in records):
             with artist.active():

@@ -145,7 +145,8 @@ def _studios(request: Request, runs: Sequence[Run], cache: Path) -> Iterator[Cal
     play = runs[0].settings.play if runs else Play()
     device = choose_device(runs[0].memory if runs else None)
     for path in [*([] if runs else [None]), *request.loras]:
-        yield partial(studios.open_file, path, model, device, play, cache)
+        remember = {"remember": runs[0].remember_cache} if runs else {}
+        yield partial(studios.open_file, path, model, device, play, cache, **remember)
 
 
 def _samplings(studio: Studio, asked: Mapping[str, Any], fakes: bool) -> list[tuple[Play, bool]]:

@@ -21,6 +21,8 @@ from spinlite.runs.run import Run
 BASE = "base"
 CACHE = Path("runs") / "cache"  # where LoRA files without a run keep their samples
 
+Remember = Callable[[Path], None]  # called with each folder of the cache that is used, for `spinlite runs clean`
+
 
 @dataclass(frozen=True)
 class Artist:
@@ -40,6 +42,7 @@ class Studio:
     play: Play
     device: Device
     cache: Path
+    remember: Remember
 
 
 def open_run(run: Run, rounds: str) -> Studio:
@@ -51,16 +54,18 @@ def open_run(run: Run, rounds: str) -> Studio:
     base, model = load_family(run.settings.model, where), run.settings.model
     slots = make_slots(base.net, base.lora_targets[model.targets], model, run.settings.run.seed, base.start)
     artists = [_round(run, base, slots, k) for k in (0, *chosen_rounds(run, rounds))]
-    return Studio(base, artists, run.settings.play.model_copy(update={"points": 0}), where, run.cache)
+    return Studio(base, artists, run.settings.play.model_copy(update={"points": 0}), where, run.cache, run.remember_cache)
 
 
-def open_file(path: Path | None, model: Model, device: Device, play: Play, cache: Path) -> Studio:
+def open_file(
+    path: Path | None, model: Model, device: Device, play: Play, cache: Path, remember: Remember = lambda folder: None
+) -> Studio:
     """A LoRA file on a base; without one, the base alone. The file's part for text encoders acts on all prompts."""
     base = load_family(model.model_copy(update={"init_lora": str(path) if path else None}), device)
     if path is None:
-        return Studio(base, [Artist(BASE, BASE, nullcontext)], play, device, cache)
+        return Studio(base, [Artist(BASE, BASE, nullcontext)], play, device, cache, remember)
     artist = Artist(path.stem, fingerprint_files([path]), partial(applied, base.net, base.start))
-    return Studio(base, [artist], play, device, cache)
+    return Studio(base, [artist], play, device, cache, remember)
 
 
 def chosen_rounds(run: Run, word: str) -> list[int]:

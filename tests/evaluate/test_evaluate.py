@@ -22,6 +22,7 @@ from spinlite.evaluate.studio import open_file
 from spinlite.evaluate.weights import Weights
 from spinlite.families.load import load_family
 from spinlite.memory.device import choose_device
+from spinlite.runs.disk import read_lines
 from spinlite.selfplay import train
 from tests.conftest import Command
 from tests.toy import TOY, Quiet, changed
@@ -187,6 +188,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(trai
     assert drawn
     torn, whole = (evaluate(request, tmp_path / name, Quiet()) for name in ("torn", "whole"))
     assert [row.figures for row in torn.rows] == [row.figures for row in whole.rows]
+    ours = read_lines(trained.folder / "caches.txt")  # what `spinlite runs clean` may free
+    assert {f"fake/{path.name}" for path in (trained.folder.parent / "cache" / "fake").iterdir()} <= ours
     assert all(path.stat().st_mtime_ns == at for path, at in drawn.items())
 
 
