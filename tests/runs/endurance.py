@@ -24,7 +24,6 @@ import pytest
 import torch
 from PIL import Image
 
-from spinlite.__main__ import main
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
 from spinlite.runs.lock import LOCK
@@ -178,29 +177,17 @@ def _pairs(data: Path) -> Path:
 
 def _start_and_kill(words: list[str], root: Path, after: float, how: signal.Signals) -> str:
     """`spinlite train`, killed after so many seconds of CPU; returns how it ended, in words."""
-    child = os.fork()
-    if not child:
+
+    def wind_up() -> None:
         signal.signal(signal.SIGPROF, signal.SIG_DFL if how == signal.SIGKILL else lambda *_: os.kill(os.getpid(), how))
         signal.setitimer(signal.ITIMER_PROF, after)
-        _command([*words, "--name", "r", "--runs", str(root)], root / "said")
+
+    said = root / "said"
+    child = faults.start(["train", TOY, *words, "--name", "r", "--runs", str(root)], said, wind_up)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    said = (root / "said").read_text(encoding="utf-8", errors="replace")
-    assert "Traceback" not in said and code in (0, 130, -signal.SIGPROF, -signal.SIGTERM), (how, code, said)
+    text = said.read_text(encoding="utf-8", errors="replace")
+    assert "Traceback" not in text and code in (0, 130, -signal.SIGPROF, -signal.SIGTERM), (how, code, text)
     return {0: "done", 130: "stopped and saved"}.get(code, "killed")
-
-
-def _command(words: list[str], said: Path) -> None:
-    """`spinlite train` in this process, which then ends. What it says goes into a file."""
-    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.argv, code = ["spinlite", "train", TOY, *words], 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    sys.stdout.flush()
-    os._exit(code)
 
 
 def _finish(settings: Settings, root: Path, wanted: Lora) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from spinlite.__main__ import main
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Settings
 from spinlite.data import looks
@@ -72,6 +74,7 @@ class Killed(BaseException):
 Fault = Callable[[Any], None]  # called with the file or folder that is touched
 CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "shutil.rmtree": 0}
 _watching: list[Callable[[str, Any], None]] = []
+_on_disk: dict[int, int] = {}  # {file's inode: how much of it was synced}
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -105,6 +108,7 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
     def sync(handle: int) -> None:
         seen("sync", handle)
         os.fsync(handle)
+        _on_disk[os.fstat(handle).st_ino] = os.fstat(handle).st_size
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (disk, journal):
@@ -119,11 +123,12 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
 def fail(error: int, what: str, path: Any, at_once: bool = False) -> None:
     """What happens at a change of the disk from the fault on: -1: the process is gone; else writing fails with this error.
 
-    `at_once`: this is the fault. A process that is gone then leaves torn what it was writing.
+    `at_once`: this is the fault. A process that is gone then leaves half of what it has written since the last sync.
     """
     if error < 0:
         if at_once and what == "sync":
-            os.ftruncate(path, os.fstat(path).st_size // 2)
+            there, size = _on_disk.get(os.fstat(path).st_ino, 0), os.fstat(path).st_size
+            os.ftruncate(path, (there + size) // 2 if there <= size else size // 2)
         raise Killed
     if what in ("open", "sync", "os.mkdir", "os.rename"):
         raise OSError(error, os.strerror(error), str(path))
@@ -145,6 +150,27 @@ def with_fault_at(number: int, error: int, settings: Settings, root: Path) -> st
         except (Killed, SpinliteError, OSError) as caught:
             return str(caught)
     return ""
+
+
+def start(words: list[str], said: Path, first: Callable[[], Any]) -> int:
+    """`spinlite WORDS` in a copy of this process, after `first()`; returns its number. What it says goes into a file."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    with said.open("w", encoding="utf-8") as out, contextlib.suppress(BaseException):
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        sys.stdout = sys.stderr = out
+        first()
+        sys.argv, code = ["spinlite", *words], 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+    os._exit(code)
 
 
 def flip(path: Path, place: float) -> None:

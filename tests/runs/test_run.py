@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-import spinlite
+from spinlite.cli.console import Console
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
 from spinlite.runs.changes import kept_settings
@@ -242,24 +241,37 @@ def test_a_run_goes_back_to_an_earlier_round_and_on_to_the_same_lora(command: Co
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no way to send Ctrl-C to one process")
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
-def test_a_signal_ends_the_run_after_the_step_and_a_second_one_at_once(number: signal.Signals, times: int, pictures: Path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no signals to send")
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+)
+def test_a_signal_ends_the_run_after_the_step_and_a_second_one_at_once(
+    number: signal.Signals, times: int, pictures: Path, tmp_path: Path
+):
     many = ["--set", "method.name=spin", "--set", "learn.updates=100000", "--set", "data.heldout=0.3"]
-    paths = os.pathsep.join([str(Path(spinlite.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spinlite", "train", TOY, "--data", "pics", *many], cwd=pictures.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths},
-    )  # fmt: skip
-    journal = pictures.parent / "runs" / "toy" / "journal.jsonl"
-    while not (journal.exists() and b'"update"' in journal.read_bytes()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    for _ in range(times):
-        process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in said
-    assert "Nothing is lost" in said and "stopping after this step" in said
+    words, said = ["train", TOY, "--data", str(pictures), "--runs", str(tmp_path / "runs"), *many], tmp_path / "said"
+
+    def never_end_a_step() -> None:
+        if times == 2:
+            Console._stop_if_asked = lambda self: None
+
+    child = faults.start(words, said, never_end_a_step)
+    journal = tmp_path / "runs" / "toy" / "journal.jsonl"
+    wait_for('"update"', journal, child)
+    os.kill(child, number)
+    if times == 2:
+        wait_for("stopping after this step", said, child)
+        os.kill(child, number)
+    code, text = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text(encoding="utf-8")
+    assert code == 130 and "Traceback" not in text and "stopping after this step" in text, text
+    assert ("stopped at once. Nothing is lost" if times == 2 else "stopped. Nothing is lost") in text
     if times == 1:
         updates = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()][-1]["update"]
         state = Run.open_existing(journal.parent).state
         assert state["update"] == updates, "the last step was saved"
+
+
+def wait_for(text: str, file: Path, child: int) -> None:
+    while not (file.exists() and text in file.read_text(encoding="utf-8")):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it has ended too soon"
+        time.sleep(0.02)
