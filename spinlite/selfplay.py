@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spinlite.config.prompts import Prompt
 from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
+from spinlite.data.encoded import Encoded
 from spinlite.data.records import Survey, count_pictures
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, export
+from spinlite.families.family import Family
 from spinlite.families.load import load_family, require_base
 from spinlite.lora.start import describe_start, make_slots
 from spinlite.memory import device, processes
@@ -38,6 +41,8 @@ from spinlite.training.learn import learn_round, undo
 from spinlite.training.own_folder import own_folder
 from spinlite.training.pictures import encode_pictures, survey_pictures
 from spinlite.training.play import make_scheduler
+from spinlite.training.prompt_sheet import draw_prompts
+from spinlite.training.prompts import Asked, ask_all, describe_sizes, prompts_of, settle
 from spinlite.training.room import require_room_to_learn
 from spinlite.training.session import Session, begin
 from spinlite.training.step import required_errors
@@ -102,6 +107,7 @@ def _play_rounds(run: Run, done: int, stopped: str | None, watch: Watch) -> str 
     """Play the rounds after the `done` ones, then free the networks; returns why a guard stopped the run, if one did."""
     session, k, reported = _prepare(run, run.settings.run.rounds - done, watch), done + 1, -math.inf
     begin(session)
+    draw_prompts(session, 0)
     while k <= run.settings.run.rounds and not stopped:
         stopped, following, undone = _round(session, k)
         run.save({}, round=following, update=0, stopped=stopped, undone=undone)
@@ -166,6 +172,7 @@ def _outcome(run: Run, stopped: str | None, already: bool) -> Outcome:
 def _prepare(run: Run, left: int, watch: Watch) -> Session:
     """Everything that the remaining `left` rounds need: records, device and plan, the base with its LoRA, encoded pictures."""
     require_base(run.settings.model)  # a base that is not there is said now, not after the pictures are looked at
+    prompts = prompts_of(run.settings.judge)
     pictures = processes.from_lead(lambda: survey_pictures(run, watch))
     settings, method = _count_in(run, pictures), run.settings.build_method()
     where, plan = processes.from_lead(lambda: _plan(run, settings, len(pictures.train), len(pictures.heldout), watch))
@@ -193,7 +200,17 @@ def _prepare(run: Run, left: int, watch: Watch) -> Session:
     for warning in warnings(pictures, settings):
         watch.say(warning)
     encoded, train, heldout = encode_pictures(run, base, pictures, fallback, watch)
-    return Session(run, settings, base, slots, method, encoded, *as_begun(run, train, heldout, JUDGED), where, fallback, watch)
+    asked = _ask(prompts, settings, base, encoded, watch)
+    records = as_begun(run, train, heldout, JUDGED)
+    return Session(run, settings, base, slots, method, encoded, *records, where, fallback, watch, asked)
+
+
+def _ask(prompts: list[Prompt], settings: Settings, base: Family, encoded: Encoded, watch: Watch) -> list[Asked]:
+    """The user's own prompts, encoded, in sizes that the base can draw."""
+    settled = [settle(prompt, base, settings.play) for prompt in prompts]
+    if resized := describe_sizes(prompts, settled):
+        watch.say(resized)
+    return ask_all(base, settled, encoded.captions) if settled else []
 
 
 def _count_in(run: Run, pictures: Survey) -> Settings:

@@ -67,10 +67,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def swatches(tmp_path: Path) -> Path:
+def write_swatches(root: Path) -> Path:
     """40 pictures whose points lie on a ring, captioned by the half planes they are in."""
-    folder = tmp_path / "swatches"
+    folder = root / "swatches"
     folder.mkdir()
     for i in range(40):
         x, y = math.cos(i * math.tau / 40), math.sin(i * math.tau / 40)
@@ -80,6 +79,17 @@ def swatches(tmp_path: Path) -> Path:
     return folder
 
 
+def small_settings(swatches: Path) -> Settings:
+    """The toy with a loss that does not make much of rounding: for comparing runs that compute the same in other ways."""
+    learning = ["learn.updates=4", "learn.optimizer=adamw", "learn.caption_dropout=0.5"]
+    return load_settings(TOY, [*learning, "method.beta=5.0", "judge.stop=false"], data__folder=str(swatches))
+
+
+@pytest.fixture
+def swatches(tmp_path: Path) -> Path:
+    return write_swatches(tmp_path)
+
+
 @pytest.fixture
 def toy(swatches: Path) -> Settings:
     return load_settings(TOY, data__folder=str(swatches))
@@ -87,9 +97,7 @@ def toy(swatches: Path) -> Settings:
 
 @pytest.fixture
 def small(swatches: Path) -> Settings:
-    """The toy with a loss that does not make much of rounding: for comparing runs that compute the same in other ways."""
-    learning = ["learn.updates=4", "learn.optimizer=adamw", "learn.caption_dropout=0.5"]
-    return load_settings(TOY, [*learning, "method.beta=5.0", "judge.stop=false"], data__folder=str(swatches))
+    return small_settings(swatches)
 
 
 @pytest.fixture(scope="session")

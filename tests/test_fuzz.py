@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 
 from spinlite.config.load import load_settings
 from spinlite.config.presets import shipped_presets
+from spinlite.config.prompts import read_prompts
 from spinlite.config.settings import Settings
 from spinlite.data.survey import examine
 from spinlite.errors import SpinliteError
 from spinlite.export.inspect import inspect
-from spinlite.export.sample import read_prompts
 from spinlite.lora.read import open_lora
 from spinlite.lora.resize import resize
 from spinlite.report.page import write_report
@@ -187,7 +187,8 @@ def test_run_folders(tmp_path: Path, small: Settings):
 
 def test_prompt_files(tmp_path: Path):
     def try_one(number: int, random_: random.Random) -> None:
-        (tmp_path / "p.txt").write_bytes(damage("a cat\na dog, (red:1.2)\nMüller\n".encode(), random_))
+        lines = "a cat --s 20\na dog, (red:1.2) --n a --w 64\nMüller --l 2.5 --d 7\n"
+        (tmp_path / "p.txt").write_bytes(damage(lines.encode(), random_))
         read_prompts([f"@{tmp_path / 'p.txt'}"])
 
     fuzz("prompts", 0.1, try_one)

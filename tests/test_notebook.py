@@ -12,7 +12,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 PARAMETERS = """
 PRESET, DATA, BASE, NAME, RUNS = "demo", "pictures", "", "mystyle", "runs"
 OPTIONS = ["--rounds", "1"]
-for each in ("learn.updates=2", "play.steps=2", "judge.draws=1", "judge.prompts=1"):
+for each in ("learn.updates=2", "play.steps=2", "judge.draws=1", "judge.captions=1"):
     OPTIONS += ["--set", each]
 """
 

@@ -34,6 +34,7 @@ def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
         "settings.toml", "journal.jsonl", "pictures.json", "caches.txt", "state.safetensors", "state-before.safetensors",
         ".lock", "report.html", "now.json", "log.txt", "export/r.safetensors",
         "samples/round-1.png", "samples/round-2.png", *(f"snapshots/{k}.safetensors" for k in range(3)),
+        *(f"samples/round-{k}/heldout-{i:02}.png" for k in range(3) for i in range(1, 7)),
     }  # fmt: skip
     assert load_settings(str(folder / "settings.toml")) == toy
     with Image.open(folder / "samples" / "round-2.png") as sheet:

@@ -61,7 +61,8 @@ def made(folder: Path) -> dict[str, Any]:
     events = list(journal.every())
     for event in events:
         event.pop("time")
-    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*folder.glob("snapshots/*"), *folder.glob("samples/*")]}
+    written = [*folder.glob("snapshots/*"), *folder.glob("samples/**/*.png")]
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in written}
     exported = {p.name: {k: v.tolist() for k, v in read_tensors(p)[0].items()} for p in folder.glob("export/*.safetensors")}
     return {"events": events, "export": exported, **files}
 

@@ -53,7 +53,7 @@ def export(
 
 def sample(
     what: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="the folder of a run, or a LoRA file (then add --base)")],
-    prompt: Annotated[list[str], typer.Option(help="what to draw; repeatable; @FILE reads a prompt from each line")],
+    prompt: Annotated[list[str], typer.Option(help="what to draw, e.g. 'a cat --n dog --d 7'; @FILE: a prompt a line")],
     negative: Annotated[str, typer.Option(help="negative prompt")] = "",
     round_: Annotated[str, typer.Option("--round", metavar="best|last|K|all", help="all: the base and every round")] = "best",
     seeds: Annotated[int, typer.Option(min=1, help="pictures per prompt")] = 4,
@@ -70,15 +70,18 @@ def sample(
 
     console = Console()
     from spinlite.config.load import validate_settings
+    from spinlite.config.prompts import read_prompts
     from spinlite.export import sample as samples
 
-    texts, strengths = samples.read_prompts(prompt), samples.parse_numbers(strength)
+    prompts, strengths = read_prompts(prompt), samples.parse_numbers(strength)
     setup = samples.setup_of_file(what, base, strengths) if what.is_file() else samples.setup_of_run(what, round_)
     if idle := samples.describe_idle(setup):
         console.say(idle)
     chosen = {"sampler": sampler, "steps": steps, "guidance": guidance}
     tree = {"play": setup.play.model_dump() | {key: value for key, value in chosen.items() if value is not None}}
-    request = samples.SampleRequest(texts, negative, seeds, seed, strengths, validate_settings(tree).play)
+    request = samples.SampleRequest(prompts, negative, seeds, seed, strengths, validate_settings(tree).play)
+    if resized := samples.describe_request(setup, request):
+        console.say(resized)
     folder = new_folder(output or (what.with_suffix("") if what.is_file() else what) / "tries")
     with console.phase("draw", 1) as progress:
         path = samples.draw_samples(setup, request, folder, progress)

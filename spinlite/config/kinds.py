@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from spinlite.config.settings import PathText, expand
 
 YES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list[str]: "text, or a list of texts"}
 
 
 class Kind:
@@ -72,12 +72,14 @@ class Kind:
             return meant
         if self.type is str and isinstance(value, str | int | float) and str(value).strip():
             return repr(value)[1:-1].replace("\\\\", "/").replace("\\", "/") if self.is_path else str(value)
+        if self.type == list[str] and value and isinstance(value, str):
+            return value
         return self.any()
 
     def any(self) -> Any:
         """A value that makes sense, whatever was given."""
         known = (self.default, self.example, True if self.type is bool else None, "none" if self.optional else None)
-        return next((value for value in known if value not in (None, "")), "…")
+        return next((value for value in known if value not in (None, "", [])), "…")
 
     def _clamp(self, number: float) -> float:
         number = max(number, self.bounds.get("ge", number))

@@ -44,6 +44,7 @@ SAME = {  # our setting: their words for it
     "learn.ema": "use_ema ema_decay ema_weight",
     "learn.epochs": "max_train_epochs num_train_epochs num_epochs epoch",
     "learn.caption_dropout": "caption_dropout_rate caption_dropout_probability caption_dropout",
+    "judge.prompts": "sample_prompts validation_prompt validation_prompts",
     "memory.precision": "mixed_precision train_dtype weight_dtype dtype",
     "memory.checkpointing": "gradient_checkpointing unet_gradient_checkpointing",
     "memory.compile": "torch_compile dynamo_backend",
@@ -93,9 +94,8 @@ REASONS = {  # why there is no such setting, and what to do instead: their words
         "checkpointing_steps checkpoint_step_interval save_state_on_train_end max_step_saves_to_keep backup_after",
     "the same command goes on where the run stopped; leave it out":
         "resume resume_from_checkpoint initial_epoch initial_step skip_until_initial_step continue_last_backup",
-    "every round draws a sheet of held-out captions; type `spinlite sample RUN --prompt \"a red fox\"` for other prompts":
-        "sample_prompts sample_every_n_epochs sample_every_n_steps sample_every sample_at_first validation_prompt "
-        "validation_prompts validation_steps validation_epochs",
+    "pictures are drawn at the start and after every round; type --set judge.prompts=@prompts.txt for prompts of your own":
+        "sample_every_n_epochs sample_every_n_steps sample_every sample_at_first validation_steps validation_epochs",
     "the opponent keeps the model near what it was, so no regularisation pictures are needed; leave it out":
         "reg_data_dir prior_loss_weight with_prior_preservation class_data_dir prior_generation_precision",
     "real pictures and fakes are compared under plain noise; leave it out":

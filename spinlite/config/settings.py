@@ -4,7 +4,16 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from spinlite.errors import SpinliteError
 from spinlite.maths.kinds import Times, Weight
@@ -36,6 +45,17 @@ def expand(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(expand)]
+
+
+def _one_or_more(value: Any) -> Any:
+    """A single text stands for a list of one."""
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError("should be text, or a list of texts")
+    return value
+
+
+Texts = Annotated[list[str], BeforeValidator(_one_or_more)]
 
 
 class Model(Section):
@@ -179,8 +199,17 @@ class Memory(Section):
 
 class Judge(Section):
     draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round; more if these are few
-    prompts: int = Field(default=12, ge=1, le=48)  # pictures in each panel of the sample sheet
+    captions: int = Field(default=12, ge=1, le=48)  # pictures in each panel of the sample sheet, of held-out captions
     stop: bool = True  # guards: end a round that is won, undo a round that goes wrong, and stop a run that gets worse
+    prompts: Texts = Field(default=[], examples=["@prompts.txt"])  # your own, drawn each round; @FILE: its lines
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, given: Any) -> Any:
+        """`captions` was called `prompts` when there were no prompts of one's own."""
+        if isinstance(given, dict) and type(given.get("prompts")) is int:
+            given = {"captions": given["prompts"]} | {name: value for name, value in given.items() if name != "prompts"}
+        return given
 
 
 class Run(Section):

@@ -81,6 +81,11 @@ class Encoded:
         return self._pictures.damaged + self._prompts.damaged
 
     @property
+    def captions(self) -> Store:
+        """The conditioning of captions, by `caption_key`."""
+        return self._prompts
+
+    @property
     def folders(self) -> list[Path]:
         """Where latents and conditioning are kept."""
         return [self._pictures.folder, self._prompts.folder]
@@ -116,7 +121,7 @@ class Encoded:
         return self._prompts.get([self._prompt_key(text) for text in texts]) | picture
 
     def _prompt_key(self, text: str) -> str:
-        return fingerprint(text, *[self.chunks] * (self.chunks > 1))
+        return caption_key(text, self.chunks)
 
     def _get(self, keys: Sequence[str], like: Sequence[Record]) -> dict[str, Tensor]:
         shapes = [r.bucket or self._own for r in like]
@@ -223,3 +228,8 @@ class Encoded:
                 f"{len(self.faults)} of {total} pictures can't be encoded: {list_names(list(self.faults.values()))}",
                 fix="fix or remove them, or raise data.max_unusable",
             )
+
+
+def caption_key(text: str, chunks: int) -> str:
+    """The name that the conditioning of a caption in so many chunks is kept under."""
+    return fingerprint(text, *[chunks] * (chunks > 1))

@@ -1,17 +1,15 @@
 """Test pictures of a LoRA: prompts x rounds x strengths x seeds, as one sheet and as files that a WebUI can reproduce."""
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from spinlite.config.prompts import Prompt
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
 from spinlite.export.export import check_strength, choose_round, read_snapshot
@@ -25,21 +23,11 @@ from spinlite.lora.tensors import NOTHING, Lora, changes_nothing
 from spinlite.memory import device
 from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
-from spinlite.training.play import make_scheduler, sample
+from spinlite.training.decode import decode_latents
+from spinlite.training.parameters import parameters, solver_name
+from spinlite.training.prompts import Asked, ask, describe_sizes, draw_prompt, play_of, settle
 from spinlite.training.sheet import write_sheet
 
-NAMES = {  # diffusers' class -> its name in A1111, or in Forge (DDPM); others keep their class name
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "DDIMScheduler": "DDIM",
-    "EulerDiscreteScheduler": "Euler",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "HeunDiscreteScheduler": "Heun",
-    "UniPCMultistepScheduler": "UniPC",
-    "LCMScheduler": "LCM",
-    "PNDMScheduler": "PLMS",
-    "DDPMScheduler": "DDPM",
-}
-OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # samplers without a schedule type in A1111
 MOST = 400  # pictures in one sheet
 
 
@@ -47,7 +35,7 @@ MOST = 400  # pictures in one sheet
 class SampleRequest:
     """Which pictures to make: each prompt with each seed, at each strength."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]  # their own seeds, sizes and sampling go before what is said here
     negative: str
     seeds: int
     first: int  # the first seed; the others count up from it
@@ -72,57 +60,9 @@ def describe_idle(setup: SampleSetup) -> str:
     return f"{', '.join(idle)}: {NOTHING}; the pictures are the base model's own" if idle else ""
 
 
-def parameters(setup: SampleSetup, prompt: str, request: SampleRequest, seed: int, stem: str, strength: float) -> str:
-    """The text that A1111 writes into its pictures, and reads to reproduce one. "RNG: CPU" means noise from the CPU."""
-    tag = f"<lora:{stem}:{strength:g}>" if setup.loras[stem] else ""
-    negative = [f"Negative prompt: {_escape(request.negative)}"] if request.negative else []
-    scheduler, size = make_scheduler(setup.base, request.play, "cpu"), setup.base.size
-    name = solver_name(setup.base, request.play)
-    entries: dict[str, Any] = {"Steps": request.play.steps, "Sampler": name}
-    if name not in OWN_TIMES:
-        entries["Schedule type"] = "Karras" if request.play.spacing == "karras" else schedule_type(scheduler.timesteps)
-    entries |= {"CFG scale": f"{request.play.guidance:g}", "Seed": seed, "Size": f"{size[0]}x{size[1]}", **setup.model}
-    if request.play.eta:
-        entries["Eta DDIM"] = f"{request.play.eta:g}"
-    if tag:
-        entries["Lora hashes"] = f"{stem}: {setup.hashes[stem][:12]}"
-    entries["RNG"] = "CPU"
-    words = ", ".join(f"{name}: {_quote(str(value))}" for name, value in entries.items())
-    return "\n".join([f"{_escape(prompt)} {tag}".strip(), *negative, words])
-
-
-def solver_name(base: Family, play: Play) -> str:
-    """The name of the sampler in A1111; its class name if A1111 has no such sampler."""
-    kind = type(make_scheduler(base, play, "cpu")).__name__
-    return NAMES.get(kind, kind.removesuffix("Scheduler"))
-
-
-def schedule_type(timesteps: Tensor) -> str:
-    """The schedule type of A1111 that is nearest to a sampler's timesteps (0 to 999). Without one A1111 may take Karras."""
-    times = timesteps.double().unique().flip(0)
-    n = len(times)
-    known = {
-        "DDIM": torch.arange(n - 1, -1, -1) * (1000 // n) + 1.0,
-        "Uniform": torch.linspace(999, 0, n),
-        "SGM Uniform": torch.linspace(999, 0, n + 1)[:-1],
-    }
-    return min(known, key=lambda name: (known[name] - times).abs().max().item())
-
-
-def _escape(prompt: str) -> str:
-    """A prompt that A1111 reads as the same plain text.
-
-    Brackets would be emphasis, a backslash an escape, `#` at the start a comment, BREAK and AND parts of its language (text
-    encoders see small letters only), and <name:…> a LoRA or the like.
-    """
-    text = re.sub(r"([\\()\[\]])", r"\\\1", " ".join(prompt.split()))
-    text = re.sub(r"\b(?:BREAK|AND)\b", lambda word: word[0].lower(), text)
-    return re.sub(r"^#", r"\\#", re.sub(r"<(?=\w+:)", "< ", text))
-
-
-def _quote(value: str) -> str:
-    """Quote a value with separators in it, as A1111 does."""
-    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
+def describe_request(setup: SampleSetup, request: SampleRequest) -> str:
+    """Which of the sizes that are asked for the model can't draw, in words; "" if it draws them all."""
+    return describe_sizes(request.prompts, [settle(prompt, setup.base, request.play) for prompt in request.prompts])
 
 
 def draw_samples(setup: SampleSetup, request: SampleRequest, folder: Path, progress: Callable[[int, int], None]) -> Path:
@@ -131,37 +71,45 @@ def draw_samples(setup: SampleSetup, request: SampleRequest, folder: Path, progr
     A seed gives the same noise as in a WebUI with CPU noise: one generator per picture. File names say what a picture shows.
     Raises SpinliteError if there would be too many pictures.
     """
-    base, loras = setup.base, setup.loras
+    base, loras, play = setup.base, setup.loras, request.play
     rows = [(stem, strength) for stem, lora in loras.items() for strength in (request.strengths if lora else [1.0])]
-    columns = [(i, request.first + n) for i in range(len(request.prompts)) for n in range(request.seeds)]
-    if (count := len(rows) * len(columns)) > MOST:
-        raise SpinliteError(f"that would be {count} pictures", fix=f"ask for at most {MOST}, e.g. with fewer --seeds")
-    texts = [*request.prompts, request.negative]
-    conds = base.encode_captions(texts, base.count_chunks(texts))
-    base.free()
+    asked = _ask(base, request, len(rows))
     shown: dict[str, list[Image.Image]] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    done = 0
+    done, count = 0, len(rows) * len(asked)
     for stem, strength in rows:
         label = f"{stem} at {strength:g}" if loras[stem] else stem  # the sheet's font has no ×
         latents = []
         with applied(base.net, loras[stem], strength):
-            for i, seed in columns:
-                cond, empty = ({name: value[j : j + 1] for name, value in conds.items()} for j in (i, len(request.prompts)))
-                generator = torch.Generator("cpu").manual_seed(seed)
-                noise = torch.randn((1, *base.latent_shape), generator=generator)
-                latents.append(sample(base, noise, cond, empty, request.play, [generator]))
+            for _, each in asked:
+                latents.append(draw_prompt(base, each, play)[0])
                 progress(done := done + 1, count)
-        shown[label] = base.decode(torch.cat(latents))
-        for (i, seed), picture in zip(columns, shown[label], strict=True):
-            info = PngImagePlugin.PngInfo()
-            info.add_itxt("parameters", parameters(setup, request.prompts[i], request, seed, stem, strength))
-            picture.save(folder / f"{stem}-{strength:g}-prompt{i + 1}-seed{seed}.png", pnginfo=info)
+        shown[label] = decode_latents(base, latents, len(latents))
+        lora, digest = (f"{stem}:{strength:g}", setup.hashes[stem]) if loras[stem] else ("", "")
+        for (i, each), picture in zip(asked, shown[label], strict=True):
+            info, prompt = PngImagePlugin.PngInfo(), each.prompt
+            info.add_itxt("parameters", parameters(base, play_of(prompt, play), prompt, setup.model, lora, digest))
+            picture.save(folder / f"{stem}-{strength:g}-prompt{i}-seed{prompt.seed}.png", pnginfo=info)
     base.free()
-    captions = [f"{request.prompts[i]} · seed {seed}" for i, seed in columns]
-    how = f"{solver_name(base, request.play)}, {request.play.steps} steps, CFG {request.play.guidance:g}"
+    captions = [f"{each.prompt.text} · seed {each.prompt.seed}" for _, each in asked]
+    how = f"{solver_name(base, play)}, {play.steps} steps, CFG {play.guidance:g}"
     write_sheet(folder / "sheet.png", f"{setup.model['Model']} · {how}", captions, shown)
     return folder / "sheet.png"
+
+
+def _ask(base: Family, request: SampleRequest, rows: int) -> list[tuple[int, Asked]]:
+    """(number of its prompt, from 1, and what to draw) of each column: each prompt with each seed."""
+    if (count := rows * len(request.prompts) * request.seeds) > MOST:
+        raise SpinliteError(f"that would be {count} pictures", fix=f"ask for at most {MOST}, e.g. with fewer --seeds")
+    columns = []
+    for i, prompt in enumerate(request.prompts, 1):
+        whole = prompt.model_copy(update={"negative": prompt.negative or request.negative})
+        asked = ask(base, settle(whole, base, request.play))
+        first = request.first if prompt.seed is None else prompt.seed
+        columns += [(i, replace(asked, prompt=asked.prompt.model_copy(update={"seed": first + n})))
+                    for n in range(request.seeds)]  # fmt: skip
+    base.free()
+    return columns
 
 
 def setup_of_run(folder: Path, word: str) -> SampleSetup:
@@ -203,33 +151,6 @@ def _describe_model(base: str) -> dict[str, str]:
         return {"Model": path.name}
     with path.open("rb") as file:
         return {"Model hash": hashlib.file_digest(file, "sha256").hexdigest()[:10], "Model": path.stem}
-
-
-def read_prompts(given: Sequence[str]) -> list[str]:
-    """The prompts of the command line; @FILE stands for the lines of a file.
-
-    Raises SpinliteError if there are none, or a file can't be read.
-    """
-    prompts: list[str] = []
-    for text in given:
-        lines = _read_lines(Path(text[1:]).expanduser()) if text.startswith("@") else [text]
-        prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise SpinliteError("there is no prompt", fix='add --prompt "a cat", or --prompt @FILE with a prompt per line')
-    return prompts
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        problem = f"can't read the prompts of {path}: {error.strerror or error}"
-        raise SpinliteError(problem, fix="check the name after @") from None
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:  # UTF-16 without a mark passes as UTF-8
-        raise SpinliteError(f"{path} is not UTF-8 (UTF-16?)", fix="save it as UTF-8: in Windows' Notepad, Save as, Encoding")
-    return text.splitlines()
 
 
 def parse_numbers(text: str) -> list[float]:

@@ -1,5 +1,6 @@
 """Takes a run back to the end of an earlier round, also one whose saves are lost: its journal and snapshots say enough."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from spinlite.runs.votes import forget_votes_after
 
 
 def files_after(folder: Path, k: int) -> list[Path]:
-    """The snapshots and sheets of the rounds after k."""
-    found = [*(folder / "snapshots").glob("*.safetensors"), *(folder / "samples").glob("round-*.png")]
+    """The snapshots and sheets of the rounds after k, and the folders of their pictures."""
+    found = [*(folder / "snapshots").glob("*.safetensors"), *(folder / "samples").glob("*-*")]
     return sorted(path for path in found if _round_of(path) > k)
 
 
@@ -42,7 +43,7 @@ def rewind(folder: Path, k: int) -> None:
         "journal": journal.size, "journal_crc": journal.crc, "good": [], "within": _names_until(folder, k),
     })  # fmt: skip
     for path in files_after(folder, k):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _names_until(folder: Path, k: int) -> list[Any]:
@@ -50,6 +51,6 @@ def _names_until(folder: Path, k: int) -> list[Any]:
 
 
 def _round_of(path: Path) -> int:
-    """The round in the name of a snapshot ("2", "2-50") or a sheet ("round-2"); -1 if it has none."""
-    number = path.stem.removeprefix("round-").partition("-")[0]
+    """The round in the name of a snapshot ("2", "2-50") or a sheet ("round-2", "prompts-2"); -1 if it has none."""
+    number = path.stem.removeprefix("round-").removeprefix("prompts-").partition("-")[0]
     return int(number) if number.isdecimal() else -1

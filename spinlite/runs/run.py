@@ -11,7 +11,8 @@ state-before.safetensors the save before that, in case the newest is damaged
 snapshots/k.safetensors  the policy after round k; k-u.safetensors: after update u of round k, if learn.snapshot_every is set
 opponent_errors/         the opponent's errors in the round under way, if they are measured in advance
 good/u.safetensors       the policy after update u of the round under way; the last two, for a guard to go back to
-samples/round-k.png      fixed captions drawn by base | previous | current
+samples/round-k.png      held-out captions, drawn by base and policy, beside the pictures; prompts-k.png: the user's own prompts
+samples/round-k/         the policy's pictures of both at the model's own size, a file each; round-0: those of the start
 export/NAME.safetensors  the LoRA of the best round, for other programs; not if that is round 0, which nobody trained
 export/NAME-last.safetensors  the LoRA of the last round, if that is not the best
 """
@@ -147,6 +148,12 @@ class Run:
 
     def sheet_path(self, round_: int) -> Path:
         return self.folder / "samples" / f"round-{round_}.png"
+
+    def prompts_path(self, round_: int) -> Path:
+        return self.folder / "samples" / f"prompts-{round_}.png"
+
+    def cells_path(self, round_: int) -> Path:
+        return self.folder / "samples" / f"round-{round_}"
 
     def opponent_errors_path(self, made_of: str) -> Path:
         """The file of the opponent's errors, named by the hash of all that they depend on."""

@@ -186,7 +186,7 @@ class Cell:
             "method": dict(self.arm.method),
             "play": {"steps": scale.play_steps, "guidance": scale.guidance},
             "learn": {"updates": self.updates, "batch": scale.batch, "lr": scale.lr},
-            "judge": {"stop": False, "draws": 1, "prompts": 1},
+            "judge": {"stop": False, "draws": 1, "captions": 1},
             "run": {"rounds": self.rounds, "seed": self.seed},
         }
         for section, values in self.arm.changed.items():

@@ -2,23 +2,24 @@
 
 from typing import TypeVar
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from spinlite.data.groups import group_by_shape
+from spinlite.config.prompts import Prompt
 from spinlite.data.records import Record
 from spinlite.data.split import enough_to_judge
 from spinlite.errors import SpinliteError
-from spinlite.families.family import Family
 from spinlite.memory import processes
 from spinlite.memory.device import Levers
 from spinlite.progress import Progress
 from spinlite.training.batches import Fakes
+from spinlite.training.cells import read_cells, write_cells
+from spinlite.training.decode import decode_latents
 from spinlite.training.distance import energy_distance
 from spinlite.training.guards import Diverged
 from spinlite.training.heldout import drift, has_grown, heldout_errors, mean_of_pictures
 from spinlite.training.panels import write_panels
+from spinlite.training.prompt_sheet import draw_prompts, tell
 from spinlite.training.session import Session
 from spinlite.training.step import figures
 
@@ -53,6 +54,7 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
     if not measured["policy_real"].isfinite().all():
         raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
     found = {**figures(measured), "previous_real": previous.mean().item(), **_samples(session, k, title)}
+    draw_prompts(session, k)
     distances, astray = _distances(session, k)
     found |= distances
     enough = enough_to_judge(session.heldout)
@@ -92,7 +94,7 @@ def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | 
 
 def _samples(session: Session, k: int, title: str) -> dict[str, float]:
     """Sample the held-out captions and write the sheet; returns the drift figures for the journal."""
-    count = min(session.settings.judge.prompts, len(session.heldout))
+    count = min(session.settings.judge.captions, len(session.heldout))
     shown = [session.heldout[i * len(session.heldout) // count] for i in range(count)]
 
     def each(fakes: Fakes, records: list[Record]) -> list[Tensor]:
@@ -107,7 +109,7 @@ def _samples(session: Session, k: int, title: str) -> dict[str, float]:
     sides = start | {f"after round {k}": now, "your pictures, held out": real}
     way = start | {f"round {j}": fakes for j, fakes in rounds.items() if j} | {"your picture": real}
     _sheet(
-        session, k, [r.caption for r in shown], {label: each(fakes, shown) for label, fakes in sides.items()},
+        session, k, shown, {label: each(fakes, shown) for label, fakes in sides.items()},
         [{label: each(fakes, [record])[0] for label, fakes in way.items()} for record in _changed(shown, rounds[0], now)],
     )  # fmt: skip
     samples, reals = each(now, session.heldout), each(real, session.heldout)
@@ -151,8 +153,9 @@ def _spread(items: list[T], most: int) -> list[T]:
 
 
 def _sheet(
-    session: Session, k: int, captions: list[str], sides: dict[str, list[Tensor]], strips: list[dict[str, Tensor]]
+    session: Session, k: int, shown: list[Record], sides: dict[str, list[Tensor]], strips: list[dict[str, Tensor]]
 ) -> None:
+    """Draw the sheet; `sides` are those of the start, of round k and of the real pictures."""
     if not processes.leads():
         return
     rows = [*sides.values(), *(list(strip.values()) for strip in strips)]
@@ -161,7 +164,7 @@ def _sheet(
         return [decode_latents(session.family, row, levers.play_batch) for row in rows]
 
     try:
-        made = session.fallback.run("sheet", len(captions), decode)
+        made = session.fallback.run("sheet", len(shown), decode)
     except SpinliteError as error:  # it is for looking at alone: the run does without
         session.watch.say(f"no sample sheet of round {k}: {error.problem}")
         return
@@ -169,12 +172,18 @@ def _sheet(
         session.family.free()
     name = f"{session.run.name} · round {k} of {session.settings.run.rounds} · {session.settings.method['name']}"
     below = [dict(zip(strip, row, strict=True)) for strip, row in zip(strips, made[len(sides) :], strict=True)]
-    write_panels(session.run.sheet_path(k), name, captions, dict(zip(sides, made, strict=False)), below)
+    write_panels(session.run.sheet_path(k), name, [r.caption for r in shown], dict(zip(sides, made, strict=False)), below)
+    for round_, pictures in ((0, made[0]), (k, made[1])):
+        _cells(session, round_, shown, pictures)
 
 
-def decode_latents(family: Family, latents: list[Tensor], batch: int) -> list[Image]:
-    """Latents, (C, ...) each, of any shapes -> pictures in the same order. Up to `batch` of one shape are decoded together."""
-    found: dict[int, Image] = {}
-    for run in group_by_shape([x.shape for x in latents], batch):
-        found |= zip(run, family.decode(torch.stack([latents[i] for i in run])), strict=True)
-    return [found[i] for i in range(len(latents))]
+def _cells(session: Session, k: int, shown: list[Record], pictures: list[Image]) -> None:
+    """Keep pictures of held-out captions as files. Their noise has names, so they have no seed that a WebUI knows."""
+    play, drawn = session.settings.play, []
+    for record, picture in zip(shown, pictures, strict=True):
+        width, height = record.bucket or session.family.size
+        prompt = Prompt(text=record.caption, width=width, height=height, steps=play.steps, guidance=play.guidance)
+        drawn.append((prompt, tell(session, k, prompt), picture))
+    folder = session.run.cells_path(k)
+    if k or [cell.parameters for cell in read_cells(folder, "heldout")] != [text for _, text, _ in drawn]:
+        write_cells(folder, "heldout", drawn)

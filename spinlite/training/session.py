@@ -33,6 +33,7 @@ from spinlite.training.batches import FakePaths, Fakes
 from spinlite.training.distance import compared
 from spinlite.training.inputs import fingerprint_records, keep_records, refuse_other_input
 from spinlite.training.play import fake_key, play
+from spinlite.training.prompts import Asked
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class Session:
     device: Device
     fallback: Fallback  # the memory settings of each phase
     watch: Watch  # who is told how far the work is
+    asked: Sequence[Asked] = ()  # the user's own prompts, to be drawn
 
     def title(self, k: int, phase: str) -> str:
         """The title of a phase of round k, for the progress bar."""

@@ -133,7 +133,7 @@ def test_merge_writes_a_model_that_draws_as_the_run_does(command: Command, run: 
 WRONG = {
     "export-no-run": (["export", "nowhere"], "is not a run", "such as runs/demo"),
     "export-round": (["export", "RUN", "--round", "7"], "has no round 7", "0 to 2"),
-    "sample-prompt": (["sample", "RUN", "--prompt", " "], "there is no prompt", "--prompt"),
+    "sample-prompt": (["sample", "RUN", "--prompt", " "], "there is no prompt", '"a cat"'),
     "sample-sampler": (["sample", "RUN", "--prompt", "x", "--sampler", "eular"], "is no sampler", "did you mean 'euler'"),
     "sample-strength": (["sample", "RUN", "--prompt", "x", "--strength", "much"], "not a list of numbers", "0.6,0.8,1"),
     "sample-base": (["sample", "FILE", "--prompt", "x", "--base", "nowhere.safetensors"], "there is no file", "model.base"),

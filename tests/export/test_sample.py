@@ -11,18 +11,15 @@ import torch
 from PIL import Image
 
 from spinlite.config.load import load_settings
+from spinlite.config.prompts import Prompt, read_prompts
 from spinlite.config.settings import Model, Play, Settings
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, export
 from spinlite.export.sample import (
     SampleRequest,
     SampleSetup,
-    _escape,
     draw_samples,
-    parameters,
     parse_numbers,
-    read_prompts,
-    schedule_type,
     setup_of_file,
     setup_of_run,
 )
@@ -35,7 +32,9 @@ from spinlite.lora.tensors import Pair
 from spinlite.memory import device
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
+from spinlite.training.parameters import _escape, parameters, schedule_type
 from spinlite.training.play import sample
+from spinlite.training.prompts import settle
 from tests.families import tiny
 from tests.toy import TOY, Quiet
 
@@ -68,7 +67,8 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
     base = load_family(Model(), CPU)
     lora = of_middle(base)
     play = Play(steps=2, guidance=2.5, sampler=sampler)
-    asked = SampleRequest(["red apple", "a [dog] (big),  \\(ünï\\)"], "blurry (x)", 2, 7, [0.5, 1.0], play)
+    prompts = [Prompt(text="red apple"), Prompt(text="a [dog] (big),  \\(ünï\\)")]
+    asked = SampleRequest(prompts, "blurry (x)", 2, 7, [0.5, 1.0], play)
     made = drawn(base, {"base": {}, "mine-2": lora}, {"Model hash": "abc", "Model": "my: model, 2"})
     path = draw_samples(made, asked, tmp_path / "tries", lambda done, of: None)
     files = sorted(p.name for p in path.parent.glob("*.png") if p != path)
@@ -85,7 +85,7 @@ def test_a_picture_says_how_a_webui_repeats_it(sampler: str, tmp_path: Path):
     noise = torch.randn((1, *base.latent_shape), generator=chance)
     with applied(base.net, lora, 0.5):
         latents = sample(
-            base, noise, base.encode_captions([asked.prompts[1]]), base.encode_captions([asked.negative]), play, [chance]
+            base, noise, base.encode_captions([prompts[1].text]), base.encode_captions([asked.negative]), play, [chance]
         )
     with Image.open(picture) as shown:
         assert base.decode(latents)[0].tobytes() == shown.convert("RGB").tobytes()
@@ -109,8 +109,9 @@ def test_a_webui_reads_a_prompt_as_plain_text(prompt: str, written: str):
 def test_every_sampler_has_a_name_and_the_nearest_schedule(sampler: str):
     """A1111's where it has the sampler; else its own. Times that A1111 makes by the same rule are named by it."""
     base = load_family(Model(), CPU)
-    asked = SampleRequest(["x"], "", 1, 0, [1.0], Play(steps=20, sampler=sampler))
-    said = parameters(drawn(base, {"base": {}}), "x", asked, 0, "base", 1.0).split("\n")[-1]
+    play = Play(steps=20, sampler=sampler)
+    prompt = settle(Prompt(text="x"), base, play)
+    said = parameters(base, play, prompt, {}).split("\n")[-1]
     names = {
         "dpm++": "DPM++ 2M", "ddim": "DDIM", "euler": "Euler", "euler-a": "Euler a", "heun": "Heun", "unipc": "UniPC",
         "ddpm": "DDPM", "lcm": "LCM", "tcd": "TCD", "PNDMScheduler": "PLMS",
@@ -121,8 +122,7 @@ def test_every_sampler_has_a_name_and_the_nearest_schedule(sampler: str):
     if sampler in ("euler", "euler-a", "heun", "ddpm"):
         assert "Schedule type: SGM Uniform, " in said
     if sampler in ("dpm++", "euler", "heun"):
-        karras = SampleRequest(["x"], "", 1, 0, [1.0], Play(steps=20, sampler=sampler, spacing="karras"))
-        assert "Schedule type: Karras, " in parameters(drawn(base, {"base": {}}), "x", karras, 0, "base", 1.0)
+        assert "Schedule type: Karras, " in parameters(base, Play(sampler=sampler, spacing="karras"), prompt, {})
 
 
 def test_a_schedule_is_known_by_its_times():
@@ -139,8 +139,9 @@ def test_a_run_is_drawn_round_by_round_with_the_hashes_of_its_exports(toy: Setti
     for k in (1, 2):
         export(run, load_family(run.settings.model, CPU), k, tmp_path / "x.safetensors", ExportOptions())
         assert read_tensors(tmp_path / "x.safetensors")[1]["sshs_model_hash"] == made.hashes[f"r-{k}"]
+    many = SampleRequest([Prompt(text="x")], "", 300, 0, [1.0], made.play)
     with pytest.raises(SpinliteError, match="would be 900 pictures"):
-        draw_samples(made, SampleRequest(["x"], "", 300, 0, [1.0], made.play), tmp_path / "t", lambda done, of: None)
+        draw_samples(made, many, tmp_path / "t", lambda done, of: None)
 
 
 def test_a_file_is_known_by_its_data_and_a_single_file_base_by_its_content(configs: Path, tmp_path: Path):
@@ -157,7 +158,8 @@ def test_a_file_is_known_by_its_data_and_a_single_file_base_by_its_content(confi
 def test_prompts_and_strengths_are_read(tmp_path: Path, tiny_bases: Path):
     file = tmp_path / "p.txt"
     file.write_text("\ufeffa cat\n\n  a dog \n", encoding="utf-8")
-    assert read_prompts(["x", f"@{file}"]) == ["x", "a cat", "a dog"] and parse_numbers("0.6, 1") == [0.6, 1.0]
+    assert [prompt.text for prompt in read_prompts(["x", f"@{file}"])] == ["x", "a cat", "a dog"]
+    assert parse_numbers("0.6, 1") == [0.6, 1.0]
     with pytest.raises(SpinliteError, match="no prompt"):
         read_prompts([" "])
     file.write_bytes("ünï".encode("utf-16"))

@@ -29,8 +29,8 @@ from spinlite.runs.files import fingerprint_files
 from spinlite.runs.store import Store
 from spinlite.selfplay import train
 from spinlite.training.batches import Batches, make_batch
+from spinlite.training.decode import decode_latents
 from spinlite.training.heldout import heldout_errors
-from spinlite.training.judge import decode_latents
 from spinlite.training.opponent_errors import measure_opponent
 from spinlite.training.play import fake_key, play
 from spinlite.training.session import Session

@@ -148,7 +148,7 @@ def masked(tmp_path: Path) -> Settings:
     words = [
         "data.shuffle=true", "data.keep_tokens=1", "data.tag_dropout=0.1", "data.flip=true", "data.heldout=0.3", "play.steps=2",
         "learn.updates=3", "learn.batch=3", "learn.optimizer=adamw", "run.rounds=1", "judge.draws=2", "judge.stop=false",
-        "judge.prompts=1", "play.guidance=1.0", "model.targets=linear", "model.rank=2",
+        "judge.captions=1", "play.guidance=1.0", "model.targets=linear", "model.rank=2",
         "memory.precision=fp32", "memory.play_batch=4", "method.beta=50.0",
     ]  # fmt: skip
     return load_settings("demo", words, data__folder=str(folder))
