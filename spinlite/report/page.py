@@ -11,10 +11,11 @@ from PIL import Image
 
 from spinlite.data.records import printable
 from spinlite.report.chart import COLOURS, chart
-from spinlite.report.story import Story, differences, read_story
+from spinlite.report.pictures import columns, side_by_side
+from spinlite.report.story import Story, differences, figures, read_story
 from spinlite.runs.disk import write_bytes
 
-SIDE = 1600  # px, the longer side of a sheet on the page
+SIDE, CELL = 1600, 320  # px, the longer side of a sheet and of a single picture on the page
 
 
 def write_report(folders: Sequence[Path], path: Path) -> None:
@@ -29,7 +30,12 @@ def render(stories: Sequence[Story]) -> str:
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings).get_template("page.html")
     return page.render(
         stories=stories, charts=_charts(stories), differ=differences(list(stories)), colours=COLOURS,
-        sheets={story.name: [(k, _embedded(path)) for k, path in story.sheets] for story in stories},
+        figures=figures(list(stories)),
+        embed=_embedded, columns=columns, cell=CELL, sheet_side=SIDE,
+        shared=[
+            ("Your prompts, by the last round of each run", side_by_side([story.prompts for story in stories])),
+            ("Unseen captions, by the last round of each run", side_by_side([story.captions for story in stories])),
+        ],
     )  # fmt: skip
 
 
@@ -43,12 +49,14 @@ def _charts(stories: Sequence[Story]) -> list[tuple[str, str, str]]:
     return charts
 
 
-def _embedded(path: Path) -> str:
-    """A sheet as a data URI; "" if it can't be read."""
+def _embedded(path: Path | None, side: int) -> str:
+    """A picture as a data URI, its longer side at most `side` px; "" if it can't be read."""
+    if path is None:
+        return ""
     file = io.BytesIO()
     try:
         with Image.open(path) as image:
-            image.thumbnail((SIDE, SIDE))
+            image.thumbnail((side, side))
             image.convert("RGB").save(file, "JPEG", quality=88)
     except (OSError, ValueError, SyntaxError):
         return ""

@@ -10,6 +10,7 @@ import tomli_w
 from spinlite.config.settings import Settings
 from spinlite.progress import describe_duration
 from spinlite.report.curves import CURVES, Curve, Rate, curves, is_figure
+from spinlite.report.pictures import Row, read_rows
 from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten
 
@@ -29,6 +30,8 @@ class Story:
     best: int
     curves: list[Curve]
     sheets: list[tuple[int, Path]]  # (round, picture), the last first: those of the last rounds, and of the first
+    prompts: list[Row]  # the user's own
+    captions: list[Row]  # of held-out pictures
     log: list[str]
     exports: list[dict[str, Any]]  # export events, the last of each file
 
@@ -48,7 +51,8 @@ def read_story(folder: Path) -> Story:
     exports = {event["file"]: event for event in events if event["event"] == "export"}
     return Story(
         run.name, _state(run, judged), run.settings, _facts(run, events), judged, run.best, _curves(events, judged),
-        sheets[:SHEETS] + sheets[SHEETS:][-1:], _log(events), list(exports.values()),
+        [(k, path) for k, path in sheets[:SHEETS] + sheets[SHEETS:][-1:] if path.exists()],
+        read_rows(run, "prompt"), read_rows(run, "heldout"), _log(events), list(exports.values()),
     )  # fmt: skip
 
 
@@ -58,6 +62,23 @@ def differences(stories: list[Story]) -> dict[str, list[str]]:
     names = sorted({name for each in flat for name in each})
     rows = {name: [json.dumps(each.get(name), ensure_ascii=False) for each in flat] for name in names}
     return {name: values for name, values in rows.items() if len(set(values)) > 1}
+
+
+def figures(stories: list[Story]) -> dict[str, list[str]]:
+    """What the runs came to: name -> each run's, in order. Of the best round, where there is one."""
+    rows = [{"state": story.state} | _result(story) for story in stories]
+    return {name: [row.get(name, "") for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def _result(story: Story) -> dict[str, str]:
+    best = next((event for event in story.rounds if event["round"] == story.best), None)
+    if not best:
+        return {}
+    return {
+        "best round": str(story.best), "error on unseen pictures": f"{best['policy_real']:.4f}",
+        "against base": f"{100 * (best['policy_real'] / best['base_real'] - 1):+.1f} %",
+        "margin": f"{best['margin']:+.1e}", "prefers yours to its own": f"{100 * best['accuracy']:.0f} %",
+    }  # fmt: skip
 
 
 def _state(run: Run, judged: list[dict[str, Any]]) -> str:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from spinlite.config.prompts import Prompt
 from spinlite.config.rounds import learning_rate
 from spinlite.config.settings import Settings
 from spinlite.report.chart import chart
 from spinlite.report.curves import POINTS, Curve, thin
 from spinlite.report.page import write_report
+from spinlite.report.pictures import Row, columns
 from spinlite.report.story import read_story
 from spinlite.selfplay import train
 from tests.conftest import Command
@@ -70,6 +72,14 @@ def test_runs_are_compared_by_the_settings_that_differ(run: Path, small: Setting
     page = (tmp_path / "both.html").read_text(encoding="utf-8")
     table = page.split("Settings that differ")[1].split("</table>")[0]
     assert "learn.lr" in table and "run.rounds" in table and "learn.batch" not in table
+    figures = page.split("2 runs compared")[1].split("</table>")[0]
+    for folder in (run, other):
+        story = read_story(folder)
+        best = next(event for event in story.rounds if event["round"] == story.best)
+        assert f"{best['policy_real']:.4f}" in figures and story.state in figures
+    same = page.split("Unseen captions, by the last round of each run")[1].split("</table>")[0]
+    captions = {row.prompt.text for row in read_story(run).captions}
+    assert same.count("data:image/jpeg") == 2 * len(captions) and all(caption in same for caption in captions)
 
 
 def test_what_a_user_wrote_is_no_markup(small: Settings, tmp_path: Path):
@@ -80,6 +90,23 @@ def test_what_a_user_wrote_is_no_markup(small: Settings, tmp_path: Path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<b>" not in page.split("<body>")[1].split("<h2>")[0] and "&lt;b&gt;&amp;run" in page
     assert "<script" not in page and "\x1b" not in page
+
+
+def test_prompts_of_ones_own_are_shown_round_by_round(small: Settings, tmp_path: Path):
+    folder = tmp_path / "r"
+    train(changed(small, run__rounds=2, judge__prompts=["red <i>", "plain --n </td> --d 3"]), folder, Quiet())
+    write_report([folder], tmp_path / "page.html")
+    table = (tmp_path / "page.html").read_text(encoding="utf-8").split("<h2>Your prompts</h2>")[1].split("</table>")[0]
+    assert table.count("data:image/jpeg") == 2 * 3 and "at the start" in table and "round 2" in table
+    assert "red &lt;i&gt;" in table and "without: &lt;/td&gt;, seed 3, 8x8, 4 steps, CFG 1.5" in table
+    (folder / "samples" / "round-1" / "prompt-01.png").write_bytes(b"")
+    write_report([folder], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count('alt="red &lt;i&gt;"') == 2
+
+
+def test_long_runs_show_the_first_the_last_and_some_rounds_between():
+    rows = [Row(Prompt(text="x"), {k: Path(f"{k}.png") for k in range(30)})]
+    assert columns(rows) == [0, 4, 9, 14, 19, 24, 29] and columns([Row(Prompt(text="x"), {2: Path()})]) == [2]
 
 
 def test_a_broken_sheet_does_not_spoil_the_page(run: Path, tmp_path: Path):

@@ -1,0 +1,55 @@
+"""The pictures of a run's rounds, prompt by prompt, as the report shows them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinlite.config.prompts import Prompt
+from spinlite.runs.run import Run
+from spinlite.training.cells import Kind, read_cells
+
+COLUMNS = 7  # rounds that are shown beside each other
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, and the file of each round's picture of it; round 0 is the start."""
+
+    prompt: Prompt
+    files: dict[int, Path]
+
+    @property
+    def how(self) -> str:
+        """Everything about it but its text, in words."""
+        p = self.prompt
+        negative = [f"without: {p.negative}"] if p.negative else []
+        seed = [] if p.seed is None else [f"seed {p.seed}"]
+        return ", ".join([*negative, *seed, f"{p.width}x{p.height}", f"{p.steps} steps", f"CFG {p.guidance:g}"])
+
+
+def read_rows(run: Run, kind: Kind) -> list[Row]:
+    """The prompts of the last round first, in their order, then those that were drawn earlier alone."""
+    rows: dict[Prompt, dict[int, Path]] = {}
+    for k in reversed(range(len(run.events("judge")) + 1)):
+        for cell in read_cells(run.cells_path(k), kind):
+            rows.setdefault(cell.prompt, {})[k] = cell.path
+    return [Row(prompt, files) for prompt, files in rows.items()]
+
+
+def columns(rows: Sequence[Row]) -> list[int]:
+    """The rounds that are shown: the first, the last and others between, evenly."""
+    rounds = sorted({k for row in rows for k in row.files})
+    if len(rounds) <= COLUMNS:
+        return rounds
+    return [rounds[i * (len(rounds) - 1) // (COLUMNS - 1)] for i in range(COLUMNS)]
+
+
+def side_by_side(runs: Sequence[Sequence[Row]]) -> list[tuple[Row, list[Path | None]]]:
+    """(a prompt that several of the runs have drawn, the last picture of each run) in order."""
+    known = [{(row.prompt.text, row.prompt.negative, row.prompt.seed): row for row in rows} for rows in runs]
+    shared = []
+    for key in dict.fromkeys(key for rows in known for key in rows):
+        found = [rows.get(key) for rows in known]
+        if len(having := [row for row in found if row]) > 1:
+            shared.append((having[0], [row.files[max(row.files)] if row else None for row in found]))
+    return shared
