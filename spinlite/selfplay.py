@@ -4,6 +4,7 @@ train -> _play_rounds -> _prepare (look at the data, plan, load, encode), then r
 judge) -> _export. What one round does is in `training/`.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from spinlite.plan.plan import Plan, cache_folder
 from spinlite.plan.timing import expected_seconds
 from spinlite.progress import Silent, Watch, describe_duration
 from spinlite.report.page import write_report
+from spinlite.report.trackers import tracked
 from spinlite.runs.checksum import checksum
 from spinlite.runs.live import LiveWatch
 from spinlite.runs.run import Run
@@ -85,11 +87,12 @@ def _train(run: Run, watch: Watch) -> Outcome:
         return _outcome(run, stopped, already=True)
     if run.state:
         watch.say(_where(run))
-    if not complete or run.snapshots.fault(0):
-        stopped = _play_rounds(run, done, stopped, watch)
-    else:
+    if complete and not run.snapshots.fault(0):
         for note in run.open():
             watch.say(note)
+    else:
+        with tracked(run, watch) if processes.leads() else contextlib.nullcontext():
+            stopped = _play_rounds(run, done, stopped, watch)
     outcome = _outcome(run, stopped, already=False)
     processes.from_lead(lambda: _export(outcome, watch))
     return outcome

@@ -47,7 +47,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
     ),
     "bench": (9, {"torch", "PIL", "psutil", "rich"}),
     "demo": (9, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
-    "report": (8, {"jinja2", "PIL", "tomli_w"}),
+    "report": (8, {"jinja2", "PIL", "tomli_w", "accelerate", "numpy", "trackio"}),
     "summary": (9, set()),
     "ui": (10, {"nicegui", "starlette", "PIL"}),
     "selfplay": (10, set()),

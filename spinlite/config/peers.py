@@ -48,6 +48,7 @@ SAME = {  # our setting: their words for it
     "memory.precision": "mixed_precision train_dtype weight_dtype dtype",
     "memory.checkpointing": "gradient_checkpointing unet_gradient_checkpointing",
     "memory.compile": "torch_compile dynamo_backend",
+    "report.trackers": "log_with report_to",
     "method.beta": "beta_dpo dpo_beta flow_dpo_beta",
 }
 MEANT = {  # their word: our setting, and the value that does the same
@@ -113,8 +114,8 @@ REASONS = {  # why there is no such setting, and what to do instead: their words
         "lowram blocks_to_swap layer_offloading offload_fraction fused_backward_pass highvram cpu_offload_checkpointing",
     "the LoRA is written as .safetensors in fp16; type `spinlite export RUN --dtype fp32` for another":
         "save_model_as save_precision output_dtype output_model_format lora_format",
-    "the journal and the sheets are in the run's folder; leave it out":
-        "log_with log_prefix log_tracker_name wandb_run_name report_to tensorboard log_every performance_log_every",
+    "the journal and the sheets are in the run's folder, and go to a tracker too; type --set report.trackers=wandb":
+        "log_prefix log_tracker_name wandb_run_name tensorboard log_every performance_log_every",
     "pictures are read while the card works, with as many threads as help; leave it out":
         "max_data_loader_n_workers persistent_data_loader_workers dataloader_threads num_workers",
     "colours are part of the look that is learned; leave it out": "color_aug face_crop_aug_range color_jitter",

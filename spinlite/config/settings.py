@@ -20,6 +20,7 @@ from spinlite.maths.kinds import Times, Weight
 from spinlite.methods.registry import METHODS, Method
 
 METHOD = "spin"  # if [method] has no name
+TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "swanlab", "dvclive")
 
 
 class Section(BaseModel):
@@ -217,6 +218,21 @@ class Run(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)  # another seed draws other noise, and holds out other pictures
 
 
+def _known_trackers(value: Any) -> Any:
+    """Names between commas, or a list of them."""
+    names = [name.strip().lower() for name in value.split(",")] if isinstance(value, str) else _one_or_more(value)
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"holds {unknown[0]!r}: the trackers are {', '.join(TRACKERS)}")
+    return list(dict.fromkeys(names))
+
+
+Trackers = Annotated[list[str], BeforeValidator(_known_trackers)]
+
+
+class Report(Section):
+    trackers: Trackers = Field(default=[], examples=["tensorboard"])  # figures and sheets go there too: tensorboard, wandb, …
+
+
 class Settings(Section):
     """Everything that a run depends on."""
 
@@ -230,6 +246,7 @@ class Settings(Section):
     judge: Judge = Judge()
     memory: Memory = Memory()
     run: Run = Run()
+    report: Report = Report()
 
     @model_validator(mode="after")
     def _points_need_whole_paths(self) -> "Settings":

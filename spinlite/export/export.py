@@ -121,7 +121,7 @@ def header_info(run: Run, base: Family, k: int, title: str, options: ExportOptio
         finished=last["time"], thumbnail=picture,
         ours={
             "method": settings.method, "round": k, "rounds": of, "base": base.base_hash,
-            "settings": _without_folders(settings.model_dump()),
+            "settings": _without_folders(settings.model_dump(exclude={"report": True, "judge": {"prompts"}})),
             "figures": {key: value for key, value in figures.items() if isinstance(value, float) and key != "time"},
         },
     )  # fmt: skip

@@ -10,7 +10,8 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.journal import Journal
 
 MEMORY_SETTINGS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
-ALWAYS = {"about", "run.rounds", "judge.stop", "judge.captions", "judge.prompts"} | MEMORY_SETTINGS  # when a run goes on
+SHOWN = {"judge.captions", "judge.prompts", "report.trackers"}  # nothing of these is learned
+ALWAYS = {"about", "run.rounds", "judge.stop"} | SHOWN | MEMORY_SETTINGS  # may change whenever a run is continued
 NOT_SETTINGS = ("train", "heldout", "updates", "draws")  # what the journal's begin event counts beside the settings
 PLACES = ("data.folder", "model.base", "model.vae", "model.init_lora")  # compared as places, not letter by letter
 AFTER_GUARD = {"learn.lr", "method.beta"}  # may change too after a guard undid a round

@@ -7,7 +7,7 @@ What a guard undoes stays in the file. The `guard` event says from which update 
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Journal:
         self.path = path
         self.size, self.crc = 0, 0  # of the lines that count
         self._events: list[Event] = []  # all but the updates
+        self.listeners: list[Callable[[Event], None]] = []  # told of every event that is logged
         self._undone: list[tuple[int, int, int]] = []  # (where the guard's line begins, round, update gone back to)
 
     def read(self, size: int | None = None) -> None:
@@ -79,6 +80,8 @@ class Journal:
             raise_if_full(error, self.path, len(line))
             raise
         self._take(line)
+        for hear in self.listeners:
+            hear({"event": event, **fields})
 
     def sync(self) -> None:
         """Wait until every line is on the disk."""
