@@ -1,6 +1,7 @@
 """The user's own prompts, drawn at the start and after every round: cells at the model's own size, and a sheet."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -72,8 +73,13 @@ def _write_sheet(session: Session, k: int, made: Sequence[Image.Image]) -> None:
     label = "your LoRA" if session.family.start else "the base"
     before = {cell.prompt: cell.path for cell in read_cells(run.cells_path(0), "prompt")} if k else {}
     sides = {}
-    if before.keys() >= {*prompts}:
-        sides[label] = [Image.open(before[prompt]) for prompt in prompts]
+    if all(prompt in before for prompt in prompts):
+        sides[label] = [_read(before[prompt]) for prompt in prompts]
     sides[f"after round {k}" if k else label] = made
     title = f"{run.name} · round {k} of {session.settings.run.rounds} · your prompts"
     write_panels(run.prompts_path(k), title, [prompt.text for prompt in prompts], sides, [])
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")

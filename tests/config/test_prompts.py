@@ -24,7 +24,7 @@ LINES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("line", "parts"), LINES.items(), ids=range(len(LINES)))
 def test_a_line_is_text_and_options(line: str, parts: dict[str, Any]):
-    assert read_prompts([line]) == [Prompt(**{"text": line} | parts)]
+    assert read_prompts([line]) == [Prompt.model_validate({"text": line} | parts)]
 
 
 REFUSED = {

@@ -45,7 +45,7 @@ def test_a_run_draws_them_at_the_start_and_after_every_round(asked: Path):
             assert sheet.width > (128 if not k else 500)
     first, last = ((folder / f"round-{k}" / "prompt-01.png").read_bytes() for k in (0, 2))
     assert first != last
-    text = cells[1].parameters
+    text = read_cells(folder / "round-2", "prompt")[1].parameters
     assert text.startswith("<script>x</script> < lora:evil:2> \\(a\\) and b <lora:r-2:1>\nNegative prompt: </td>\nSteps: 2, ")
     assert "Seed: 3, Size: 8x8, Model: 0, RNG: CPU" in text
 
