@@ -1,7 +1,9 @@
 """Small clips for tests: a ball that moves, and frames whose brightness says which one they are."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from PIL import Image, ImageDraw
@@ -37,7 +39,7 @@ def write_video(path: Path, frames: Sequence[Image.Image], fps: int = 8, turned:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = wide
+        stream.codec_context.sample_aspect_ratio = Fraction(wide)
         if turned:
             stream.set_display_rotation(turned)
         for frame in frames:
@@ -48,7 +50,7 @@ def write_video(path: Path, frames: Sequence[Image.Image], fps: int = 8, turned:
 
 def write_animation(path: Path, frames: Sequence[Image.Image], fps: float = 8) -> Path:
     """A GIF or a lossless WebP."""
-    options = {"lossless": True} if path.suffix == ".webp" else {}
+    options: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), **options)
     return path
 

@@ -51,8 +51,11 @@ class Clip:
 class Footage(Protocol):
     """An opened clip. `times` say when each of its frames begins, in s from the first; `seconds`, when the last one ends."""
 
-    times: Sequence[float]
-    seconds: float
+    @property
+    def times(self) -> Sequence[float]: ...
+
+    @property
+    def seconds(self) -> float: ...
 
     def frames(self, times: Sequence[float]) -> Iterator[Image.Image]:
         """What is on the screen at these times, in order: upright, in RGB."""
@@ -134,7 +137,8 @@ class _Animation:
     """A GIF, WebP, PNG or AVIF with several frames."""
 
     def __init__(self, path: Path, background: str) -> None:
-        self._path, self._background, lasting = path, background, []
+        self._path, self._background = path, background
+        lasting: list[float] = []
         try:
             with Image.open(path, formats=formats()) as image:
                 for n in range(getattr(image, "n_frames", 1)):
@@ -143,8 +147,8 @@ class _Animation:
                     lasting.append(image.info.get("duration", 0) / 1000 or BLINK)
         except Exception as error:
             raise _broken(path, error) from None
-        self.times = [sum(lasting[:n]) for n in range(len(lasting))]
-        self.seconds = sum(lasting)
+        self.times = [sum(lasting[:n], 0.0) for n in range(len(lasting))]
+        self.seconds = sum(lasting, 0.0)
 
     def frames(self, times: Sequence[float]) -> Iterator[Image.Image]:
         with Image.open(self._path, formats=formats()) as image:
