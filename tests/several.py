@@ -39,7 +39,7 @@ def together(count: int, jobs: list[Job], folder: Path) -> list[Ended]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir()
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     started = [context.Process(target=_work, args=(i, count, port, jobs, folder)) for i in range(count)]
     for process in started:
         process.start()

@@ -106,9 +106,9 @@ def examine_sources(
     )
 
 
-def format_size(size: Size) -> str:
-    """(width, height) -> "WIDTHxHEIGHT"."""
-    return f"{size[0]}x{size[1]}"
+def format_size(size: tuple[int, ...]) -> str:
+    """(width, height) -> "WIDTHxHEIGHT"; of a clip with its frames behind."""
+    return "x".join(map(str, size))
 
 
 def _unused(survey: Survey) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from spinlite.memory.oom import Fallback
 from spinlite.progress import Watch
 from spinlite.runs.files import fingerprint
 from spinlite.runs.store import Store
+from spinlite.training.animation import strip
 from spinlite.training.play import Conditions, fake_key, make_scheduler, play
 from spinlite.training.sheet import write_png
 
@@ -104,7 +105,7 @@ def draw(
 
 def samplers(base: Family, own: Play) -> Iterator[tuple[Play, bool]]:
     """The run's own way to sample, and a good one that is another, at the same guidance; each with whether it is the run's."""
-    own = own.model_copy(update={"points": 0})
+    own = own.model_copy(update={"points": 0, "start": 1.0})
     yield own, True
     steps = GOOD_STEPS if own.steps != GOOD_STEPS else 2 * GOOD_STEPS
     good = Play(steps=steps, guidance=own.guidance, guidance_low=own.guidance_low, guidance_high=own.guidance_high)
@@ -149,7 +150,7 @@ def _decode(
     for run in group_by_shape([records[i].bucket for i in missing], batch):
         some = [missing[j] for j in run]
         for i, picture in zip(some, base.decode(latents([records[i] for i in some])), strict=True):
-            write_png(files[i], picture)
+            write_png(files[i], strip(picture))
     return files
 
 

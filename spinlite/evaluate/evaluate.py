@@ -153,7 +153,7 @@ def _samplings(studio: Studio, asked: Mapping[str, Any], fakes: bool) -> list[tu
     """The fakes' own sampler, if there are `fakes`, and a good one, or the one that was asked for; each with whose it is."""
     if not asked:
         return list(samplers(studio.base, studio.play))[0 if fakes else 1 :]
-    tree = {"play": studio.play.model_dump() | dict(asked) | {"points": 0}}
+    tree = {"play": studio.play.model_dump() | dict(asked) | {"points": 0, "start": 1.0}}
     sampling = validate_settings(tree).play
     return [(sampling, fakes and describe_sampling(sampling) == describe_sampling(studio.play))]
 

@@ -43,10 +43,8 @@ class Adapted(nn.Module):
         self.lora_magnitude_vector = nn.ModuleDict(magnitudes)
         for part in (self.lora_A, self.lora_B, *[self.lora_magnitude_vector] * dora):
             part.to(weight.device).get_submodule("opponent").requires_grad_(False)
-        self.masters: dict[str, Pair] = {
-            slot: (self.lora_A[slot].weight, self.lora_B[slot].weight)
-            for slot in ("policy", "opponent")  # pyright: ignore
-        }
+        masters: Any = {slot: (self.lora_A[slot].weight, self.lora_B[slot].weight) for slot in ("policy", "opponent")}
+        self.masters: dict[str, Pair] = masters
         self.ready: dict[str, Pair] = {}
         self.active: str | None = None
 
@@ -56,7 +54,8 @@ class Adapted(nn.Module):
         return self.masters["policy"][0].dtype != self._dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        slot, base = self.active, self.base_layer
+        slot: str | None = self.active
+        base: Any = self.base_layer
         if slot is None:
             return base(x)
         if self._dora:
@@ -65,10 +64,10 @@ class Adapted(nn.Module):
         if self._exact and self._merging_is_less_work(x.numel() // x.shape[1 if self._conv else -1], down, up):
             weight = base.weight + merged_change(down, up, self._scale)
             if self._conv:
-                return F.conv2d(x, weight, base.bias, base.stride, base.padding)  # pyright: ignore[reportArgumentType]
+                return F.conv2d(x, weight, base.bias, base.stride, base.padding)
             return F.linear(x, weight, base.bias)
         if self._conv:
-            low = F.conv2d(x, down, None, base.stride, base.padding)  # pyright: ignore[reportArgumentType]
+            low = F.conv2d(x, down, None, base.stride, base.padding)
             return base(x).add_(F.conv2d(low, up), alpha=self._scale)
         rows = x.reshape(-1, x.shape[-1])
         y = base(rows)

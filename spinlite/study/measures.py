@@ -34,6 +34,7 @@ from spinlite.runs.files import fingerprint, fingerprint_files
 from spinlite.runs.store import Store, read_tensors
 from spinlite.study.arms import Scale
 from spinlite.study.samples import SHOWN
+from spinlite.training.animation import strip
 from spinlite.training.heldout import heldout_errors
 from spinlite.training.play import fake_key, play
 
@@ -80,7 +81,7 @@ class Yardstick:
             )["base_real"]
             good, own = (
                 self._samples(base, encoded, made_by, self.records, sampling, progress)
-                for sampling in (self._good, settings.play.model_copy(update={"points": 0}))
+                for sampling in (self._good, settings.play.model_copy(update={"points": 0, "start": 1.0}))
             )
         base.free()
         seen, seen_own = styles(good), styles(own)
@@ -114,7 +115,7 @@ class Yardstick:
     ) -> list[Image]:
         store = Store(self._cache / "fake" / fingerprint(base.base_hash, made_by, sampling.identity, "study"))
         play(base, encoded, records, sampling, BATCH, store, progress, "judge", 0)
-        return [p for chunk in chunks(records, 8) for p in base.decode(store.get([fake_key(r) for r in chunk])["x0"])]
+        return [strip(p) for chunk in chunks(records, 8) for p in base.decode(store.get([fake_key(r) for r in chunk])["x0"])]
 
     def _figures(self, scores: dict[str, Tensor], distances: Tensor) -> Measured:
         apart = distances.double()

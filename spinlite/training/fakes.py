@@ -26,7 +26,7 @@ def compare_with_real(session: Session, k: int, fakes: Fakes) -> None:
 
 def warn_of_few_steps(session: Session) -> None:
     """Journal how much twice the steps would change a few fakes, and warn if it is much. The opponent is in its slot."""
-    shape, settings = session.train[0].bucket, session.settings.play.model_copy(update={"points": 0})
+    shape, settings = session.train[0].bucket, session.settings.play.model_copy(update={"points": 0, "start": 1.0})
     records = [record for record in session.train if record.bucket == shape][:COARSE_OF]
     noise = torch.stack([gaussian(session.encoded.real([r])[0].shape, "coarse", r.key) for r in records])
     conditioning = session.encoded.cond(records), session.encoded.cond(records, [True] * len(records))

@@ -69,21 +69,20 @@ def ask(base: Family, prompt: Prompt) -> Asked:
 
 def ask_all(base: Family, prompts: Sequence[Prompt], store: Store) -> list[Asked]:
     """Encode settled prompts that are not in the store of captions yet; text encoders come back for these alone."""
-    keys = {}
-    with processes.writing(store):
-        for prompt in prompts:
-            texts = [prompt.text, prompt.negative]
-            chunks = base.count_chunks(texts)
-            keys[prompt] = [caption_key(text, chunks) for text in texts]
-            if processes.leads() and any(key not in store for key in keys[prompt]):
-                store.add(keys[prompt], base.encode_captions(texts, chunks))
+    texts = {prompt: [prompt.text, prompt.negative] for prompt in prompts}
+    chunks = {prompt: base.count_chunks(both) for prompt, both in texts.items()}
+    keys = {prompt: [caption_key(text, chunks[prompt]) for text in both] for prompt, both in texts.items()}
+    missing = [prompt for prompt in texts if any(key not in store for key in keys[prompt])]
+    with processes.writing(store, 2 * len(missing)):
+        for prompt in missing if processes.leads() else ():
+            store.add(keys[prompt], base.encode_captions(texts[prompt], chunks[prompt]))
     base.free()
     return [Asked(prompt, *(store.get([key]) for key in keys[prompt])) for prompt in prompts]
 
 
 def play_of(prompt: Prompt, play: Play) -> Play:
     """The sampling of a settled prompt."""
-    return play.model_copy(update={"steps": prompt.steps, "guidance": prompt.guidance, "points": 0})
+    return play.model_copy(update={"steps": prompt.steps, "guidance": prompt.guidance, "points": 0, "start": 1.0})
 
 
 def draw_prompt(base: Family, asked: Asked, play: Play) -> Tensor:

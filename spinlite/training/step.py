@@ -87,7 +87,9 @@ def _step_part(
 
     for name in reversed(policy_names):
         measure_again = partial(measure, family, slots, name, batch)
-        slots.backward(graphs.pop(name), errors[name].grad, batch.real[0].numel(), measure_again)
+        slope = errors[name].grad
+        assert slope is not None
+        slots.backward(graphs.pop(name), slope, batch.real[0].numel(), measure_again)
     return loss.detach(), {name: value.detach() for name, value in errors.items()}
 
 

@@ -23,6 +23,7 @@ from spinlite.lora.apply import applied
 from spinlite.lora.layouts import to_kohya
 from spinlite.lora.tensors import Pair, norm
 from spinlite.runs.store import read_tensors
+from spinlite.training.animation import strip
 from spinlite.training.play import sample
 from tests.families import tiny
 from tests.lora.test_start import CPU, KIND, lora_of
@@ -100,7 +101,8 @@ def test_live_loaded_by_diffusers_and_merged_draw_the_same_picture(kind: str, pi
         return torch.tensor(list(picture.tobytes())).float()
 
     def live() -> Tensor:
-        return pixels(made.decode(sample(made, noise, made.encode_captions(["a fox"]), made.encode_captions([""]), play))[0])
+        drawn = made.decode(sample(made, noise, made.encode_captions(["a fox"]), made.encode_captions([""]), play))
+        return pixels(strip(drawn[0]))
 
     without = live()
     made.free()

@@ -15,6 +15,7 @@ from spinlite.families.toy import Toy
 from spinlite.memory import device
 from spinlite.selfplay import train
 from spinlite.training import prompt_sheet
+from spinlite.training.animation import strip
 from spinlite.training.cells import read_cells
 from spinlite.training.prompts import ask, describe_sizes, draw_prompt, settle
 from tests.conftest import small_settings, write_swatches
@@ -109,7 +110,7 @@ def test_sizes_become_the_models_own_kind_and_a_picture_has_them():
     assert [(p.width, p.height) for p in settled] == [(96, 64), (64, 64), (16, 128), (64, 64)]
     assert describe_sizes(given, settled).endswith("64x64 instead of 70x64, 16x128 instead of 9x4096")
     assert describe_sizes(given[:1], settled[:1]) == ""
-    picture = base.decode(draw_prompt(base, ask(base, settled[0]), play))[0]
+    picture = strip(base.decode(draw_prompt(base, ask(base, settled[0]), play))[0])
     assert picture.size == (96, 64)
 
 
