@@ -34,7 +34,7 @@ from spinlite.plan.simulation import META, simulate
 from spinlite.runs.run import Run
 from spinlite.selfplay import train
 from spinlite.training.step import Batch, step
-from tests.toy import TOY, Quiet
+from tests.toy import TOY, Quiet, changed
 
 
 @pytest.fixture(scope="session")
@@ -286,10 +286,11 @@ def cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cached")
 def test_a_run_takes_the_levers_of_its_plan_and_says_why(small: Settings, tmp_path: Path):
     watch, pins = Quiet(), {"one_graph": False, "checkpointing": False, "play_batch": 1}
-    outcome = train(on(small, vram=least(on(small, micro_batch=4, **pins)), **pins), tmp_path / "r", watch)
-    assert outcome.run.events("begin")[0]["levers"]["micro_batch"] == 4 and not outcome.run.events("levers")
+    large = changed(small, learn__batch=256)
+    outcome = train(on(large, vram=least(on(large, micro_batch=64, **pins)), **pins), tmp_path / "r", watch)
+    assert outcome.run.events("begin")[0]["levers"]["micro_batch"] == 64 and not outcome.run.events("levers")
     memory, peak = (line for line in watch.said if line.startswith(("memory:", "peak:")))
-    assert "learn 4 of 8 pictures per step" in memory and "0.6 of 0.6 GB at most (" in peak
+    assert "learn 64 of 256 pictures per step" in memory and "0.6 of 0.6 GB at most (" in peak
     assert watch.phases.index("plan what fits the card") < watch.phases.index("encode pictures and captions")
 
 

@@ -175,7 +175,7 @@ def test_two_small_cells_are_run_measured_and_shown_once(tmp_path: Path, monkeyp
     assert found["sft"]["measures"] != found[BASE]["measures"] != found["spin"]["measures"]
     assert found["spin"]["measures"]["kid"]["value"] != found["spin"]["measures"]["own kid"]["value"]
     assert found["spin"]["signals"].keys() >= {"policy_real", "margin", "accuracy", "away_mean", "away_deviation"}
-    assert found["sft"]["updates"] == 2 * found["spin"]["updates"] and found["spin"]["seconds"]["played"] == 1
+    assert found["sft"]["updates"] == 2 * found["spin"]["updates"] and found["spin"]["seconds"]["fakes"] == 1
     for name in ("rounds", "arms"):
         with Image.open(out / f"{name}.png") as image:
             assert image.width > 500

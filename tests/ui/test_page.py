@@ -118,7 +118,8 @@ def prepare(folder: Path, swatches: Path) -> Path:
 
 
 def add_cells(run: Path, k: int, colour: str) -> None:
-    """Pictures of a round, as a run leaves them."""
+    """Pictures of a round, as a run leaves them, in place of its own."""
+    shutil.rmtree(run / "samples" / f"round-{k}", ignore_errors=True)
     for number, prompt in enumerate((HOSTILE, "red blue"), 1):
         info = PngImagePlugin.PngInfo()
         info.add_text("spinlite prompt", json.dumps({"text": prompt}))
