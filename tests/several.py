@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 
 from spinlite.config.load import load_settings
 from spinlite.errors import SpinliteError
@@ -53,6 +54,7 @@ def _work(number: int, count: int, port: int, jobs: list[Job], folder: Path) -> 
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= address | {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
+    PartialState._reset_state()  # a fork holds that of the tests before, which stood alone
     try:
         for job in jobs:
             _train(job)

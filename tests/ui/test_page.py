@@ -230,7 +230,7 @@ def choose(tab: Any, run: Path) -> None:
     tab.get_by_role("button", name="Undo").click()
     tab.keyboard.press("ArrowRight")
     tab.get_by_text("of 1 (likely").wait_for()
-    assert len([*(run / "votes").glob("*/*.png")]) == 2
+    until(lambda: len([*(run / "votes").glob("*/*.png")]) == 2, "the pair that was chosen from")
 
 
 def look_everywhere(tab: Any, folder: Path) -> None:
