@@ -73,6 +73,7 @@ class Console:
                f"{figures['start_distance']:.3f} (0: alike); " if "distance" in figures else "")
             + f"error on unseen pictures {figures['policy_real']:.4f}, base {figures['base_real']:.4f} (lower is better); "
             f"prefers your picture to its own in {100 * figures['accuracy']:.0f} % of pairs"
+            + (f"; moves {figures['motion']:.2g} times as much as your clips" if "motion" in figures else "")
             + (f"; about {describe_duration(left)} left for the run" if left else "")
         ))  # fmt: skip
 

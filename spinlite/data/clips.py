@@ -113,6 +113,11 @@ def own_rate(footage: Footage) -> float:
     return len(footage.times) / footage.seconds
 
 
+def clip_size(path: Path) -> tuple[int, int]:
+    """The (width, height) of a clip's frames, in px."""
+    return next(open_clip(path, ClipRule(1.0, 1, 1)).frames([0.0])).size
+
+
 def times_of(start: int, count: int, fps: float) -> list[float]:
     """When frames `start`, `start` + 1, … are shown, in s."""
     return [n / fps for n in range(start, start + count)]

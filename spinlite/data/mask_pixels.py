@@ -4,6 +4,7 @@ import torch
 from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
+from spinlite.data.clips import clip_size
 from spinlite.data.pictures import decode, read_bytes, read_size
 from spinlite.data.records import Record
 from spinlite.errors import SpinliteError
@@ -24,7 +25,7 @@ def load_mask(record: Record) -> tuple[Image.Image | None, str]:
         if path == record.path:  # over white and over black a picture differs by 255 x its transparency
             light = decode(content, path, background="white")[0]
             return ImageChops.invert(ImageChops.subtract(light, dark).getchannel("G")), ""
-        size, _ = read_size(record.path)
+        size = clip_size(record.path) if record.clip else read_size(record.path)[0]
         return dark.convert("L").resize(size), ""
     except SpinliteError as error:
         return None, f"its mask: {error.problem}"

@@ -165,6 +165,9 @@ def _records(entry: Entry, repeats: int, found: Survey, grid: Grid | None, setti
         if look.fault:
             found.unusable.append(f"{name}: {look.fault}")
             return []
+    if entry.mask == entry.path and looks[0][1].rate:
+        found.note("clips, learned as a whole: data.alpha_mask is for pictures", entry.name)
+        entry = replace(entry, mask=None)
     mask = found.looks[entry.mask] if entry.mask else None
     if entry.fault or (mask and mask.fault):
         found.unusable.append(entry.fault or f"{entry.name}: its mask {entry.mask and entry.mask.name}: {mask and mask.fault}")

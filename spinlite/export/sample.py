@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from spinlite.config.prompts import Prompt
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
+from spinlite.export.drawn_files import save_drawn
 from spinlite.export.export import check_strength, choose_round, read_snapshot
 from spinlite.export.write import lay_out
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
+from spinlite.families.picture import Drawn
 from spinlite.lora.apply import applied
 from spinlite.lora.metadata import compute_hashes, tensor_bytes
 from spinlite.lora.read import text_encoder_part
@@ -23,6 +24,7 @@ from spinlite.lora.tensors import NOTHING, Lora, changes_nothing
 from spinlite.memory import device
 from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
+from spinlite.training.animation import is_clip, strip, write_animation
 from spinlite.training.decode import decode_latents
 from spinlite.training.parameters import parameters, solver_name
 from spinlite.training.prompts import Asked, ask, describe_sizes, draw_prompt, play_of, settle
@@ -52,6 +54,7 @@ class SampleSetup:
     loras: Mapping[str, Lora]
     hashes: Mapping[str, str]  # SHA-256 of the LoRA files' data, by the same names
     model: Mapping[str, str]  # how A1111's metadata names the base model
+    fps: float | None = None  # of clips; None: the base's own
 
 
 def describe_idle(setup: SampleSetup) -> str:
@@ -74,7 +77,7 @@ def draw_samples(setup: SampleSetup, request: SampleRequest, folder: Path, progr
     base, loras, play = setup.base, setup.loras, request.play
     rows = [(stem, strength) for stem, lora in loras.items() for strength in (request.strengths if lora else [1.0])]
     asked = _ask(base, request, len(rows))
-    shown: dict[str, list[Image.Image]] = {}
+    shown: dict[str, list[Drawn]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     done, count = 0, len(rows) * len(asked)
     for stem, strength in rows:
@@ -86,15 +89,21 @@ def draw_samples(setup: SampleSetup, request: SampleRequest, folder: Path, progr
                 progress(done := done + 1, count)
         shown[label] = decode_latents(base, latents, len(latents))
         lora, digest = (f"{stem}:{strength:g}", setup.hashes[stem]) if loras[stem] else ("", "")
-        for (i, each), picture in zip(asked, shown[label], strict=True):
-            info, prompt = PngImagePlugin.PngInfo(), each.prompt
-            info.add_itxt("parameters", parameters(base, play_of(prompt, play), prompt, setup.model, lora, digest))
-            picture.save(folder / f"{stem}-{strength:g}-prompt{i}-seed{prompt.seed}.png", pnginfo=info)
+        for (i, each), drawn in zip(asked, shown[label], strict=True):
+            text = parameters(base, play_of(each.prompt, play), each.prompt, setup.model, lora, digest)
+            save_drawn(folder / f"{stem}-{strength:g}-prompt{i}-seed{each.prompt.seed}", drawn, text, _fps(setup))
     base.free()
     captions = [f"{each.prompt.text} · seed {each.prompt.seed}" for _, each in asked]
     how = f"{solver_name(base, play)}, {play.steps} steps, CFG {play.guidance:g}"
-    write_sheet(folder / "sheet.png", f"{setup.model['Model']} · {how}", captions, shown)
+    stills = {label: list(map(strip, row)) for label, row in shown.items()}
+    write_sheet(folder / "sheet.png", f"{setup.model['Model']} · {how}", captions, stills)
+    if any(is_clip(drawn) for row in shown.values() for drawn in row):
+        write_animation(folder / "sheet.webp", shown, _fps(setup))
     return folder / "sheet.png"
+
+
+def _fps(setup: SampleSetup) -> float:
+    return setup.fps or (setup.base.clips.fps if setup.base.clips else 1.0)
 
 
 def _ask(base: Family, request: SampleRequest, rows: int) -> list[tuple[int, Asked]]:
@@ -123,7 +132,7 @@ def setup_of_run(folder: Path, word: str) -> SampleSetup:
         loras[f"{run.name}-{k}" if k or base.start else "base"] = lora if k or base.start else {}
     files = {stem: _exported_tensors(base, lora) for stem, lora in loras.items() if lora}
     hashes = {stem: compute_hashes(tensors, {})["sshs_model_hash"] for stem, tensors in files.items()}
-    return SampleSetup(base, run.settings.play, loras, hashes, _describe_model(run.settings.model.base))
+    return SampleSetup(base, run.settings.play, loras, hashes, _describe_model(run.settings.model.base), run.settings.data.fps)
 
 
 def setup_of_file(path: Path, name: str, strengths: Sequence[float]) -> SampleSetup:

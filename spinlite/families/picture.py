@@ -49,6 +49,12 @@ def with_frames(own: ClipRule | None, frames: int | None) -> ClipRule | None:
     return rule
 
 
+def middle_of(drawn: Drawn) -> Image:
+    """The middle frame of a clip; a picture, itself."""
+    frames = frames_of(drawn)
+    return frames[len(frames) // 2]
+
+
 def frames_of(drawn: Drawn) -> list[Image]:
     """The frames of a clip; of a picture, itself."""
     return [drawn] if isinstance(drawn, Image) else list(drawn)

@@ -24,6 +24,10 @@ class Curve:
 
 # (event, key in it) -> (title, how to read it): a chart for each
 CURVES = {
+    ("judge", "distance"): (
+        "Distance of samples",
+        "How far its samples, taken together, are from your pictures: 0 means alike. It chooses the best round.",
+    ),
     ("judge", "policy_real"): (
         "Error on unseen pictures",
         "Lower is better. The dashed line is the base. If the curve rises, the model is learning your pictures by heart.",
@@ -39,6 +43,10 @@ CURVES = {
     ("judge", "drift_mean"): (
         "Drift of colours",
         "How far the colours of its samples have moved from the base's. It should rise, then level off.",
+    ),
+    ("judge", "motion"): (
+        "Motion",
+        "How much its clips move, as a share of yours. Near 1 is right. If it falls, it learns to stand still.",
     ),
     ("update", "margin"): (
         "Margin",

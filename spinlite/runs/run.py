@@ -12,6 +12,7 @@ snapshots/k.safetensors  the policy after round k; k-u.safetensors: after update
 opponent_errors/         the opponent's errors in the round under way, if they are measured in advance
 good/u.safetensors       the policy after update u of the round under way; the last two, for a guard to go back to
 samples/round-k.png      held-out captions, drawn by base and policy, beside the pictures; prompts-k.png: the user's own prompts
+samples/round-k.webp     of clips: the same, playing
 samples/round-k/         the policy's pictures of both at the model's own size, a file each; round-0: those of the start
 export/NAME.safetensors  the LoRA of the best round, for other programs; not if that is round 0, which nobody trained
 export/NAME-last.safetensors  the LoRA of the last round, if that is not the best

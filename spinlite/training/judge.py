@@ -9,15 +9,18 @@ from spinlite.config.prompts import Prompt
 from spinlite.data.records import Record
 from spinlite.data.split import enough_to_judge
 from spinlite.errors import SpinliteError
+from spinlite.families.picture import Drawn
 from spinlite.memory import processes
 from spinlite.memory.device import Levers
 from spinlite.progress import Progress
+from spinlite.training.animation import is_clip, strip, write_animation
 from spinlite.training.batches import Fakes
 from spinlite.training.cells import read_cells, write_cells
 from spinlite.training.decode import decode_latents
 from spinlite.training.distance import energy_distance
 from spinlite.training.guards import Diverged
 from spinlite.training.heldout import drift, has_grown, heldout_errors, mean_of_pictures
+from spinlite.training.motion import has_stopped, share
 from spinlite.training.panels import write_panels
 from spinlite.training.prompt_sheet import draw_prompts, tell
 from spinlite.training.session import Session
@@ -27,6 +30,7 @@ WAY, STRIPS = 8, 2  # steps of a strip at the most, besides the round's own and 
 OTHER = 0.01  # of a held-out error: more apart than precision and batches put two measurements of one snapshot
 T = TypeVar("T")
 _ASTRAY = "after round {} samples are further from your pictures than at the start, by more than chance explains"
+_STOPPED = "after round {} samples move less than half as much as at the start and as your clips"
 ERRORS = ["policy_real", "policy_fake", "opponent_real", "opponent_fake", "base_real"]
 
 
@@ -53,7 +57,8 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
     if not measured["policy_real"].isfinite().all():
         raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
-    found = {**figures(measured), "previous_real": previous.mean().item(), **_samples(session, k, title)}
+    moved, still = _samples(session, k, title)
+    found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
     draw_prompts(session, k)
     distances, astray = _distances(session, k)
     found |= distances
@@ -63,6 +68,7 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         (_grown(session, k, previous, measured["policy_real"]) if enough else None)
         or _wrong_opponent(session, k, found)
         or (_ASTRAY.format(k) if astray else None)
+        or (_STOPPED.format(k) if still else None)
     )
     stopped = why if settings.stop else None
     opponents = {str(snapshot): len(records) for snapshot, records in session.opponents(k).items()}
@@ -92,8 +98,8 @@ def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | 
     return f"round {k}'s opponent was not snapshot {opponent}: its error on unseen pictures is {now:.4f}, and was {was:.4f}"
 
 
-def _samples(session: Session, k: int, title: str) -> dict[str, float]:
-    """Sample the held-out captions and write the sheet; returns the drift figures for the journal."""
+def _samples(session: Session, k: int, title: str) -> tuple[dict[str, float], bool]:
+    """Sample the held-out captions and write the sheet; returns (figures for the journal, whether clips lost their motion)."""
     count = min(session.settings.judge.captions, len(session.heldout))
     shown = [session.heldout[i * len(session.heldout) // count] for i in range(count)]
 
@@ -115,7 +121,10 @@ def _samples(session: Session, k: int, title: str) -> dict[str, float]:
     samples, reals = each(now, session.heldout), each(real, session.heldout)
     shift, spread = drift(each(base, session.heldout), samples)
     away_mean, away_deviation = drift(reals, samples)
-    return {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
+    found = {"drift_mean": shift, "drift_deviation": spread, "away_mean": away_mean, "away_deviation": away_deviation}
+    if (moves := share(samples, reals)) is not None:
+        found["motion"] = moves
+    return found, has_stopped(reals, each(rounds[0], session.heldout), samples)
 
 
 def _distances(session: Session, k: int) -> tuple[dict[str, float], bool]:
@@ -160,7 +169,7 @@ def _sheet(
         return
     rows = [*sides.values(), *(list(strip.values()) for strip in strips)]
 
-    def decode(levers: Levers) -> list[list[Image]]:
+    def decode(levers: Levers) -> list[list[Drawn]]:
         return [decode_latents(session.family, row, levers.play_batch) for row in rows]
 
     try:
@@ -171,9 +180,14 @@ def _sheet(
     finally:
         session.family.free()
     name = f"{session.run.name} · round {k} of {session.settings.run.rounds} · {session.settings.method['name']}"
-    below = [dict(zip(strip, row, strict=True)) for strip, row in zip(strips, made[len(sides) :], strict=True)]
-    write_panels(session.run.sheet_path(k), name, [r.caption for r in shown], dict(zip(sides, made, strict=False)), below)
-    for round_, pictures in ((0, made[0]), (k, made[1])):
+    stills = [list(map(strip, row)) for row in made]
+    below = [dict(zip(way, row, strict=True)) for way, row in zip(strips, stills[len(sides) :], strict=True)]
+    path = session.run.sheet_path(k)
+    write_panels(path, name, [r.caption for r in shown], dict(zip(sides, stills, strict=False)), below)
+    if session.family.clips and any(is_clip(drawn) for row in made for drawn in row):
+        fps = session.settings.data.fps or session.family.clips.fps
+        write_animation(path.with_suffix(".webp"), dict(zip(sides, made, strict=False)), fps)
+    for round_, pictures in ((0, stills[0]), (k, stills[1])):
         _cells(session, round_, shown, pictures)
 
 
@@ -181,7 +195,7 @@ def _cells(session: Session, k: int, shown: list[Record], pictures: list[Image])
     """Keep pictures of held-out captions as files. Their noise has names, so they have no seed that a WebUI knows."""
     play, drawn = session.settings.play, []
     for record, picture in zip(shown, pictures, strict=True):
-        width, height = record.bucket or session.family.size
+        width, height = (record.bucket or session.family.size)[:2]
         prompt = Prompt(text=record.caption, width=width, height=height, steps=play.steps, guidance=play.guidance)
         drawn.append((prompt, tell(session, k, prompt), picture))
     folder = session.run.cells_path(k)

@@ -9,6 +9,7 @@ from torch import Tensor
 from spinlite.config.prompts import Prompt
 from spinlite.errors import SpinliteError
 from spinlite.memory import processes
+from spinlite.training.animation import strip
 from spinlite.training.cells import read_cells, write_cells
 from spinlite.training.decode import decode_latents
 from spinlite.training.panels import write_panels
@@ -38,8 +39,9 @@ def draw_prompts(session: Session, k: int) -> None:
         session.family.free()
     if processes.leads():
         prompts = [each.prompt for each in session.asked]
-        write_cells(session.run.cells_path(k), "prompt", list(zip(prompts, texts, made, strict=True)))
-        _write_sheet(session, k, made)
+        stills = list(map(strip, made))
+        write_cells(session.run.cells_path(k), "prompt", list(zip(prompts, texts, stills, strict=True)))
+        _write_sheet(session, k, stills)
 
 
 def tell(session: Session, k: int, prompt: Prompt) -> str:
