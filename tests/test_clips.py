@@ -1,5 +1,6 @@
 """A run on clips from beginning to end, with pictures among them, and what it leaves to look at."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,19 @@ def test_fakes_that_stand_still_stop_a_run_before_it_learns(data: Path, tmp_path
     assert len(watch.said) == 1 and "move 16 % as much" in watch.said[0] and "--set play.start=0.7" in watch.said[0]
     with pytest.raises(Diverged, match="stand still"):
         compare_with_real(seen[0], 2, lambda some: seen[0].encoded.real(some) * 0.09)
+
+
+def test_check_shows_clips_and_the_plan_counts_their_frames(data: Path, command: Command):
+    Path("clips.toml").write_text('[model]\nfamily = "toy"\nbase = "clips-0"\n[play]\nsampler = "euler"\n', encoding="utf-8")
+    shown = command("check", data, "--preset", "clips.toml", "--full", "--html", "page.html")
+    said = " ".join(shown.out.split())
+    assert "clips 12 files, such as" in said and ".webp: 1.1 s at 8 frames/s; 9 frames at 8/s are used" in said
+    assert "32x32, 9 frames" in shown.out
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") >= 14 and "9 frames at 8/s are used" in page
+    sizes = []
+    for frames in (5, 9):
+        planned = command("plan", "clips.toml", "--vram", "4", "--set", f"model.frames={frames}", "--json")
+        assert planned.code == 0, planned
+        sizes.append(json.loads(planned.out)["disk"]["fakes"])
+    assert sizes[0] * 3 == sizes[1] * 2, "2 and 3 latent frames"

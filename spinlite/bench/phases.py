@@ -130,8 +130,9 @@ class PhaseCalls:
         return Call("judge", "draw", len(some.t), judge, planned=self.costs.measuring(len(some.t)))
 
     def _picture(self) -> Picture:
-        size = self.workload.size
-        return Picture(Image.effect_noise(size, 80).convert("RGB"), size, (0, 0))
+        size, clips = self.workload.size, self.family.clips
+        image = Image.effect_noise(size, 80).convert("RGB")
+        return Picture(image, size, (0, 0), (image,) * (clips.most - 1 if clips else 0))
 
 
 def _tensors() -> list[Tensor]:

@@ -140,7 +140,7 @@ def _shrink(
         share = math.prod(shape) / math.prod(base.latent_shape)
         return costs.forward.seconds(share * samples, card.operations, card.bytes, card.start)
 
-    while len(shape) == 3 and forward() * WORK * (steps + 2) > seconds:
+    while len(shape) >= 3 and forward() * WORK * (steps + 2) > seconds:
         if samples > 1:
             samples //= 2
         elif shape[-1] > SMALLEST:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from spinlite.config.settings import Data
-from spinlite.data.buckets import Grid, Size, fill_scale, kept_share
+from spinlite.data.buckets import Grid, Shape, Size, fill_scale, kept_share
 from spinlite.data.looks import Progress
 from spinlite.data.records import Record, Survey, count_pictures
 from spinlite.data.sources import describe_sources
@@ -53,6 +53,7 @@ class Findings:
     fix: str | None  # .. and how to fix that
     unused: dict[str, list[str]]  # reason -> names of pictures and files that are not used
     noted: dict[str, list[str]]  # other remarks -> names of the files
+    clips: dict[str, str]  # name -> how long it is and how many of its frames are used
     sizes: list[Size]  # smallest, middle and largest size of the pictures that are used
     common: dict[str, int]  # the most common sizes, "1024x768" -> number of pictures
     buckets: dict[str, int]  # bucket, "1024x768" -> number of pictures
@@ -93,6 +94,7 @@ def examine_sources(
         fix=survey.stop.fix if survey.stop else None,
         unused=_unused(survey),
         noted=survey.noted,
+        clips=_clips(pictures, survey, grid),
         sizes=[sizes[0], sizes[len(sizes) // 2], sizes[-1]] if sizes else [],
         common=dict(Counter(map(format_size, sizes)).most_common(COMMON)),
         buckets=dict(Counter(format_size(r.bucket or grid.native) for r in pictures).most_common()),
@@ -106,9 +108,23 @@ def examine_sources(
     )
 
 
-def format_size(size: tuple[int, ...]) -> str:
-    """(width, height) -> "WIDTHxHEIGHT"; of a clip with its frames behind."""
-    return "x".join(map(str, size))
+def format_size(size: Shape) -> str:
+    """(width, height) -> "WIDTHxHEIGHT", of clips "WIDTHxHEIGHT, N frames"."""
+    return f"{size[0]}x{size[1]}" + (f", {size[2]} frames" if len(size) > 2 else "")
+
+
+def _clips(pictures: Iterable[Record], survey: Survey, grid: Grid) -> dict[str, str]:
+    used: dict[str, list[int]] = {}
+    for r in pictures:
+        if r.clip:
+            used.setdefault(survey.names[r.path], []).append(r.bucket[2] if r.bucket and len(r.bucket) > 2 else 1)
+    paths = {name: path for path, name in survey.names.items()}
+    fps, said = grid.clips.fps if grid.clips else 1.0, {}
+    for name, lengths in used.items():
+        look = survey.looks[paths[name]]
+        times = f"{len(lengths)} times " if len(lengths) > 1 else ""
+        said[name] = f"{look.frames / fps:.1f} s at {look.rate:.3g} frames/s; {times}{lengths[0]} frames at {fps:g}/s are used"
+    return said
 
 
 def _unused(survey: Survey) -> dict[str, list[str]]:

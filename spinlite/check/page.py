@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from spinlite.check.findings import Findings
 from spinlite.check.screen import bars, facts
+from spinlite.data.clips import strip_of
 from spinlite.data.pictures import decode, read_bytes, silence_pillow
 from spinlite.data.records import Survey, printable
 from spinlite.errors import SpinliteError
@@ -38,7 +39,9 @@ def render_page(findings: Findings) -> str:
     groups = [(why, len(names), _cards(names, paths, survey), len(names) > NAMED) for why, names in problems if names]
     records = list({r.path: r for r in survey.train + survey.heldout}.values())
     some = records[:: max(1, -(-len(records) // SHOWN))]
-    used = [(_thumbnail(r.path), survey.names[r.path], r.caption) for r in some]
+    used = [
+        (_thumbnail(r.path, survey), survey.names[r.path], findings.clips.get(survey.names[r.path]), r.caption) for r in some
+    ]
     settings: Any = {"autoescape": True, "finalize": _plain, "trim_blocks": True, "lstrip_blocks": True}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings).get_template("page.html")
     return page.render(
@@ -52,15 +55,16 @@ def _cards(names: Sequence[str], paths: dict[str, Path], survey: Survey) -> list
     for remark in names[:NAMED]:
         name, _, other = remark.removesuffix(")").partition(" (like ") if remark not in paths else (remark, "", "")
         places = [paths.get(name) or paths.get(remark.partition(": ")[0]), paths.get(other)]
-        cards.append((remark, [thumb for place in places if place and (thumb := _thumbnail(place))]))
+        cards.append((remark, [thumb for place in places if place and (thumb := _thumbnail(place, survey))]))
     return cards
 
 
-def _thumbnail(path: Path) -> str:
-    """A thumbnail as a data URI; "" if the picture can't be read."""
+def _thumbnail(path: Path, survey: Survey) -> str:
+    """A thumbnail as a data URI, of a clip one of its first, middle and last frame; "" if the picture can't be read."""
+    look = survey.looks.get(path)
     try:
         with silence_pillow():
-            image, _ = decode(read_bytes(path), path)
+            image = strip_of(path) if look and look.rate else decode(read_bytes(path), path)[0]
     except SpinliteError:
         return ""
     image.thumbnail((SIDE, SIDE))

@@ -49,6 +49,9 @@ def facts(findings: Findings) -> dict[str, str]:
     }
     if findings.few:
         lines["held out"] = findings.few
+    if findings.clips:
+        name, about = next(iter(findings.clips.items()))
+        lines["clips"] = f"{len(findings.clips):,} files, such as {printable(name)}: {about}"
     if findings.sizes:
         least, middle, most = map(format_size, findings.sizes)
         common = {size: count for size, count in findings.common.items() if count > 1}

@@ -113,6 +113,17 @@ def own_rate(footage: Footage) -> float:
     return len(footage.times) / footage.seconds
 
 
+def strip_of(path: Path) -> Image.Image:
+    """First, middle and last frame of a file side by side, to look at."""
+    footage = open_clip(path, ClipRule(1.0, 1, 1))
+    last = footage.times[-1]
+    frames = [next(footage.frames([time])) for time in (0.0, last / 2, last)]
+    strip = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height))
+    for i, frame in enumerate(frames):
+        strip.paste(frame, (i * frames[0].width, 0))
+    return strip
+
+
 def clip_size(path: Path) -> tuple[int, int]:
     """The (width, height) of a clip's frames, in px."""
     return next(open_clip(path, ClipRule(1.0, 1, 1)).frames([0.0])).size

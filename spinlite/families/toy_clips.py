@@ -61,7 +61,7 @@ def encode_clip(picture: Picture) -> Tensor:
 def decode_clip(latent: Tensor) -> list[Image.Image]:
     """A latent, (3, F, h, w) -> its frames: each latent frame after the first stands for four."""
     levels = ((latent.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().permute(1, 2, 3, 0)
-    frames = [Image.frombytes("RGB", (each.shape[1], each.shape[0]), bytes(each.flatten().tolist())) for each in levels]
+    frames = [Image.frombytes("RGB", (each.shape[1], each.shape[0]), each.contiguous().numpy().tobytes()) for each in levels]
     large = [frame.resize((frame.width * BLOCK, frame.height * BLOCK), Image.Resampling.NEAREST) for frame in frames]
     return [large[0], *(frame for frame in large[1:] for _ in range(RULE.step))]
 

@@ -1,7 +1,8 @@
 """What each phase of a round costs in memory and work, found by simulating the preset's real networks without data.
 
 Pictures have the model's own size here. In a run they have many shapes, but none has more pixels (`data.buckets.Grid`), so none
-takes more memory or time: activations grow with the pixels, and so does attention without a matrix of scores.
+takes more memory or time: activations grow with the pixels, and so does attention without a matrix of scores. Clips have the
+model's own size and the most frames.
 """
 
 import json
@@ -159,8 +160,9 @@ class PhaseCosts:
             return {name: torch.empty((SAMPLES, *value.shape[1:]), dtype=value.dtype) for name, value in cond.items()}
 
     def _picture(self) -> Picture:
-        size = self._made[0].size
-        return Picture(Image.new("RGB", size), size, (0, 0))
+        base = self._made[0]
+        image = Image.new("RGB", base.size)
+        return Picture(image, base.size, (0, 0), (image,) * (base.clips.most - 1 if base.clips else 0))
 
     def _sizes(self) -> Sizes:
         base, slots, weights, adapters = self._made

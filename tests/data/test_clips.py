@@ -241,3 +241,20 @@ def test_the_length_of_clips_is_the_models_own():
     assert error.value.fix == "set model.frames = 5"
     with pytest.raises(SpinliteError, match="this one makes pictures"):
         clip_rule(Model(family="toy", base="0", frames=5))
+
+
+def test_a_mask_of_a_clip_is_for_all_its_frames_and_its_transparency_is_none(tmp_path: Path):
+    family = load_family(MODEL, device.choose_device(Memory()))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for n in range(2):
+        captioned(folder / f"{n}.mp4", ball(9, 1 + n), f"ball {n}")
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 32, 64))
+    half.save(folder / "0-masklabel.png")
+    records = records_of(found_in(folder, alpha_mask=True))
+    assert [r.mask.name if r.mask else None for r in records] == ["0-masklabel.png", None]
+    encoded = Encoded(family, records, tmp_path / "cache", 2, lambda *_: None, Data(folder=str(folder), alpha_mask=True))
+    mask = encoded.masks(records[:1])
+    assert not encoded.faults and mask is not None and mask.shape == (1, 1, 1, 4, 4)
+    assert mask[0, 0, 0].round().tolist() == [[1, 1, 0, 0]] * 4
