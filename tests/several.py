@@ -51,7 +51,7 @@ def together(count: int, jobs: list[Job], folder: Path) -> list[Ended]:
 
 
 def _work(number: int, count: int, port: int, jobs: list[Job], folder: Path) -> None:
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     os.environ |= address | {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
     PartialState._reset_state()  # a fork holds that of the tests before, which stood alone

@@ -12,7 +12,7 @@ from spinlite.data.captions import BESIDE, TABLES, captions_beside, read_caption
 from spinlite.data.clips import VIDEOS
 from spinlite.data.pictures import ENDINGS
 from spinlite.data.records import Entry, Survey
-from spinlite.data.walk import Tree, pair_names, within
+from spinlite.data.walk import Tree, is_there, pair_names, within
 from spinlite.errors import SpinliteError
 
 REPEATS = re.compile(r"(\d{1,4})_(.*)")  # kohya's folders: "10_my cat" is repeats and a caption
@@ -152,11 +152,10 @@ class _Folder:
     def _report_rows(self, place: Path, table: str, rows: Iterable[str]) -> None:
         """Name the rows whose pictures were not found."""
         for row in sorted(rows):
-            if (place / row).is_file() and not _is_within(row):
+            there = is_there(place / row)
+            if there and not _is_within(row):
                 self.found.leave_out("named by a table, but outside of its folder, not used", f"{row} ({table})")
-            elif not (
-                (place / row).is_file() and is_picture(Path(row), self.clips)
-            ):  # those that are there are in an unread subfolder
+            elif not (there and is_picture(Path(row), self.clips)):  # those that are there are in an unread subfolder
                 self.found.orphans.append(f"{row} ({table})")
 
     def _list_layer(self, files: Sequence[Path], weight: Fraction, caption: str) -> list[Entry]:

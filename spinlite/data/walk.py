@@ -92,6 +92,14 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file. A name that no file can have, because it is too long or holds a zero byte, is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _folded(name: str) -> str:
     return _composed(_composed(name).casefold())
 

@@ -25,7 +25,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size, self.crc = 0, 0  # of the lines that count
-        self._events: list[Event] = []  # all but the updates
+        self._events: dict[str, list[Event]] = {}  # by kind, all but the updates
         self.listeners: list[Callable[[Event], None]] = []  # told of every event that is logged
         self._undone: list[tuple[int, int, int]] = []  # (where the guard's line begins, round, update gone back to)
 
@@ -34,7 +34,7 @@ class Journal:
 
         Raises SpinliteError if a line among the first `size` bytes is none.
         """
-        self.size, self.crc, self._events, self._undone = 0, 0, [], []
+        self.size, self.crc, self._events, self._undone = 0, 0, {}, []
         for line in self._lines(size):
             if not self._take(line):
                 break
@@ -91,7 +91,7 @@ class Journal:
 
     def events(self, event: str) -> list[Event]:
         """The events of one kind, in order."""
-        found = [each for each in self._events if each["event"] == event]
+        found = list(self._events.get(event, ()))
         return [*found, *(each for each in self._updates() if each["event"] == event)] if event.endswith("update") else found
 
     def every(self) -> Iterator[Event]:
@@ -138,7 +138,7 @@ class Journal:
             return False
         if event["event"] == "guard" and "back" in event:
             self._discard(event["round"], event["back"])
-        self._events.append(event)
+        self._events.setdefault(event["event"], []).append(event)
         self._count(line)
         return True
 
@@ -147,11 +147,13 @@ class Journal:
 
     def _discard(self, k: int, back: int) -> None:
         self._undone.append((self.size, k, back))
-        for event in reversed(self._events):
-            if event.get("round", k) < k:
-                break
-            if _undone(event, k, back):
-                event["event"] = "discarded " + event["event"]
+        for kind in OF_A_ROUND:
+            events = self._events.get(kind, [])
+            undone = [event for event in events if _undone(event, k, back)]
+            for event in undone:
+                event["event"] = f"discarded {kind}"
+                events.remove(event)
+            self._events.setdefault(f"discarded {kind}", []).extend(undone)
 
 
 def _undone(event: Event, k: int, back: int) -> bool:
@@ -163,6 +165,8 @@ def _parse(line: bytes) -> Event | None:
     """The event of a whole line; None if it is torn or damaged."""
     try:
         event = json.loads(line.decode())
-        return event if line.endswith(b"}\n") and isinstance(event["event"], str) else None
-    except (ValueError, LookupError, TypeError):
+        numbers = all(isinstance(event.get(name, 0), int) for name in ("round", "update", "back"))
+        whole = line.endswith(b"}\n") and isinstance(event["event"], str)
+        return event if whole and numbers and ("round" in event or event["event"] not in ("judge", "guard")) else None
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None

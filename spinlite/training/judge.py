@@ -89,10 +89,9 @@ def _grown(session: Session, k: int, previous: Tensor, now: Tensor) -> str | Non
 def _wrong_opponent(session: Session, k: int, found: dict[str, float]) -> str | None:
     """Check that the opponent is the snapshot it should be: its held-out error must be what it was when that was judged."""
     opponent = session.opponent(k)
-    known = {event["round"]: event["policy_real"] for event in session.run.events("judge")}
-    if not session.family.start:
-        known[0] = found["base_real"]
-    was, now = known.get(opponent), found["opponent_real"]
+    judged = (event["policy_real"] for event in reversed(session.run.events("judge")) if event["round"] == opponent)
+    start = None if session.family.start else found["base_real"]
+    was, now = next(judged, start if opponent == 0 else None), found["opponent_real"]
     if was is None or abs(now - was) < OTHER * was:
         return None
     return f"round {k}'s opponent was not snapshot {opponent}: its error on unseen pictures is {now:.4f}, and was {was:.4f}"

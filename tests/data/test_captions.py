@@ -78,13 +78,14 @@ def test_a_table_that_is_not_utf_8_is_named(three: Path, kind: str, encoding: st
 
 def test_rows_with_whole_paths_or_detours_are_used_within_the_folder_and_named_outside_of_it(three: Path, tmp_path: Path):
     other = fill(tmp_path / "other", "d.png", "e.png")
-    files = [str(three / "a.png"), "./b.png", "../three/c.png", "../other/d.png", str(other / "e.png"), "/no/such.png"]
+    outside = ["../other/d.png", str(other / "e.png")]
+    files = [str(three / "a.png"), "./b.png", "../three/c.png", *outside, "/no/such.png", "9" * 5000 + ".png"]
     rows = [{"file_name": file, "text": Path(file).stem} for file in files]
     (three / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = look(three)
     assert captions(found) == {f"{name}.png": name for name in "abc"}
-    assert found.unused == {OUTSIDE: ["../other/d.png (metadata.jsonl)", f"{other / 'e.png'} (metadata.jsonl)"]}
-    assert found.orphans == ["/no/such.png (metadata.jsonl)"]
+    assert found.unused == {OUTSIDE: [f"{file} (metadata.jsonl)" for file in outside]}
+    assert found.orphans == ["/no/such.png (metadata.jsonl)", f"{'9' * 5000}.png (metadata.jsonl)"]
 
 
 def test_a_table_that_names_no_pictures_says_which_column_it_lacks(three: Path):

@@ -120,6 +120,13 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
             _watching.clear()
 
 
+def moved(old: Path, new: Path) -> None:
+    """What was synced in the files of a folder was so in their copies too."""
+    for path in files_of(old):
+        if (copy := new / path.relative_to(old)).exists():
+            _on_disk[copy.stat().st_ino] = _on_disk.get(path.stat().st_ino, 0)
+
+
 def fail(error: int, what: str, path: Any, at_once: bool = False) -> None:
     """What happens at a change of the disk from the fault on: -1: the process is gone; else writing fails with this error.
 

@@ -14,6 +14,8 @@ TAILS = {
     "not UTF-8": b'{"event": "n\xffte"}\n',
     "no event": b"[1]\n",
     "a bare number": b"7\n",
+    "a round of no number": b'{"event": "judge", "round": "x"}\n',
+    "no round": b'{"event": "judge", "policy_real": 0.1}\n',
 }
 
 
