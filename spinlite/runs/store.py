@@ -79,7 +79,7 @@ class Store:
         self._places: dict[str, Place] = {}
         self._shards: list[tuple[Path, list[list[str]]]] = []  # (path, tensor names of each group)
         self._whole: set[int] = set()  # shards whose checksum was found right
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, dict[str, Tensor]] = {}  # the tensors of the shards in use, read from disk as they are touched
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._block: contextlib.ExitStack | None = None
         self._bytes, self._since = 0, 0.0
@@ -145,8 +145,9 @@ class Store:
         shard, group, row = self._places[key]
         path, names = self._shards[shard]
         if shard not in self._open:
-            self._open[shard] = safe_open(path, "pt")
-        return {name: self._open[shard].get_slice(f"{group}/{name}")[row] for name in names[group]}
+            with safe_open(path, "pt") as file:
+                self._open[shard] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: self._open[shard][f"{group}/{name}"][row] for name in names[group]}
 
     def _write(self) -> None:
         """Write what was gathered as one shard. Items with the same names, shapes and types form a group: one tensor a name."""
