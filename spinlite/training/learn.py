@@ -35,6 +35,7 @@ from spinlite.training.session import Session
 from spinlite.training.step import figures, step
 
 SAVE_SECONDS = 10.0  # a run that is killed loses at most so much learning, and the update under way
+CHEAP_SAVE = 0.1  # seconds: a save that takes longer comes as much less often, so that saving takes 1 % of the time at the most
 
 
 def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:
@@ -112,11 +113,11 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
     batches = Batches(session.family, session.encoded, session.train, fakes, settings, seed, k, draw, paths)
     batches.known = known_errors(session, k, batches)
     good_every = updates_for(LONG, settings.batch) if guarded else 0
-    saved = time.monotonic()
+    save_at = time.monotonic() + SAVE_SECONDS
     with session.watch.phase(session.title(k, "learn"), settings.length) as progress:
 
         def after_update(measured: dict[str, float]) -> None:
-            nonlocal saved
+            nonlocal save_at
             average.update(state.update)
             session.run.log("update", round=k, **measured)
             asked = _report(progress, state.update, settings.length, measured)
@@ -128,10 +129,12 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                         session.save_snapshot(f"{k}-{state.update}")
                     if good_due:
                         session.run.good.keep(k, state.update, session.slots.state("policy"))
-            if asked or time.monotonic() - saved >= SAVE_SECONDS:
+            began = time.monotonic()
+            if asked or began >= save_at:
                 tensors: dict[str, Any] = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
                 session.run.save(tensors | {"average": average.state()}, round=k, stopped=None, **asdict(state))
-                saved = time.monotonic()
+                now = time.monotonic()
+                save_at = now + SAVE_SECONDS * max(1.0, (now - began) / CHEAP_SAVE)
             if asked:
                 raise asked
 

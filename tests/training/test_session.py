@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from spinlite.config.settings import Settings
+from spinlite.runs.run import Run
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import learn as learn_module
@@ -108,6 +110,29 @@ def test_snapshots_within_a_round_are_the_policy_as_it_stood(toy: Settings, tmp_
     state = read_tensors(tmp_path / "c" / "r" / "state.safetensors")[0]
     within = read_tensors(kept.run.snapshot_path("1-2"))[0]
     assert all(torch.equal(within[name], state[f"policy/{name}"]) for name in within)
+
+
+def test_saving_takes_a_hundredth_of_the_time_at_the_most(toy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An update takes 10 seconds and a save 0.5: the first is saved after one update, the next after five more."""
+    now, saves = 0.0, []
+    save = Run.save
+
+    def slow(run: Run, tensors: Any, **where: Any) -> None:
+        nonlocal now
+        save(run, tensors, **where)
+        if where.get("update"):
+            saves.append(where["update"])
+            now += 0.5
+
+    def tick(title: str, _: int) -> bool:
+        nonlocal now
+        now += 10 * ("learn" in title)
+        return False
+
+    monkeypatch.setattr(Run, "save", slow)
+    monkeypatch.setattr(learn_module, "time", SimpleNamespace(monotonic=lambda: now))
+    train(changed(toy, learn__updates=13, run__rounds=1), tmp_path / "r", Quiet(tick))
+    assert saves == [1, 6, 11]
 
 
 def test_a_random_opponent_of_a_round_may_be_a_snapshot_within_an_earlier_one(toy: Settings, tmp_path: Path):
