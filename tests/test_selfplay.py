@@ -199,9 +199,10 @@ def test_methods_choose_their_opponent_from_the_ladder(toy: Settings, tmp_path: 
     assert all(0 <= opponent < k for k, opponent in enumerate(drawn, 1)) and drawn != [0, 1, 2, 3, 4]
 
 
-def test_dpo_learns_from_given_pairs(toy: Settings, swatches: Path, tmp_path: Path):
+@pytest.mark.parametrize("method", [{"method__name": "dpo"}, {"method__name": "kto", "method__fakes": "given"}])
+def test_dpo_and_kto_learn_from_given_pairs(method: dict[str, str], toy: Settings, swatches: Path, tmp_path: Path):
     pairs = paired(swatches, (10, 0, 10))
-    settings = changed(toy, method__name="dpo", data__folder=str(pairs), method__beta=5.0, run__rounds=1, learn__updates=60)
+    settings = changed(toy, **method, data__folder=str(pairs), method__beta=5.0, run__rounds=1, learn__updates=60)
     settings = changed(settings, judge__stop=False)  # these are won by spoiling fakes, as the guards would say
     watch = Quiet()
     outcome = train(settings, tmp_path / "r", watch)

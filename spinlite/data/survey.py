@@ -137,6 +137,9 @@ def _reason_to_stop(settings: Data, count: int, records: Sequence[Record], found
 
 def _way_to_pictures(found: Survey) -> str:
     """What to do where too few pictures can be used."""
+    if {"win", "lose"} <= {path.name for path in found.elsewhere}:
+        pairs = "--set method.name=dpo, or --set method.name=kto --set method.fakes=given"
+        return f"these are pairs: add {pairs}; or type --data {shlex.quote(str(found.elsewhere[0].with_name('win')))}"
     if found.elsewhere:
         several = "add --set data.recursive=true, or " * (len(found.elsewhere) > 1)
         return f"{several}type --data {shlex.quote(str(found.elsewhere[0]))}"

@@ -2,7 +2,7 @@
 
 votes.jsonl       a vote a line: caption, round, and which picture was chosen ("base", "round" or "skip")
 votes/win, lose   the two pictures of each choice and the caption: pairs as a method reads them that learns from given pairs
-votes/learn.toml  a preset that learns from them: the run's own, with DPO, from the LoRA of its best round
+votes/learn.toml  a preset that learns from them: the run's own, with DPO or KTO, from the LoRA of its best round
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import tomli_w
 from spinlite.runs.disk import write_bytes
 
 VOTES, PAIRS, PRESET = "votes.jsonl", "votes", "learn.toml"
+METHODS = {"dpo": {"name": "dpo"}, "kto": {"name": "kto", "fakes": "given"}}  # that learn from given pairs
 CHANCE = 1.96  # standard deviations: 95 of 100 intervals hold the truth
 
 
@@ -97,8 +98,8 @@ def interval(won: int, of: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def write_preset(folder: Path) -> Path:
-    """Write the preset that learns from the pairs, and return its path.
+def write_preset(folder: Path, method: str = "dpo") -> Path:
+    """Write the preset that learns from the pairs by one of METHODS, and return its path.
 
     The pairs are all its data, so nothing of the run's [data] stays. Raises OSError if the run has no settings.
     """
@@ -106,7 +107,7 @@ def write_preset(folder: Path) -> Path:
     lora = folder.absolute() / "export" / f"{folder.name}.safetensors"
     tree["about"] = f"learns which pictures you preferred, from the best round of {folder.name}"
     tree["data"] = {"folder": str(folder.absolute() / PAIRS)}
-    tree["method"] = {"name": "dpo"}
+    tree["method"] = METHODS[method]
     tree["run"] = tree.get("run", {}) | {"rounds": 1}
     tree["model"] = tree.get("model", {}) | ({"init_lora": str(lora)} if lora.is_file() else {})
     path = folder / PAIRS / PRESET

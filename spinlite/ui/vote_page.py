@@ -11,7 +11,7 @@ from nicegui.events import KeyEventArguments
 
 from spinlite.errors import SpinliteError
 from spinlite.runs.names import check_name
-from spinlite.runs.votes import read_votes, standing, undo, vote, write_preset
+from spinlite.runs.votes import METHODS, read_votes, standing, undo, vote, write_preset
 from spinlite.ui import commands
 from spinlite.ui.look import Look, look
 from spinlite.ui.parts import Text, button, frame, tell
@@ -121,8 +121,10 @@ class Choice:
             return
         Text("h2", "Learn from it")
         few = f" {pairs} pairs are few: {ENOUGH} or more are better." if pairs < ENOUGH else ""
-        Text("p", f"A new run learns from your {pairs} pairs (DPO), from the best round on.{few}", "dim")
+        Text("p", f"A new run learns from your {pairs} pairs, from the best round on.{few}", "dim")
         with ui.element("div").classes("line"):
+            words = {"dpo": "DPO: by how much more you liked one", "kto": "KTO: a few odd choices do no harm"}
+            self._method = ui.select({name: words[name] for name in METHODS}, value="dpo", label="method").props("outlined")
             button("Learn from my choices", self._learn, main=True).set_enabled(not self._found.running)
         self._said = ui.element("div").classes("stack")
         if self._found.running:
@@ -141,7 +143,7 @@ class Choice:
     def _learn(self) -> None:
         name = commands.free_name(self._folder.parent, f"{self._folder.name}-choices")
         try:
-            commands.start_training([str(write_preset(self._folder))], name, self._folder.parent)
+            commands.start_training([str(write_preset(self._folder, self._method.value))], name, self._folder.parent)
         except (SpinliteError, OSError) as error:
             tell(self._said, str(error))
         else:

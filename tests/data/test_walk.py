@@ -215,6 +215,12 @@ def test_of_several_folders_of_pictures_one_is_named_and_how_to_use_all(tmp_path
     assert error and error.fix == f"add --set data.recursive=true, or type --data {tmp_path / 'cats'}"
 
 
+def test_a_folder_of_pairs_names_the_methods_that_learn_from_pairs(tmp_path: Path):
+    fill(tmp_path, "win/a.png", "lose/a.png")
+    error = look(tmp_path).stop
+    assert error and "method.name=dpo" in error.fix and "method.fakes=given" in error.fix
+
+
 # Names that are the same to people
 
 NFD, NFC = (unicodedata.normalize(form, "Müller") for form in ("NFD", "NFC"))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from spinlite.config.load import load_settings
 from spinlite.data.survey import examine
-from spinlite.runs.votes import Vote, forget_votes_after, interval, read_votes, standing, undo, vote, write_preset
+from spinlite.runs.votes import METHODS, Vote, forget_votes_after, interval, read_votes, standing, undo, vote, write_preset
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def test_a_choice_is_kept_with_its_pictures_and_can_be_taken_back(tmp_path: Path
     assert undo(run) is None and not [*run.glob("votes/*/*")]
 
 
-def test_choices_are_pairs_as_training_reads_them(tmp_path: Path, pictures: tuple[Path, Path]):
+@pytest.mark.parametrize("method", METHODS)
+def test_choices_are_pairs_as_training_reads_them(method: str, tmp_path: Path, pictures: tuple[Path, Path]):
     run = tmp_path / "mine"
     (run / "export").mkdir(parents=True)
     (run / "export" / "mine.safetensors").touch()
@@ -42,8 +43,8 @@ def test_choices_are_pairs_as_training_reads_them(tmp_path: Path, pictures: tupl
     (run / "settings.toml").write_text(tomli_w.dumps(own), encoding="utf-8")
     for i in range(12):
         vote(run, f"thing {i}", 1, "round" if i % 3 else "base", *pictures)
-    settings = load_settings(str(write_preset(run)))
-    assert settings.method["name"] == "dpo" and settings.model.init_lora == str(run / "export" / "mine.safetensors")
+    settings = load_settings(str(write_preset(run, method)))
+    assert settings.method["name"] == method and settings.model.init_lora == str(run / "export" / "mine.safetensors")
     assert settings.learn.lr == 2e-4 and not settings.data.caption and settings.model.targets == "all"
     found = examine(settings.data, settings.build_method().fakes == "given")
     records = found.train + found.heldout
