@@ -75,15 +75,20 @@ def train(
     from spinlite.config.load import load_settings
 
     settings = load_settings(preset, set_, data__folder=data)
-    from spinlite.cli.stop import stoppable
-    from spinlite.selfplay import train as go
+    from spinlite.cli.at_end import allowed, at_end
 
     if settings.about:
         console.say(settings.about)
-    with explained(runs / name), stoppable(console):
-        outcome = go(settings, runs / name, console)
+    wish = allowed(settings.report.on_end, set_, console.say) if os.environ.get("RANK", "0") == "0" else ""
     from spinlite.cli import train_screen
+    from spinlite.cli.stop import stoppable
+    from spinlite.selfplay import train as go
 
+    with at_end(wish, runs / name, console.say) as ended:
+        with explained(runs / name), stoppable(console):
+            outcome = go(settings, runs / name, console)
+        if not outcome.already:
+            ended(train_screen.in_brief(outcome))
     train_screen.show(console, outcome)
 
 

@@ -22,6 +22,14 @@ def show(console: Console, outcome: Outcome) -> None:
     console.show_facts(_results(outcome) | {name: command_line(words) for name, words in _next_commands(outcome).items()})
 
 
+def in_brief(outcome: Outcome) -> str:
+    """How the run ended, in a line."""
+    if outcome.stopped:
+        return f"a guard stopped it: {outcome.stopped}"
+    better = f"round {outcome.best} is the best" if outcome.best else "no round was better than the start"
+    return f"done: {_rounds(len(outcome.rounds))}, {better}"
+
+
 def _nothing_better(outcome: Outcome) -> str:
     """That the result is the start, and what there is instead."""
     run = outcome.run
@@ -54,9 +62,12 @@ def _results(outcome: Outcome) -> dict[str, str]:
         steps, captions = len(run.events("update")), run.events("begin")[0]["settings"]["train"]
         times = steps * run.settings.learn.batch / captions
         seen = f"{times:.0f}" if times >= 9.5 else f"{times:.1f}".removesuffix(".0")
-        rounds = f"{last} round{'s' * (last > 1)}"
-        facts["learned"] = f"{steps} steps in {rounds}: each of {captions} captions was seen {seen} times on average"
+        facts["learned"] = f"{steps} steps in {_rounds(last)}: each of {captions} captions was seen {seen} times on average"
     return facts
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round{'s' * (count != 1)}"
 
 
 def _next_commands(outcome: Outcome) -> dict[str, list[str]]:

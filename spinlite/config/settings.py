@@ -231,6 +231,7 @@ Trackers = Annotated[list[str], BeforeValidator(_known_trackers)]
 
 class Report(Section):
     trackers: Trackers = Field(default=[], examples=["tensorboard"])  # figures and sheets go there too: tensorboard, wandb, …
+    on_end: str = Field(default="", examples=["notify"])  # when the run ends: "notify" (on the desktop), or a command
 
 
 class Settings(Section):

@@ -15,6 +15,7 @@ from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten
 
 KINDS = ("begin", "update", "judge", "guard", "won", "lowered", "coarse", "export", "settings")  # of the journal's events
+PRIVATE: Any = {"report": {"on_end"}}  # settings that are nobody else's business: a command may hold a password
 SHEETS = 11  # of the last rounds, and that of the first: a page of hundreds could not be opened
 
 
@@ -38,7 +39,7 @@ class Story:
     @property
     def text(self) -> str:
         """Every setting, as a preset."""
-        return tomli_w.dumps(self.settings.model_dump(exclude_none=True)).rstrip()
+        return tomli_w.dumps(self.settings.model_dump(exclude=PRIVATE, exclude_none=True)).rstrip()
 
 
 def read_story(folder: Path) -> Story:
@@ -58,7 +59,7 @@ def read_story(folder: Path) -> Story:
 
 def differences(stories: list[Story]) -> dict[str, list[str]]:
     """Settings in which the runs differ: name -> their values, in order."""
-    flat = [flatten(story.settings.model_dump())[1] for story in stories]
+    flat = [flatten(story.settings.model_dump(exclude=PRIVATE))[1] for story in stories]
     names = sorted({name for each in flat for name in each})
     rows = {name: [json.dumps(each.get(name), ensure_ascii=False) for each in flat] for name in names}
     return {name: values for name, values in rows.items() if len(set(values)) > 1}

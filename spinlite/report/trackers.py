@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from spinlite.progress import Watch
+from spinlite.report.story import PRIVATE
 from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten
 
@@ -64,7 +65,8 @@ class Trackers:
 
         tracker = LOGGER_TYPE_TO_CLASS[name](**_arguments(name, self._run))
         tracker.start()
-        settings = {key.replace("/", "."): str(value) for key, value in flatten(self._run.settings.model_dump())[1].items()}
+        tree = self._run.settings.model_dump(exclude=PRIVATE)
+        settings = {key.replace("/", "."): str(value) for key, value in flatten(tree)[1].items()}
         if name == "tensorboard":  # its table of settings is for many runs in one folder
             tracker.log({"settings": "\n".join(f"    {key} = {value}" for key, value in settings.items())}, step=0)
         else:

@@ -10,7 +10,7 @@ from spinlite.errors import SpinliteError
 from spinlite.runs.journal import Journal
 
 MEMORY_SETTINGS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.quantize"}
-SHOWN = {"judge.captions", "judge.prompts", "report.trackers"}  # nothing of these is learned
+SHOWN = {"judge.captions", "judge.prompts", "report.trackers", "report.on_end"}  # nothing of these is learned
 ALWAYS = {"about", "run.rounds", "judge.stop"} | SHOWN | MEMORY_SETTINGS  # may change whenever a run is continued
 NOT_SETTINGS = ("train", "heldout", "updates", "draws")  # what the journal's begin event counts beside the settings
 PLACES = ("data.folder", "model.base", "model.vae", "model.init_lora")  # compared as places, not letter by letter

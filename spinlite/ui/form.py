@@ -15,6 +15,7 @@ ELSEWHERE = {"data.folder", "model.base"}  # asked for above the form
 TITLES = {
     "model": "Model and LoRA", "data": "Pictures and captions", "method": "Method", "play": "Play: how fakes are drawn",
     "draw": "Times and noise", "learn": "Learning", "judge": "Judging and guards", "memory": "Memory", "run": "Run",
+    "report": "What else a run tells",
 }  # fmt: skip
 
 
