@@ -1,6 +1,7 @@
 """The page about runs: whole, safe to open, and read from the run folder alone."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from spinlite.report.curves import POINTS, Curve, thin
 from spinlite.report.page import write_report
 from spinlite.report.pictures import Row, columns
 from spinlite.report.story import read_story
+from spinlite.runs.run import Run
 from spinlite.selfplay import train
 from tests.conftest import Command
 from tests.toy import Quiet, changed
@@ -41,6 +43,23 @@ def test_it_shows_the_sheets_the_rounds_and_the_files(run: Path, command: Comman
     assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).format == "JPEG"
     assert "toy.safetensors" in page
     assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_the_journal_is_a_table_for_spreadsheets(run: Path, command: Command):
+    opened = Run.open_existing(run)
+    opened.log("said", text='=cmd|x, "é"', error=-1.5, list=[1, 2])
+    opened.save({}, **opened.state)
+    assert command("report", run, "--csv", "table.csv").code == 0
+    with Path("table.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert list(rows[0])[:4] == ["event", "time", "round", "update"]
+    updates = [row for row in rows if row["event"] == "update"]
+    assert [float(row["margin"]) for row in updates] == [
+        event["margin"] for event in map(json.loads, (run / "journal.jsonl").read_text(encoding="utf-8").splitlines())
+        if event["event"] == "update"
+    ]  # fmt: skip
+    assert [rows[-1][key] for key in ("text", "error", "list", "margin")] == ['\'=cmd|x, "é"', "-1.5", "[1, 2]", ""]
+    assert "one run" in command("report", run, run, "--csv", "x.csv").error()[0]
 
 
 def test_of_many_sheets_the_last_ones_and_the_first_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch):
