@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spinlite.config.prompts import Prompt
-from spinlite.runs.run import Run
 from spinlite.training.cells import Kind, read_cells
 
 COLUMNS = 7  # rounds that are shown beside each other
@@ -27,11 +26,14 @@ class Row:
         return ", ".join([*negative, *seed, f"{p.width}x{p.height}", f"{p.steps} steps", f"CFG {p.guidance:g}"])
 
 
-def read_rows(run: Run, kind: Kind) -> list[Row]:
-    """The prompts of the last round first, in their order, then those that were drawn earlier alone."""
+def read_rows(places: Sequence[Path], kind: Kind) -> list[Row]:
+    """What the rounds drew, by prompt; `places` are their folders, that of the start first.
+
+    The prompts of the last round come first, in their order, then those that were drawn earlier alone.
+    """
     rows: dict[Prompt, dict[int, Path]] = {}
-    for k in reversed(range(len(run.events("judge")) + 1)):
-        for cell in read_cells(run.cells_path(k), kind):
+    for k in reversed(range(len(places))):
+        for cell in read_cells(places[k], kind):
             rows.setdefault(cell.prompt, {})[k] = cell.path
     return [Row(prompt, files) for prompt, files in rows.items()]
 

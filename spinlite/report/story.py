@@ -49,11 +49,12 @@ def read_story(folder: Path) -> Story:
     judged = [event for event in events if event["event"] == "judge"]
     sheets = [(event["round"], run.sheet_path(event["round"])) for event in reversed(judged)]
     sheets = [(k, path) for k, path in sheets if path.exists()]
+    cells = [run.cells_path(k) for k in range(len(judged) + 1)]
     exports = {event["file"]: event for event in events if event["event"] == "export"}
     return Story(
         run.name, _state(run, judged), run.settings, _facts(run, events), judged, run.best, _curves(events, judged),
         [(k, path) for k, path in sheets[:SHEETS] + sheets[SHEETS:][-1:] if path.exists()],
-        read_rows(run, "prompt"), read_rows(run, "heldout"), _log(events), list(exports.values()),
+        read_rows(cells, "prompt"), read_rows(cells, "heldout"), _log(events), list(exports.values()),
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class Vote:
     round: int
     chosen: str
     pair: str = ""
+    seed: int | None = None  # of a prompt of the user's own
 
 
 def read_votes(folder: Path) -> list[Vote]:
@@ -44,7 +45,7 @@ def read_votes(folder: Path) -> list[Vote]:
     return votes
 
 
-def vote(folder: Path, caption: str, round_: int, chosen: str, base: Path, picture: Path) -> None:
+def vote(folder: Path, caption: str, round_: int, chosen: str, base: Path, picture: Path, seed: int | None = None) -> None:
     """Keep a choice, and the two pictures (PNG) as a pair if one was preferred."""
     votes, pair = read_votes(folder), ""
     if chosen != "skip":
@@ -56,7 +57,7 @@ def vote(folder: Path, caption: str, round_: int, chosen: str, base: Path, pictu
         (folder / PAIRS / "win" / f"{pair}.txt").write_text(caption, encoding="utf-8")
         with contextlib.suppress(OSError):  # whoever asks for it is told
             write_preset(folder)
-    _write(folder, [*votes, Vote(caption, round_, chosen, pair)])
+    _write(folder, [*votes, Vote(caption, round_, chosen, pair, seed)])
 
 
 def undo(folder: Path) -> Vote | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from spinlite.report.curves import CURVES, POINTS, Curve, Point, Rate, curves, is_figure
+from spinlite.runs.best import best_round
 from spinlite.runs.journal import OF_A_ROUND, Event
 from spinlite.runs.names import JOURNAL
 
@@ -90,10 +91,9 @@ class Follower:
         return len(self._rounds)
 
     @property
-    def best(self) -> int | None:
-        """The round whose LoRA was written as the best; None while there is none."""
-        name = f"{self.folder.name}.safetensors"
-        return next((event["round"] for event in reversed(self.events("export")) if event["file"] == name), None)
+    def best(self) -> int:
+        """The best round so far; 0 is the start."""
+        return best_round(self.events("judge"))
 
     def curves(self) -> list[Curve]:
         """What is drawn, thinned."""

@@ -25,7 +25,7 @@ class Look:
     state: str  # as `spinlite runs` says it; "starting" or "did not start" before there is a journal; "" if there is nothing
     rounds: int = 0  # that it is to have
     done: int = 0  # rounds that are finished
-    best: int | None = None
+    best: int = 0  # the best of them; 0 is the start
     about: dict[str, str] = field(default_factory=dict)
     phase: str = ""
     share: float = 0.0  # of the phase that is done

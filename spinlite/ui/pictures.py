@@ -1,22 +1,22 @@
 """The pictures of a run that the page shows: sheets, thumbnails, the cells of its sheets, and what was drawn on request."""
 
 import io
-import json
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from spinlite.report.pictures import Row, read_rows
 from spinlite.runs.names import JOURNAL
+from spinlite.training.cells import Kind
 from spinlite.training.sheet import read_current
 
 SIDE = 160  # px of a thumbnail
 FOLDERS = ("samples", "tries")  # of a run, that pictures are shown from
-CELL = "spinlite prompt"  # key in the PNG of a cell: its prompt
-KINDS = {"heldout": "Captions of unseen pictures", "prompt": "Your prompts"}  # of cells
+SHOWN = (".png", ".webp")
+KINDS: dict[Kind, str] = {"heldout": "Captions of unseen pictures", "prompt": "Your prompts"}  # of cells
 
 
 def sheet_of(folder: Path, k: int) -> Path:
@@ -24,21 +24,20 @@ def sheet_of(folder: Path, k: int) -> Path:
     return folder / "samples" / f"round-{k}.png"
 
 
+def playing(sheet: Path) -> Path:
+    """The sheet of clips that play, if it has some; else the sheet itself."""
+    clips = sheet.with_suffix(".webp")
+    return clips if clips.is_file() else sheet
+
+
 def last_sheet(folder: Path, rounds: int) -> Path | None:
     """The newest sheet of a run of so many finished rounds."""
     return next((path for k in range(rounds, 0, -1) if (path := sheet_of(folder, k)).is_file()), None)
 
 
-def cells(folder: Path, k: int, kind: str) -> dict[str, Path]:
-    """The pictures of a round at the model's own size, by what was asked for. Round 0 is the start."""
-    found = {}
-    for path in sorted((folder / "samples" / f"round-{k}").glob(f"{kind}-*.png")):
-        try:
-            with Image.open(path) as image:
-                found[str(json.loads(image.info[CELL])["text"])] = path
-        except (OSError, ValueError, SyntaxError, LookupError, TypeError):
-            continue
-    return found
+def rows_of(folder: Path, rounds: int, kind: Kind) -> list[Row]:
+    """The pictures of so many rounds and of the start, at the model's own size, by prompt."""
+    return read_rows([folder / "samples" / f"round-{k}" for k in range(rounds + 1)], kind)
 
 
 def address(folder: Path, path: Path) -> str:
@@ -69,9 +68,9 @@ def routes(runs: Path) -> list[Route]:
             return Response(status_code=404)
         path = (folder / request.path_params["path"]).resolve()
         inside = any(path.is_relative_to((folder / name).resolve()) for name in FOLDERS)
-        if not (inside and path.suffix == ".png" and path.is_file()):
+        if not (inside and path.suffix in SHOWN and path.is_file()):
             return Response(status_code=404)
-        return FileResponse(path, media_type="image/png")
+        return FileResponse(path, media_type=f"image/{path.suffix[1:]}")
 
     return [Route("/thumbnail/{run}/{k:int}", thumbnail), Route("/picture/{run}/{path:path}", picture)]
 

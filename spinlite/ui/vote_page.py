@@ -15,7 +15,7 @@ from spinlite.runs.votes import METHODS, read_votes, standing, undo, vote, write
 from spinlite.ui import commands
 from spinlite.ui.look import Look, look
 from spinlite.ui.parts import Text, button, frame, tell
-from spinlite.ui.pictures import KINDS, cells
+from spinlite.ui.pictures import KINDS, rows_of
 
 ENOUGH = 12  # pairs: with fewer, too few are held out to judge by
 
@@ -25,6 +25,7 @@ class Pair:
     """Two pictures of a caption."""
 
     caption: str
+    seed: int | None
     round: int
     base: Path
     picture: Path
@@ -49,14 +50,13 @@ def register(runs: Path) -> None:
 
 def pairs_left(folder: Path, k: int) -> list[Pair]:
     """The pairs of a round that nobody chose from yet, shuffled, the same way every time."""
-    chosen = {vote.caption for vote in read_votes(folder) if vote.round == k}
+    chosen = {(vote.caption, vote.seed) for vote in read_votes(folder) if vote.round == k}
+    rows = [row for kind in KINDS for row in rows_of(folder, k, kind) if {0, k} <= row.files.keys()]
+    pairs = [Pair(row.prompt.text, row.prompt.seed, k, row.files[0], row.files[k]) for row in rows]
     left = [
-        Pair(caption, k, base, after[caption])
-        for kind in KINDS
-        for before, after in [(cells(folder, 0, kind), cells(folder, k, kind))]
-        for caption, base in before.items()
-        if caption in after and caption not in chosen and base.read_bytes() != after[caption].read_bytes()
-    ]
+        pair for pair in pairs
+        if (pair.caption, pair.seed) not in chosen and pair.base.read_bytes() != pair.picture.read_bytes()
+    ]  # fmt: skip
     random.Random(f"{folder.name} {k}").shuffle(left)
     return left
 
@@ -132,7 +132,8 @@ class Choice:
 
     def _vote(self, who: str) -> None:
         if self._pair:
-            vote(self._folder, self._pair.caption, self._round, who, self._pair.base, self._pair.picture)
+            pair = self._pair
+            vote(self._folder, pair.caption, self._round, who, pair.base, pair.picture, pair.seed)
             self._next()
 
     def _undo(self) -> None:

@@ -21,7 +21,7 @@ def update(k: int, u: int) -> bytes:
 
 
 def judge(k: int) -> bytes:
-    return line("judge", round=k, policy_real=0.5 - k / 10, base_real=0.5, accuracy=0.5)
+    return line("judge", round=k, policy_real=0.5 - k / 10, base_real=0.5, previous_real=0.5, accuracy=0.5)
 
 
 BEGUN = [line("begin"), update(1, 1), update(1, 2), judge(1), update(2, 1), update(2, 2)]
@@ -57,7 +57,7 @@ def test_it_reads_on_as_if_it_read_everything(name: str, tmp_path: Path):
 
 def test_there_may_be_no_journal_yet(tmp_path: Path):
     follower = Follower(tmp_path)
-    assert not follower.refresh() and follower.curves() == [] and follower.best is None
+    assert not follower.refresh() and follower.curves() == [] and follower.best == 0
 
 
 def test_100_000_updates_open_within_two_seconds_and_then_cost_nothing(tmp_path: Path):
@@ -78,11 +78,8 @@ def test_100_000_updates_open_within_two_seconds_and_then_cost_nothing(tmp_path:
     assert follower.updates == 100_001 and time.process_time() - start < 0.2
 
 
-def test_the_best_round_is_the_one_whose_lora_was_written(tmp_path: Path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    exports = [line("export", round=1, file="mine.safetensors"), line("export", round=3, file="mine-last.safetensors")]
-    (folder / "journal.jsonl").write_bytes(b"".join([*BEGUN, *exports]))
-    follower = Follower(folder)
+def test_the_best_round_is_that_of_the_run(tmp_path: Path):
+    (tmp_path / "journal.jsonl").write_bytes(b"".join([*BEGUN, judge(2), judge(-1)]))
+    follower = Follower(tmp_path)
     follower.refresh()
-    assert follower.best == 1
+    assert follower.best == 2
