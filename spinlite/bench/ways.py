@@ -23,7 +23,7 @@ SFT_WAY, ONE_GRAPH, FAST, OPPONENT_FIRST, LIVE, TWO_NETWORKS = (
 DESCRIPTIONS = {
     SFT_WAY: "an image, by plain LoRA training: the yardstick",
     ONE_GRAPH: "a pair, with one activation graph at a time; opponent measured first",
-    FAST: "a pair, with both activation graphs together; opponent measured first",
+    FAST: "a pair, real and fake in one batch; opponent measured first",
     OPPONENT_FIRST: "measures the opponent's errors: once per pair and draw, without a graph",
     LIVE: "a pair, with one activation graph at a time; the step measures the opponent",
     TWO_NETWORKS: "a pair, as other trainers do it: a second network is the opponent",

@@ -150,11 +150,10 @@ class Fit:
         samples = settings.learn.length * settings.learn.batch
         micro = levers.micro_batch or settings.learn.batch
         policy = sum(name.startswith("policy") for name in self._names)
-        graph = costs.graph(levers.checkpointing).seconds(micro, card.operations, card.bytes, card.start) / micro
+        rows = micro * (1 if levers.one_graph else policy)  # real and fake are one batch, or take turns
+        graph = costs.graph(levers.checkpointing).seconds(rows, card.operations, card.bytes, card.start) / rows
         again = (policy - 1) * self._sample_seconds(costs, micro) if levers.one_graph else 0
-        others = (len(self._names) - policy) * self._sample_seconds(
-            costs, levers.play_batch if levers.cache_opponent else micro
-        )
+        others = (len(self._names) - policy) * self._sample_seconds(costs, levers.play_batch if levers.cache_opponent else rows)
         errors = 5 * settings.judge.draws * self._sample_seconds(costs, levers.play_batch)
         return {
             "play": self._train * settings.play.walked * forward if self._method.fakes == "played" else 0.0,
@@ -166,7 +165,7 @@ class Fit:
 def describe_levers(levers: Levers, batch: int) -> str:
     """The memory settings of a combination, in words."""
     base = {"none": "", "int8": "base in 8 bits, ", "nf4": "base in 4 bits, "}[levers.quantize]
-    way = "saves memory: one activation graph at a time" if levers.one_graph else "fast: all graphs together"
+    way = "saves memory: one activation graph at a time" if levers.one_graph else "fast: real and fake in one batch"
     pictures = f"{levers.micro_batch or batch} of {batch} pictures per batch"
     return f"{base}{way}{', checkpointing' * levers.checkpointing}, {pictures}"
 

@@ -102,9 +102,11 @@ class PhaseCosts:
     def learning(self, policy: int, live: bool, levers: Levers, batch: int) -> int:
         """Peak of a step with so many `policy` errors per sample; `live`: with the opponent's too."""
         s, micro = self.sizes, levers.micro_batch or batch
-        graph, others = self.graph(levers.checkpointing), 0 if levers.one_graph else policy - 1
-        step = graph.peak(micro, (others * graph.kept[0], others * graph.kept[1]))
-        step = max(step, self.forward.peak(micro)) if live else step
+        together = 1 if levers.one_graph else policy  # errors of a sample that go through the network in one batch
+        rows = micro * together
+        step = self.graph(levers.checkpointing).peak(rows)
+        step = max(step, self.forward.peak(rows)) if live else step
+        step += rows * (2 * s.latent + s.cond) if together > 1 else 0  # copies: real and fake one after the other
         gradients = 4 * s.learnt  # already there at the peak if an earlier graph ran its backward pass
         step = step + gradients if micro < batch or (levers.one_graph and policy > 1) else max(step, gradients)
         average = 4 * s.learnt if self._settings.learn.ema else 0

@@ -5,7 +5,7 @@ errors a method needs is read from the parameter names of its `loss`, e.g. `loss
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -26,16 +26,32 @@ def measure(family: Family, slots: Slots, name: str, batch: Batch) -> Tensor:
     Where the batch holds points of the fakes' own sampling paths, a fake's error is the squared distance to the prediction
     that the opponent made there. The opponent's own error is then 0 by definition.
     """
-    who, _, side = name.partition("_")
-    if side == "fake" and batch.path_points:
-        x_t, t, target = batch.path_points.x_t, batch.path_points.t, batch.path_points.own
-    else:
-        x0 = batch.real if side == "real" else batch.fake
-        assert x0 is not None, f"{name} needs fakes, and the batch has none"
-        eps = batch.eps if side == "real" or batch.eps_fake is None else batch.eps_fake
-        x_t, t, target = family.path.noise(x0, eps, batch.t), batch.t, family.path.target(x0, eps, batch.t)
+    return measure_together(family, slots, [name], batch)
+
+
+def measure_together(family: Family, slots: Slots, names: Sequence[str], batch: Batch) -> Tensor:
+    """The named errors in one pass, one after the other: (len(names) * B,), fp32. All must be of one of the three, e.g. the
+    policy's on the real picture and on the fake."""
+    who = names[0].partition("_")[0]
+    inputs = [_input(family, name.partition("_")[2], batch) for name in names]
+    cond, mask = batch.cond, batch.mask
+    x_t, t, target = inputs[0]
+    if len(names) > 1:
+        x_t, t, target = (torch.cat(rows) for rows in zip(*inputs, strict=True))
+        cond = {name: torch.cat([value] * len(names)) for name, value in cond.items()}
+        mask = None if mask is None else torch.cat([mask] * len(names))
     with slots.use(who):  # pyright: ignore[reportArgumentType]
-        return error(family.denoise(x_t, t, batch.cond), target, batch.mask)
+        return error(family.denoise(x_t, t, cond), target, mask)
+
+
+def _input(family: Family, side: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the network sees of the real picture or the fake, the time, and what it should say: x_t, t, target."""
+    if side == "fake" and batch.path_points:
+        return batch.path_points.x_t, batch.path_points.t, batch.path_points.own
+    x0 = batch.real if side == "real" else batch.fake
+    assert x0 is not None, f"an error on the {side} picture needs it, and the batch has none"
+    eps = batch.eps if side == "real" or batch.eps_fake is None else batch.eps_fake
+    return family.path.noise(x0, eps, batch.t), batch.t, family.path.target(x0, eps, batch.t)
 
 
 def required_errors(method: Method) -> list[str]:
@@ -52,10 +68,11 @@ def step(
     `micro_batch` is how many samples go through the network together (None: the whole batch); their gradients are
     accumulated. Each part counts by its share of the batch, so the sum is the gradient of the whole batch's mean.
     """
-    parts = [
-        _step_part(family, slots, method, part, one_graph, scale * len(part.t) / len(batch.t))
-        for part in batch.parts(micro_batch or len(batch.t))
-    ]
+    with slots.use("policy"):
+        parts = [
+            _step_part(family, slots, method, part, one_graph, scale * len(part.t) / len(batch.t))
+            for part in batch.parts(micro_batch or len(batch.t))
+        ]
     errors = {name: torch.cat([part_errors[name] for _, part_errors in parts]) for name in parts[0][1]}
     return torch.stack([loss for loss, _ in parts]).sum(), errors
 
@@ -63,46 +80,48 @@ def step(
 def _step_part(
     family: Family, slots: Slots, method: Method, batch: Batch, one_graph: bool, scale: float
 ) -> tuple[Tensor, Errors]:
-    """The step on samples that go through the network together.
+    """The step on samples that go through the network together: real and fake in one batch, or with `one_graph` in turn.
 
-    The loss is a function of the errors alone. So its slope at each error is found first, without the network; then each
-    policy error is driven back through the network by its own slope. This gives the ordinary gradient.
+    The loss is a function of the errors alone. So its slope at each error is found first, without the network; then the
+    policy's errors are driven back through the network by their own slopes. This gives the ordinary gradient.
 
     With `one_graph` only one activation graph is alive at a time, which saves memory. The policy error that was measured last
     still has its graph; every other policy error is measured a second time, which costs one forward each.
     """
-    names = required_errors(method)
-    policy_names = [name for name in names if name.startswith("policy")]
+    groups, found = _passes(method, batch, one_graph), dict(batch.known)
+    policy = [names for names in groups if names[0].startswith("policy")]
+    graph = torch.empty(0)
+    for names in groups:
+        with torch.set_grad_enabled(names is policy[-1]):
+            graph = measure_together(family, slots, names, batch)
+        found |= zip(names, graph.detach().chunk(len(names)), strict=True)
+    if batch.path_points:
+        # On its own path the opponent's error is 0 and the policy's is its distance from the opponent. The opponent's error on
+        # the real picture is added to both: it cancels in the gain, and the bound and the journal keep their usual units.
+        found["opponent_fake"] = found["opponent_real"]
+        found["policy_fake"] = found["opponent_real"] + found["policy_fake"]
 
-    graphs: Errors = {}  # the errors; a policy error still has the graph back to the weights
-    for name in names:
-        keep_graph = name in policy_names and (not one_graph or name == policy_names[-1])
-        with torch.set_grad_enabled(keep_graph):
-            graphs[name] = _loss_input(family, slots, name, batch, graphs)
-
-    errors = {name: value.detach().requires_grad_(name in policy_names) for name, value in graphs.items()}
+    errors = {name: found[name].detach().requires_grad_(name.startswith("policy")) for name in required_errors(method)}
     weighted = errors if batch.weight is None else {name: batch.weight * value for name, value in errors.items()}
     loss = method.loss(**weighted).mean() * scale
     loss.backward()  # fills errors[...].grad: the slope at each policy error
 
-    for name in reversed(policy_names):
-        measure_again = partial(measure, family, slots, name, batch)
-        slope = errors[name].grad
-        assert slope is not None
-        slots.backward(graphs.pop(name), slope, batch.real[0].numel(), measure_again)
+    for names in reversed(policy):
+        slope = torch.cat([errors[name].grad for name in names])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        measure_again = partial(measure_together, family, slots, names, batch)
+        slots.backward(graph, slope, batch.real[0].numel(), measure_again)
+        graph = graph.detach()
     return loss.detach(), {name: value.detach() for name, value in errors.items()}
 
 
-def _loss_input(family: Family, slots: Slots, name: str, batch: Batch, measured: Errors) -> Tensor:
-    """One error as the loss takes it: known already, or measured now. `measured` are those that came before it."""
-    if name in batch.known:
-        return batch.known[name]
-    if not batch.path_points or name.endswith("real"):
-        return measure(family, slots, name, batch)
-    # On its own path the opponent's error is 0 and the policy's is its distance from the opponent. The opponent's error on
-    # the real picture is added to both: it cancels in the gain, and the bound and the journal keep their usual units.
-    usual_error = measured["opponent_real"].detach()
-    return usual_error if name == "opponent_fake" else usual_error + measure(family, slots, name, batch)
+def _passes(method: Method, batch: Batch, one_graph: bool) -> list[list[str]]:
+    """The errors that have to be measured, in groups that go through the network together; the policy's come last."""
+    on_path = ["opponent_fake"] if batch.path_points else []
+    names = [name for name in required_errors(method) if name not in batch.known and name not in on_path]
+    if one_graph:
+        return [[name] for name in names]
+    who = dict.fromkeys(name.partition("_")[0] for name in names)
+    return [[name for name in names if name.startswith(f"{each}_")] for each in who]
 
 
 def margins(errors: Mapping[str, Tensor]) -> Tensor:

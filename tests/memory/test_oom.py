@@ -176,17 +176,17 @@ def test_gradients_of_a_step_that_failed_half_way_are_dropped(small: Settings, t
     """Memory runs out in the second micro-batch of an update, when the first one's gradients are there already."""
     settings = changed(small, memory__one_graph=True, memory__checkpointing=True, memory__micro_batch=4)
     whole = train(settings, tmp_path / "a" / "r", Quiet())
-    measured, parts = step_module.measure, []
+    measured, parts = step_module.measure_together, []
 
-    def failing(family: Any, slots: Any, name: str, part: step_module.Batch) -> torch.Tensor:
+    def failing(family: Any, slots: Any, names: Any, part: step_module.Batch) -> torch.Tensor:
         if watch.phases[-1:] == ["round 2/2 · learn"]:
             parts.append(any(p.grad is not None for p in slots.parameters()))
             if parts == [False] * 4 + [True] * 3:
                 raise LACKS[0]
-        return measured(family, slots, name, part)
+        return measured(family, slots, names, part)
 
     watch = Quiet()
-    monkeypatch.setattr(step_module, "measure", failing)
+    monkeypatch.setattr(step_module, "measure_together", failing)
     outcome = train(settings, tmp_path / "b" / "r", watch)
     assert [drop["to"] for drop in outcome.run.events("lowered")] == [2]
     assert_close(

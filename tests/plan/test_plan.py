@@ -92,8 +92,9 @@ def test_work_is_what_torchs_counter_counts():
 def test_the_simulated_peak_of_a_step_is_the_real_one(tiny_bases: Path, checkpointing: bool, one_graph: bool, cache: Path):
     settings = tiny(tiny_bases)
     costs = PhaseCosts(settings, "fp32", "none", cache, "tiny fp32 none")
-    graph = costs.graph(checkpointing)
-    foreseen = max(graph.peak(3, (0, 0) if one_graph else graph.kept), costs.forward.peak(3))
+    rows, sizes = 3 if one_graph else 6, costs.sizes
+    foreseen = max(costs.graph(checkpointing).peak(rows), costs.forward.peak(rows))
+    foreseen += 0 if one_graph else rows * (2 * sizes.latent + sizes.cond)
 
     base = load_family(settings.model, Device(torch.device("cpu"), "test", Levers(checkpointing=checkpointing)))
     slots = Slots(base.net, base.lora_targets["linear"], 4, 4, 0)

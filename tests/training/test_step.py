@@ -99,9 +99,10 @@ def test_the_step_runs_the_policy_alone_where_the_rest_is_known(toy, monkeypatch
     family, slots = toy
     b, measured = batch(), []
     known = {name: measure(family, slots, name, b).detach() for name in ("opponent_real", "opponent_fake")}
-    monkeypatch.setattr(step_module, "measure", lambda f, s, name, b: measured.append(name) or measure(f, s, name, b))
+    together = step_module.measure_together
+    monkeypatch.setattr(step_module, "measure_together", lambda *args: measured.append(args[2]) or together(*args))
     step(family, slots, SPIN(beta=3.0), replace(b, known=known), one_graph=False, micro_batch=4)
-    assert measured == ["policy_real", "policy_fake"] * 2
+    assert measured == [["policy_real", "policy_fake"]] * 2
 
 
 @pytest.mark.parametrize("one_graph", [False, True])
@@ -120,7 +121,7 @@ def test_a_batch_of_8_is_the_mean_of_8_of_1(method, one_graph: bool, toy, exact)
 
 
 def test_one_graph_at_a_time_holds_one_graph(toy):
-    """Alive tensors saved for backward, counted: two policy errors at once hold twice what one holds."""
+    """Activations saved for backward, alive at once: real and fake together hold twice what one holds."""
     family, slots = toy
     method, b = SPIN(beta=3.0), batch()
     most = {}
@@ -130,13 +131,13 @@ def test_one_graph_at_a_time_holds_one_graph(toy):
         class Held:
             def __init__(self, tensor: Tensor) -> None:
                 nonlocal alive, high
-                self.tensor = tensor
-                alive += 1
+                self.tensor, self.numbers = tensor, tensor.numel() if tensor.shape[:1] in ((8,), (16,)) else 0
+                alive += self.numbers
                 high = max(high, alive)
 
             def __del__(self) -> None:
                 nonlocal alive
-                alive -= 1
+                alive -= self.numbers
 
         with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
             step(family, slots, method, b, one_graph)
