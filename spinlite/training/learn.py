@@ -7,10 +7,11 @@ saved on the way) -> learn (the loop over updates) -> _add_gradient (one update'
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spinlite.config.rounds import learning_rate
 from spinlite.config.settings import Learn
@@ -34,6 +35,7 @@ from spinlite.training.probe import probe
 from spinlite.training.session import Session
 from spinlite.training.step import figures, step
 
+T = TypeVar("T")
 SAVE_SECONDS = 10.0  # a run that is killed loses at most so much learning, and the update under way
 CHEAP_SAVE = 0.1  # seconds: a save that takes longer comes as much less often, so that saving takes 1 % of the time at the most
 
@@ -206,15 +208,16 @@ def _add_gradient(
     beta = getattr(now, "beta", 1.0) if settings.aim else 1.0
 
     def add_own() -> tuple[Tensor, list[Errors], list[Tensor]]:
-        loss, of_batches, weights = torch.zeros(()), [], []
+        losses, of_batches, weights = [torch.zeros((), device=batches[0].t.device)], [], []
         for batch in (batch.share(processes.number(), processes.count()) for batch in batches):
             if len(batch.t):  # each counts by its share of the update's pictures
                 share = len(batch.t) / settings.batch
                 part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
-                loss, of_batches = loss + part.cpu(), [*of_batches, {name: value.cpu() for name, value in errors.items()}]
+                losses.append(part)
+                of_batches.append(errors)
                 if batch.weight is not None:
-                    weights.append(batch.weight.cpu())
-        return loss, of_batches, weights
+                    weights.append(batch.weight)
+        return _to_cpu((torch.stack(losses).sum(), of_batches, weights))
 
     found = processes.gather(add_own)
     processes.sum_gradients(slots.parameters())
@@ -229,3 +232,10 @@ def _add_gradient(
     if "opponent_fake" in errors:
         more["pull"] = pull(now, errors, weight)
     return loss * beta, errors, more
+
+
+def _to_cpu(tree: T) -> T:
+    """A tree of tensors on the CPU, in one transfer: each one makes the host wait for the device."""
+    leaves, kind = tree_flatten(tree)
+    rows = torch.cat([leaf.flatten() for leaf in leaves]).cpu().split([leaf.numel() for leaf in leaves])
+    return tree_unflatten([row.view_as(leaf) for row, leaf in zip(rows, leaves, strict=True)], kind)

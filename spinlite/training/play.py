@@ -143,7 +143,7 @@ def sample(
     `chance` has one random generator for each sample, for samplers that add noise. `see` is called at every step.
     """
     device = next(family.net.parameters()).device
-    scheduler = make_scheduler(family, settings, device, noise.shape[1:])
+    scheduler = make_scheduler(family, settings, "cpu", noise.shape[1:])  # on the CPU, so that no step waits for the device
     options: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     if chance and "generator" in _step_options(scheduler):
         options["generator"] = list(chance)
@@ -159,7 +159,7 @@ def sample(
         guided = settings.guidance > 1 and settings.guidance_low <= timestep.item() / whole <= settings.guidance_high
         twice = guided or see is not None
         rows = torch.cat([x_t, x_t]) if twice else x_t
-        t = (timestep / family.path.timestep_scale).expand(len(rows))
+        t = (timestep / family.path.timestep_scale).expand(len(rows)).to(device)
         prediction = family.denoise(rows, t, both if twice else captioned)
         without, with_caption = prediction.chunk(2) if twice else (prediction, prediction)
         if see:
