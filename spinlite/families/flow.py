@@ -142,7 +142,7 @@ class Flow(Family):
     def _part(self, name: str) -> Any:
         """The VAE, a tokenizer or a text encoder, by diffusers' name: loaded at first use, kept until `free`."""
         if name not in self._loaded:
-            if name.startswith("tokenizer"):
+            if "tokenizer" in name:
                 self._loaded[name] = self._checkpoint.load(name, torch.float32)
             else:
                 model: Any = self._checkpoint.load(name, self._device.dtype)
@@ -171,6 +171,7 @@ class Flow(Family):
         if levers.compile:
             probe_compiler(device.device)
             torch._dynamo.config.recompile_limit = VARIANTS
+            net._repeated_blocks = net._repeated_blocks or net._no_split_modules  # Cosmos names these alone
             net.compile_repeated_blocks()
 
     def _name_hashes(self) -> None:
@@ -180,7 +181,7 @@ class Flow(Family):
         self.base_hash = fingerprint(self._checkpoint.fingerprint(), *[quantize] * (quantize != "none"))
         self.picture_hash = fingerprint(self._checkpoint.fingerprint("vae"))
         self.caption_hash = fingerprint(
-            self._checkpoint.fingerprint("text_encoder", "tokenizer"), str(self._device.dtype), *bits
+            self._checkpoint.fingerprint("text_", "tokenizer"), str(self._device.dtype), *bits
         )  # fmt: skip
 
 

@@ -43,12 +43,15 @@ class FlowFiles(Checkpoint):
     def load(self, part: str, dtype: "torch.dtype") -> Any:
         record = KINDS[self.kind]
         made = class_of(record.parts, part)
-        if part.startswith("tokenizer"):
+        if "tokenizer" in part:
             return self._files.tokenizer(part)
         if part == record.net:
             tensors, options = self._network(), {"config": str(record.folder), "subfolder": part, "local_files_only": True}
             model = explain_errors(self.name, lambda: made.from_single_file(tensors, dtype=dtype, **options))
             return require_sound(self.name, part, require_whole(self.name, part, model))
+        if part in self._files.inside:
+            tensors = self._network(self._files.inside[part])
+            return require_sound(self.name, part, require_whole(self.name, part, self._fill(made, part, tensors, dtype)))
         place = self._find(part)
         if place.is_dir():
             model = explain_errors(place.name, lambda: made.from_pretrained(str(place), dtype=dtype, use_safetensors=True))
@@ -59,6 +62,7 @@ class FlowFiles(Checkpoint):
     def fingerprint(self, *parts: str) -> str:
         net = KINDS[self.kind].net
         wanted = [part for part in (net, *BESIDE) if not parts or part.startswith(parts)]
+        wanted += [net for part in self._files.inside if parts and part.startswith(parts)]
         return fingerprint(*[self._hashes(part) for part in wanted])
 
     @cached_property
@@ -79,18 +83,24 @@ class FlowFiles(Checkpoint):
             self._known[part] = fingerprint_files(files)
         return self._known[part]
 
-    def _network(self) -> "dict[str, Tensor]":
-        """The network's tensors without a prefix, which diffusers' converters do not all know."""
-        prefix = prefix_of(self._shapes, self._files.mark) or ""
+    def _network(self, inside: str = "") -> "dict[str, Tensor]":
+        """The network's tensors without a prefix, which diffusers' converters do not all know; or those of a part `inside`."""
+        prefix = f"{prefix_of(self._shapes, self._files.mark) or ''}{inside}"
+        others = tuple(f"{prefix}{each}" for each in self._files.inside.values()) if not inside else ()
+        keys = [key for key in self._shapes if key.startswith(prefix) and not key.startswith(others)]
         with safe_open(self._path, "pt") as file:
-            return {key.removeprefix(prefix): file.get_tensor(key) for key in self._shapes if key.startswith(prefix)}
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
     def _from_file(self, made: Any, part: str, place: Path, dtype: "torch.dtype") -> Any:
         """A VAE or text encoder from one file, whose tensors get diffusers' or transformers' names."""
-        from accelerate import init_empty_weights
-
         with safe_open(place, "pt") as file:
             tensors = self._files.rename(part, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        return self._fill(made, part, tensors, dtype)
+
+    def _fill(self, made: Any, part: str, tensors: "dict[str, Tensor]", dtype: "torch.dtype") -> Any:
+        """A part by its published settings with these weights."""
+        from accelerate import init_empty_weights
+
         config = self.config(part)
         with init_empty_weights(include_buffers=False):
             model = made(made.config_class(**config)) if "encoder" in part else made.from_config(config)
@@ -101,7 +111,10 @@ class FlowFiles(Checkpoint):
         return model.eval()
 
     def _find(self, part: str) -> Path:
-        """Where a part is: as its setting says, or the only file in ComfyUI's folder for it that holds such a part."""
+        """Where a part is: as its setting says, or the file in ComfyUI's folders for it that holds such a part.
+
+        Of several the one with the published name is taken.
+        """
         if part in self._others:
             return self._others[part]
         found: list[Path] = []
@@ -109,6 +122,7 @@ class FlowFiles(Checkpoint):
             for path in sorted(folder.glob("*.safetensors")):
                 if path != self._path and self._files.is_part(part, read_header(path)[0]):
                     found.append(path)
+        found = [path for path in found if path.name == self._files.others[part]] or found
         if len(found) == 1:
             return found[0]
         what = f"{len(found)} files fit: {', '.join(path.name for path in found)}" if found else "none is beside it"

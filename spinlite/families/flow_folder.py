@@ -41,7 +41,7 @@ class FlowFolder(Checkpoint):
 
     def load(self, part: str, dtype: torch.dtype) -> Any:
         made = class_of(KINDS[self.kind].parts, part)
-        if part.startswith("tokenizer"):
+        if "tokenizer" in part:
             return explain_errors(self.name, lambda: made.from_pretrained(self._place, subfolder=part))
         for index in (list_files(self._place) or ()) if self._on_hub else ():
             if index.startswith(f"{part}/") and is_index(index):
@@ -65,6 +65,8 @@ class FlowFolder(Checkpoint):
 
     def _refuse_distilled(self) -> None:
         """Raises SpinliteError if the pipeline's own settings call the model distilled."""
-        if self._read("", "model_index.json").get("is_distilled"):
+        index = "model_index.json"  # modular pipelines have none
+        there = index in (list_files(self._place) or ()) if self._on_hub else (Path(self._place) / index).is_file()
+        if there and self._read("", index).get("is_distilled"):
             base = KINDS[self.kind].hub[0]
             raise SpinliteError(f"{self.name} {DISTILLED}", fix=f"add --set model.base={base}; the LoRA works on both")

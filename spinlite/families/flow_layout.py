@@ -23,9 +23,13 @@ def find_places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
 
 
 def single_file_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A diffusers model's network under the names of its original layout. Its other parts are files of their own."""
+    """A diffusers model's network under the names of its original layout, with the parts that are in the same file there."""
     record = KINDS[checkpoint.kind]
-    return original_tensors(checkpoint.kind, checkpoint.load(record.net, dtype).state_dict())
+    assert record.files
+    found = original_tensors(checkpoint.kind, checkpoint.load(record.net, dtype).state_dict())
+    for part, start in record.files.inside.items():
+        found |= {f"{start}{key}": value for key, value in checkpoint.load(part, dtype).state_dict().items()}
+    return found
 
 
 def original_tensors(kind: Kind, weights: dict[str, Tensor]) -> dict[str, Tensor]:

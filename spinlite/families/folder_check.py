@@ -25,7 +25,7 @@ def check_files(name: str, folder: Path, parts: Sequence[str]) -> None:
         for path in place.iterdir():
             if path.suffix.lower() in READ and not path.is_file():
                 raise SpinliteError(f"{name}: {part}/{path.name} is not a plain file", fix=FIX)
-        needed = NEEDED.get(part, "" if part.startswith("tokenizer") else "config.json")
+        needed = NEEDED.get(part, "" if "tokenizer" in part else "config.json")
         if not (place / needed).exists():
             raise SpinliteError(f"{name} has no {part}/{needed}", fix=FIX)
         if needed == "config.json" and not any(place.glob("*.safetensors")):

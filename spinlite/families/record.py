@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Files:
     rename: Callable[[str, dict[str, Any]], dict[str, Any]]  # a part and its tensors -> the same by diffusers' names
     tokenizer: Callable[[str], Any]  # a tokenizer by its part's name, from what ships with spinlite
     counter: Callable[[], TokenCounter]  # counts the tokens of captions
+    inside: Mapping[str, str] = field(default_factory=dict)  # parts in the network's own file -> how their names begin there
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Small flow models for tests: how each kind is made, and what tests of every kind share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from spinlite.config.settings import Model
+from spinlite.families.family import Cond, Family, Picture
+from spinlite.families.load import load_family
+from spinlite.families.names import module_shapes
+from spinlite.lora.tensors import Lora, Pair
+from spinlite.memory.device import Device, Levers
+from spinlite.training.batches import Batch
+from tests.families import tiny_klein
+
+CAPTIONS = ["a red cat", "two dogs on a hill, at night"]
+SIDE = 64
+CONDS: dict[str, Cond] = {}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A kind's small base: a diffusers folder, and its files as ComfyUI has them."""
+
+    make: Callable[[Path, str], Path]
+    files: Callable[..., Path]  # (folder, root, prefix) -> the network's file
+    vae: str  # the name of the VAE's file
+    text: str  # and of the text encoder's
+    modules: int  # that learn
+    learns: str  # one of them, as a LoRA file names it
+    architecture: str
+
+
+TINY = {
+    "klein-4b": Tiny(
+        tiny_klein.make, tiny_klein.files, "flux2-vae", "qwen_3_4b", 16,
+        "transformer.single_transformer_blocks.1.attn.to_qkv_mlp_proj", "flux.2-klein-4b/lora",
+    ),
+}  # fmt: skip
+
+
+def load(base: Path, levers: Levers | None = None, **model: Any) -> Family:
+    where = Device(torch.device("cpu"), "a test", levers or Levers())
+    return load_family(Model(base=str(base), resolution=SIDE, **model), where)
+
+
+def pictures() -> list[Picture]:
+    made = torch.randint(0, 256, (2, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = [Image.fromarray(pixels.numpy()) for pixels in made]
+    return [Picture(image, image.size, (0, 0)) for image in images]
+
+
+def batch_of(family: Family) -> Batch:
+    """Two samples. Captions are encoded once for every family of the same text encoder."""
+    torch.manual_seed(1)
+    latents = torch.randn(3, 2, *family.latent_shape)
+    cond = CONDS.get(family.caption_hash) or CONDS.setdefault(family.caption_hash, family.encode_captions(CAPTIONS))
+    return Batch(latents[0], latents[1], latents[2], torch.tensor([0.3, 0.8]), dict(cond))
+
+
+def random_lora(family: Family, rank: int = 2) -> Lora:
+    shapes = {name: module_shapes(family.net)[name] for name in family.lora_targets["linear"]}
+    torch.manual_seed(0)
+    return {f"unet.{name}": Pair(torch.randn(rank, s[1]) / 8, torch.randn(s[0], rank) / 8) for name, s in shapes.items()}
