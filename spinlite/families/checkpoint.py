@@ -20,7 +20,6 @@ Predictions = Mapping[str, Literal["eps", "v"]]  # the label that says so -> wha
 
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
 FIX_INCOMPLETE = "download it again, or use a version that is not pruned"
-FIX_UNSUPPORTED = "use a Stable Diffusion 1.x, 2.x, SDXL or FLUX.2 [klein] base text-to-image model"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 

@@ -10,7 +10,6 @@ from huggingface_hub import hf_hub_download
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import (
-    FIX_UNSUPPORTED,
     PREDICTIONS,
     Checkpoint,
     Kind,
@@ -22,6 +21,7 @@ from spinlite.families.checkpoint import (
 )
 from spinlite.families.folder_check import check_config, check_files, check_index, check_tokens, is_index
 from spinlite.families.hub import cached_folder, list_files
+from spinlite.families.kinds import FIX_UNSUPPORTED
 from spinlite.families.others import describe_inputs
 from spinlite.families.unet_kinds import XL_PARTS
 from spinlite.runs.files import fingerprint, fingerprint_files

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spinlite.errors import SpinliteError
+from spinlite.families.kinds import FIX_UNSUPPORTED
 
 FIX = "download the model again, or use another copy"
 NEEDED = {"scheduler": "scheduler_config.json"}  # a part's own file; of the others config.json, of tokenizers none
@@ -99,7 +100,7 @@ def _fix_folder(folder: Path) -> str:
     files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if files:
         return f'name the file: --set model.base="{files[0].as_posix()}"'
-    return "use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model, as a diffusers folder or a .safetensors file"
+    return FIX_UNSUPPORTED
 
 
 def _is_size(value: Any) -> bool:

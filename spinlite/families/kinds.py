@@ -11,6 +11,7 @@ from spinlite.families.unet_kinds import SD1, SD2, SDXL
 
 KINDS: dict[Kind, Record] = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "klein-4b": KLEIN_4B, "klein-9b": KLEIN_9B}
 FAMILIES = {record.family: record.made_by for record in KINDS.values()} | {"toy": "families.toy:Toy"}  # by model.family
+FIX_UNSUPPORTED = f"use one of these models or a finetune: {', '.join(record.title for record in KINDS.values())}"
 
 
 def check_family(family: str) -> None:
@@ -26,5 +27,5 @@ def flow_kind(name: str, net: Mapping[str, Any]) -> Kind:
     found = [kind for kind, record in KINDS.items() if record.is_folder and record.is_folder(net)]
     if not found:
         what = f"{name} is a {net.get('_class_name', 'model')} of a kind or size that spinlite does not train"
-        raise SpinliteError(what, fix=f"use one of: {', '.join(record.title for record in KINDS.values())}")
+        raise SpinliteError(what, fix=FIX_UNSUPPORTED)
     return found[0]

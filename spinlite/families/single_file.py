@@ -9,7 +9,6 @@ from safetensors import SafetensorError, safe_open
 
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import (
-    FIX_UNSUPPORTED,
     KINDS,
     PREDICTIONS,
     Checkpoint,
@@ -22,6 +21,7 @@ from spinlite.families.checkpoint import (
 )
 from spinlite.families.clip import build_tokenizer
 from spinlite.families.keys import ENCODERS, NET, check_network, scaled, unread_keys
+from spinlite.families.kinds import FIX_UNSUPPORTED
 from spinlite.families.others import describe_file, describe_inputs
 from spinlite.runs.files import fingerprint_files
 
