@@ -15,7 +15,7 @@ from spinlite.families.names import module_shapes
 from spinlite.lora.tensors import Lora, Pair
 from spinlite.memory.device import Device, Levers
 from spinlite.training.batches import Batch
-from tests.families import tiny_klein
+from tests.families import tiny_anima, tiny_klein
 
 CAPTIONS = ["a red cat", "two dogs on a hill, at night"]
 SIDE = 64
@@ -39,6 +39,10 @@ TINY = {
     "klein-4b": Tiny(
         tiny_klein.make, tiny_klein.files, "flux2-vae", "qwen_3_4b", 16,
         "transformer.single_transformer_blocks.1.attn.to_qkv_mlp_proj", "flux.2-klein-4b/lora",
+    ),
+    "anima": Tiny(
+        tiny_anima.make, tiny_anima.files, "qwen_image_vae", "qwen_3_06b_base", 20,
+        "diffusion_model.blocks.1.cross_attn.output_proj", "anima/lora",
     ),
 }  # fmt: skip
 
