@@ -30,6 +30,16 @@ def class_of(parts: Mapping[str, str], part: str) -> Any:
     return getattr(importlib.import_module(library), name)
 
 
+def refuse_distilled(checkpoint: "Checkpoint", said_by: str = "") -> None:
+    """Raises SpinliteError if something says that a flow model is distilled: `said_by`, or else its name or settings."""
+    record = KINDS[checkpoint.kind]
+    if not said_by and record.distilled:
+        said_by = record.distilled(Path(checkpoint.name).name, checkpoint.config)
+    if said_by:
+        what = f"{checkpoint.name} is distilled, {said_by}: it makes pictures in a few steps, and training would undo that"
+        raise SpinliteError(what, fix=f"add --set model.base={record.hub[0]}; the LoRA works on both")
+
+
 class Checkpoint(ABC):
     """A base model that is not loaded yet. Parts have diffusers' names: "unet", "vae", "text_encoder", "tokenizer"."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import Checkpoint, class_of, explain_errors, require_sound, require_whole
+from spinlite.families.checkpoint import Checkpoint, class_of, explain_errors, refuse_distilled, require_sound, require_whole
 from spinlite.families.flow_kinds import prefix_of
 from spinlite.families.kinds import KINDS
 from spinlite.families.record import Files, Kind, Shapes
@@ -30,12 +30,15 @@ class FlowFiles(Checkpoint):
     predictions, zero_snr = {}, None
 
     def __init__(self, path: Path, kind: Kind, shapes: Shapes, others: Mapping[str, str]) -> None:
-        """`others` gives the places of other parts. Raises SpinliteError if weights have scales, which nothing here reads."""
+        """`others` gives the places of other parts. Raises SpinliteError if weights have scales, which nothing here reads,
+        or if its name is that of a distilled model.
+        """
         self.name, self.kind, self._path, self._shapes = path.name, kind, path, shapes
         self._others = {part: Path(place).expanduser() for part, place in others.items() if place}
         if any(key.endswith(SCALED) for key in shapes):
             problem = f"{self.name} holds weights in 8 or 4 bits with scales beside them"
             raise SpinliteError(problem, fix="use the version in bf16; spinlite makes weights smaller itself (memory.quantize)")
+        refuse_distilled(self)
 
     def config(self, part: str) -> dict[str, Any]:
         return KINDS[self.kind].config(part)

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 
-from spinlite.errors import SpinliteError
-from spinlite.families.checkpoint import Checkpoint, class_of, explain_errors, load_pretrained, require_sound, require_whole
+from spinlite.families.checkpoint import (
+    Checkpoint,
+    class_of,
+    explain_errors,
+    load_pretrained,
+    refuse_distilled,
+    require_sound,
+    require_whole,
+)
 from spinlite.families.folder_check import check_files, check_index, is_index
 from spinlite.families.hub import cached_folder, list_files
 from spinlite.families.kinds import KINDS, flow_kind
 from spinlite.runs.files import fingerprint, fingerprint_files
-
-DISTILLED = "is distilled: it makes pictures in a few steps, and training would undo that"
 
 
 class FlowFolder(Checkpoint):
@@ -64,9 +69,9 @@ class FlowFolder(Checkpoint):
         return explain_errors(self.name, read)
 
     def _refuse_distilled(self) -> None:
-        """Raises SpinliteError if the pipeline's own settings call the model distilled."""
+        """Raises SpinliteError if the pipeline's own settings, or the model's, call it distilled."""
         index = "model_index.json"  # modular pipelines have none
         there = index in (list_files(self._place) or ()) if self._on_hub else (Path(self._place) / index).is_file()
         if there and self._read("", index).get("is_distilled"):
-            base = KINDS[self.kind].hub[0]
-            raise SpinliteError(f"{self.name} {DISTILLED}", fix=f"add --set model.base={base}; the LoRA works on both")
+            refuse_distilled(self, f"as its {index} says")
+        refuse_distilled(self)

@@ -1,5 +1,6 @@
 """The kinds FLUX.2 [klein] base 4B and 9B: files, sizes and names, without torch."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from spinlite.families import record
 from spinlite.families.flow_kinds import Readers, judge_by_prefix, lora_keys, prefix_of
 from spinlite.families.qwen import build_counter, build_tokenizer
-from spinlite.families.record import CONFIGS, Files, Geometry, LoraNames, Place, Record, Shapes, read_config
+from spinlite.families.record import CONFIGS, Config, Files, Geometry, LoraNames, Place, Record, Shapes, read_config
 
 PARTS = {
     "transformer": "diffusers.Flux2Transformer2DModel", "vae": "diffusers.AutoencoderKLFlux2",
@@ -146,6 +147,11 @@ GEOMETRY = Geometry(
 )
 
 
+def _distilled(name: str, config: Config) -> str:
+    """As the published file without "base" is called; a folder says it in its model_index.json."""
+    return "by its name" if re.search(r"flux[.-]?2-klein-[49]b", name, re.IGNORECASE) and "base" not in name.lower() else ""
+
+
 def _klein(title: str, configs: str, hub: str, note: str) -> Record:
     names = LoraNames(
         partial(_published, configs), partial(lora_keys, native=native), judge_by_prefix(READERS), {}, version="flux2",
@@ -154,7 +160,7 @@ def _klein(title: str, configs: str, hub: str, note: str) -> Record:
     return Record(
         title, "klein", "families.flux2:Klein", configs, PARTS, "transformer", "transformer", GEOMETRY, names,
         layout="families.flow_layout", hub=(hub,), is_file=partial(_is_file, configs), is_folder=partial(_is_folder, configs),
-        note=note, files=FILES,
+        note=note, files=FILES, distilled=_distilled,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from spinlite.errors import SpinliteError
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.lora_facts import Module, Style
+from spinlite.families.record import Files
 from spinlite.lora.file import LoraFile
 from spinlite.lora.keys import CLIP, LDM
 from spinlite.lora.match import Shapes, match_modules
@@ -79,10 +80,11 @@ def _describe_module(
         width = KINDS[kind].lora.text_widths.get(part)
         name = name if width else None
         fits = bool(name) and bool(ends) and min(ends) == width
-    return Module(key, _naming_style(key, name, KINDS[kind].is_flow), name, fits)
+    return Module(key, _naming_style(key, name, KINDS[kind].files), name, fits)
 
 
-def _naming_style(key: str, name: str | None, is_flow: bool) -> Style:
+def _naming_style(key: str, name: str | None, files: Files | None) -> Style:
+    """`files` are those of a flow model. A dotted name that is diffusers' and the original one too counts as diffusers'."""
     if re.match(r"(unet|text_encoder):\d", key):
         return "numbered"
     if "base_model.model." in key:
@@ -92,10 +94,17 @@ def _naming_style(key: str, name: str | None, is_flow: bool) -> Style:
     if LDM.fullmatch(key) or CLIP.fullmatch(key):
         return "ldm"
     if "." in key:
-        native = key.startswith("diffusion_model.") or not key.endswith((name or key).removeprefix("unet."))
-        return "ldm" if is_flow and name and native else "dotted"
+        native = not key.endswith((name or key).removeprefix("unet."))
+        return "ldm" if files and name and native else "dotted"
     if key.startswith("lora_te"):
         return "text"
     if name is None:
         return "unknown"
+    if files and key == f"lora_unet_{_original(name, files).replace('.', '_')}":
+        return "original"
     return "blocks" if key == f"lora_{name.replace('.', '_')}" else "original"
+
+
+def _original(name: str, files: Files) -> str:
+    """A module of a flow model, as its published file names it."""
+    return files.native(f"{name.removeprefix('unet.')}.weight").key.removesuffix(".weight")

@@ -82,6 +82,7 @@ class Record:
     is_folder: Callable[[Mapping[str, Any]], bool] | None = None  # by the settings of the network
     note: str = ""  # what a user of such a base must know: its licence, where else its LoRA is used
     files: "Files | None" = None  # of flow models; None for a UNet
+    distilled: Callable[[str, Config], str] | None = None  # (name, settings) -> what says that it is a distilled model, or ""
 
     @property
     def folder(self) -> Path:

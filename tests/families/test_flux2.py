@@ -24,7 +24,7 @@ from spinlite.lora.tensors import lora_of_snapshot
 from spinlite.memory.device import Levers
 from spinlite.training.animation import strip
 from spinlite.training.play import sample
-from tests.families import tiny
+from tests.families import tiny, tiny_klein
 from tests.families.flows import CAPTIONS, SIDE, batch_of, load, pictures
 
 
@@ -116,9 +116,14 @@ def test_what_can_not_be_trained_is_refused_with_what_to_type(flow_configs: Path
     shutil.copytree(folder, distilled)
     index = distilled / "model_index.json"
     index.write_text(index.read_text().replace('"is_distilled": false', '"is_distilled": true'), encoding="utf-8")
-    with pytest.raises(SpinliteError, match="is distilled") as refused:
-        require_base(Model(base=str(distilled), resolution=SIDE))
-    assert "model.base=black-forest-labs/FLUX.2-klein-base-4B; the LoRA works on both" in (refused.value.fix or "")
+    files = tiny_klein.files(folder, tmp_path / "comfy")
+    for base, why in (
+        (distilled, "as its model_index.json says"),
+        (files.rename(files.with_name("flux-2-klein-4b.safetensors")), "by its name"),
+    ):  # fmt: skip
+        with pytest.raises(SpinliteError, match=f"is distilled, {why}") as refused:
+            require_base(Model(base=str(base), resolution=SIDE))
+        assert "model.base=black-forest-labs/FLUX.2-klein-base-4B; the LoRA works on both" in (refused.value.fix or "")
     for settings, problem in (({"prediction": "v"}, "prediction = 'v' means nothing"), ({"clip_skip": 2}, "clip_skip = 2")):
         with pytest.raises(SpinliteError, match=problem):
             require_base(Model(base=str(folder), resolution=SIDE, **settings))  # pyright: ignore[reportArgumentType]
