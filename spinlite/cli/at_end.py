@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -66,9 +67,9 @@ def _do(wish: str, folder: Path, how: str) -> str:
     title = f"spinlite: {folder.name}"
     command = _notification(title, names["SPINLITE_STATE"]) if wish == NOTIFY else wish
     env = os.environ | names | {"SPINLITE_TITLE": title}
-    none = subprocess.DEVNULL
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        code = subprocess.Popen(command, shell=wish != NOTIFY, env=env, stdin=none, stdout=none, stderr=none).wait(PATIENCE)
+        code = subprocess.Popen(command, shell=wish != NOTIFY, env=env, **quiet).wait(PATIENCE)
     except FileNotFoundError:
         return (
             f"this computer has no {command[0]}, which shows notifications" if wish == NOTIFY else "the command was not found"

@@ -58,7 +58,10 @@ CURVES = {
     ),
     ("update", "pull"): ("Pull", "What a round has left to teach: 1 at its start, 0 when all pairs are won."),
     ("update", "loss"): ("Loss", "What the optimizer lowers. Compare it within a round alone."),
-    ("update", "gate_rate"): ("Gate rate", "SePPO: the share of pairs in which the fake is not pushed away."),
+    ("update", "gate_rate"): (
+        "Gate rate",
+        "In which share of pairs the model is worse on your picture than its opponent. SePPO does not push those fakes away.",
+    ),
     ("update", "lr"): ("Learning rate", "How far a step may go: it warms up and falls to 0 in every round (cosine)."),
     ("update", "grad_norm"): ("Gradient norm", "If it jumps to its ceiling again and again, the learning rate is too high."),
 }

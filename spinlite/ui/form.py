@@ -1,5 +1,6 @@
 """The settings as a form. Types, ranges, choices and texts are those of the settings themselves."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,7 @@ class Form:
                 made = ui.input(key, value=value).props(f'placeholder="{"none" if kind.optional else ""}" debounce=400')
             made.props("outlined dense")
             Text("p", entry.text if words else f"{entry.text} ({entry.takes})", "note")
-        before, empty = made.value, "none" if kind.optional else ""
+        before, empty = made.value, "[]" if isinstance(field.default, list) else "none" if kind.optional else ""
         made.on_value_change(lambda e: self._set(entry.place, e.value != before, str(e.value or empty)))
 
     def _words(self, kind: Kind, entry: Entry) -> list[str]:
@@ -102,7 +103,9 @@ class Form:
 
 
 def written(value: Any) -> str:
-    """A value as it is typed: "" for none."""
+    """A value as it is typed: "" for none, or for a list without anything."""
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False) if len(value) > 1 else "".join(value)
     if value is None:
         return ""
     if isinstance(value, bool):

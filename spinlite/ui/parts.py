@@ -11,6 +11,11 @@ from nicegui.elements.mixins.text_element import TextElement
 from spinlite.data.records import printable
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+MENUS = """<script>
+// Quasar wraps the options of a menu in an element that can be focused: screen readers then find a list without options
+new MutationObserver(() => document.querySelectorAll("[role=listbox] .q-virtual-scroll__content[tabindex]").forEach(
+  (wrap) => wrap.removeAttribute("tabindex"))).observe(document, {childList: true, subtree: true});
+</script>"""
 PAGES = {"/": "Runs", "/new": "New run", "/lora": "LoRA files"}
 
 
@@ -33,6 +38,7 @@ def frame(title: str, here: str = "") -> Iterator[None]:
     ui.page_title(f"{printable(title)} · spinlite")
     ui.colors(primary="#0067a3")
     ui.add_css(STYLE)
+    ui.add_head_html(MENUS)
     with ui.element("header").classes("top"):
         ui.link("spinlite", "/").classes("name")
         with ui.element("nav").props('aria-label="pages"'):

@@ -1,5 +1,6 @@
 """One run, as it goes on."""
 
+import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -8,9 +9,10 @@ from nicegui import run, ui
 from spinlite.report.chart import chart
 from spinlite.runs.names import check_name
 from spinlite.runs.votes import standing
+from spinlite.ui import commands
 from spinlite.ui.actions import Actions
 from spinlite.ui.look import Look, follower_of, look
-from spinlite.ui.parts import Text, facts, frame
+from spinlite.ui.parts import Text, button, facts, frame
 from spinlite.ui.runs_page import state
 from spinlite.ui.samples import Samples
 
@@ -47,7 +49,9 @@ class RunPage:
             self._samples = Samples(folder)
             self._choice = ui.element("div").classes("stack")
             with ui.element("div").classes("stack") as self._figures:
-                Text("h2", "Figures, over rounds")
+                with ui.element("div").classes("line"):
+                    Text("h2", "Figures, over rounds", "grow")
+                    button("As a table", self._download)
                 self._grid = ui.element("div").classes("charts")
             self._figures.set_visibility(False)
             with ui.element("details"):
@@ -100,7 +104,7 @@ class RunPage:
         if not found.running:
             return
         with self._now, ui.element("div").classes("card"):
-            Text("h3", f"{found.phase or 'starting'}{' · stopping after this step' if found.stopping else ''}")
+            Text("h2", f"{found.phase or 'starting'}{' · stopping after this step' if found.stopping else ''}")
             share = f"{100 * found.share:.0f}"
             with (
                 ui.element("div")
@@ -121,6 +125,16 @@ class RunPage:
                 Text("p", words[0].upper() + words[1:])
             Text("p", "No figure knows which pictures you like. Choose between two, without knowing which is which.", "dim")
             ui.link("Choose pictures", f"/choose/{quote(self.folder.name, safe='')}")
+
+    async def _download(self) -> None:
+        """The journal as CSV, from a process of its own: a long one takes seconds."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "table.csv"
+            ended = await commands.run("report", str(self.folder), "--csv", str(path))
+            if ended.code:
+                ui.notify(ended.problem)
+            else:
+                ui.download.content(path.read_bytes(), f"{self.folder.name}.csv")
 
     async def _draw(self) -> None:
         curves = await run.io_bound(follower_of(self.folder).curves)

@@ -19,6 +19,7 @@ def serve(runs: Path, port: int, token: str, show: bool) -> None:
     for page in (runs_page, run_page, vote_page, new_page, lora_page):
         page.register(runs)
     app.routes.extend(pictures.routes(runs) + lora_page.routes(runs))
+    app.config.quasar_config["loadingBar"] = {"skipHijack": True}  # a bar without a name, at each look at a picture
     app.add_middleware(Guard, port=port, token=token)
     ui.run(
         host=HOST, port=port, title="spinlite", dark=None, show=f"/?token={token}" if show else False, reload=False,
