@@ -38,6 +38,22 @@ def read_rows(places: Sequence[Path], kind: Kind) -> list[Row]:
     return [Row(prompt, files) for prompt, files in rows.items()]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A picture by the start and one by a round, of the same caption and the same noise."""
+
+    caption: str
+    seed: int | None
+    start: Path
+    picture: Path
+
+
+def pairs(rows: Sequence[Row], k: int) -> list[Pair]:
+    """What someone can choose from: the pictures of round k that are others than those of the start."""
+    both = [Pair(row.prompt.text, row.prompt.seed, row.files[0], row.files[k]) for row in rows if {0, k} <= row.files.keys()]
+    return [pair for pair in both if pair.start.read_bytes() != pair.picture.read_bytes()]
+
+
 def columns(rows: Sequence[Row]) -> list[int]:
     """The rounds that are shown: the first, the last and others between, evenly."""
     rounds = sorted({k for row in rows for k in row.files})

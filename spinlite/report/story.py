@@ -1,6 +1,7 @@
 """A run folder, read for people: what state it is in, its rounds, its curves, its sheets."""
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import tomli_w
 from spinlite.config.settings import Settings
 from spinlite.progress import describe_duration
 from spinlite.report.curves import CURVES, Curve, Rate, curves, is_figure
-from spinlite.report.pictures import Row, read_rows
+from spinlite.report.pictures import Pair, Row, pairs, read_rows
 from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten
+from spinlite.runs.votes import read_votes, standing
 
 KINDS = ("begin", "update", "judge", "guard", "won", "lowered", "coarse", "export", "settings")  # of the journal's events
 PRIVATE: Any = {"report": {"on_end"}}  # settings that are nobody else's business: a command may hold a password
+PAIRS = 12  # to choose from
 SHEETS = 11  # of the last rounds, and that of the first: a page of hundreds could not be opened
 
 
@@ -33,6 +36,9 @@ class Story:
     sheets: list[tuple[int, Path]]  # (round, picture), the last first: those of the last rounds, and of the first
     prompts: list[Row]  # the user's own
     captions: list[Row]  # of held-out pictures
+    pairs: list[tuple[str, list[tuple[str, Path]]]]  # (caption, [("start" or "round", picture)]), both in random order
+    shown: int  # the round of these pairs
+    choices: list[str]  # what someone preferred so far, in words
     log: list[str]
     exports: list[dict[str, Any]]  # export events, the last of each file
 
@@ -50,12 +56,21 @@ def read_story(folder: Path) -> Story:
     sheets = [(event["round"], run.sheet_path(event["round"])) for event in reversed(judged)]
     sheets = [(k, path) for k, path in sheets if path.exists()]
     cells = [run.cells_path(k) for k in range(len(judged) + 1)]
+    prompts, captions, shown = read_rows(cells, "prompt"), read_rows(cells, "heldout"), run.best or len(judged)
     exports = {event["file"]: event for event in events if event["event"] == "export"}
     return Story(
         run.name, _state(run, judged), run.settings, _facts(run, events), judged, run.best, _curves(events, judged),
         [(k, path) for k, path in sheets[:SHEETS] + sheets[SHEETS:][-1:] if path.exists()],
-        read_rows(cells, "prompt"), read_rows(cells, "heldout"), _log(events), list(exports.values()),
+        prompts, captions, _shuffled(run.name, pairs(captions + prompts, shown)), shown,
+        list(standing(read_votes(folder)).values()), _log(events), list(exports.values()),
     )  # fmt: skip
+
+
+def _shuffled(name: str, found: list[Pair]) -> list[tuple[str, list[tuple[str, Path]]]]:
+    """At most PAIRS pairs, in an order that tells nothing and stays the same."""
+    order = random.Random(name)
+    some = order.sample(found, min(PAIRS, len(found)))
+    return [(pair.caption, order.sample([("start", pair.start), ("round", pair.picture)], 2)) for pair in some]
 
 
 def differences(stories: list[Story]) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 import base64
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,6 +9,7 @@ from nicegui import run, ui
 from nicegui.events import KeyEventArguments
 
 from spinlite.errors import SpinliteError
+from spinlite.report.pictures import Pair, pairs
 from spinlite.runs.names import check_name
 from spinlite.runs.votes import METHODS, read_votes, standing, undo, vote, write_preset
 from spinlite.ui import commands
@@ -18,17 +18,6 @@ from spinlite.ui.parts import Text, button, frame, tell
 from spinlite.ui.pictures import KINDS, rows_of
 
 ENOUGH = 12  # pairs: with fewer, too few are held out to judge by
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two pictures of a caption."""
-
-    caption: str
-    seed: int | None
-    round: int
-    base: Path
-    picture: Path
 
 
 def register(runs: Path) -> None:
@@ -51,12 +40,8 @@ def register(runs: Path) -> None:
 def pairs_left(folder: Path, k: int) -> list[Pair]:
     """The pairs of a round that nobody chose from yet, shuffled, the same way every time."""
     chosen = {(vote.caption, vote.seed) for vote in read_votes(folder) if vote.round == k}
-    rows = [row for kind in KINDS for row in rows_of(folder, k, kind) if {0, k} <= row.files.keys()]
-    pairs = [Pair(row.prompt.text, row.prompt.seed, k, row.files[0], row.files[k]) for row in rows]
-    left = [
-        pair for pair in pairs
-        if (pair.caption, pair.seed) not in chosen and pair.base.read_bytes() != pair.picture.read_bytes()
-    ]  # fmt: skip
+    found = pairs([row for kind in KINDS for row in rows_of(folder, k, kind)], k)
+    left = [pair for pair in found if (pair.caption, pair.seed) not in chosen]
     random.Random(f"{folder.name} {k}").shuffle(left)
     return left
 
@@ -101,7 +86,7 @@ class Choice:
 
     def _show(self, pair: Pair, left: int) -> None:
         Text("h2", pair.caption)
-        order = [("round", pair.picture), ("base", pair.base)]
+        order = [("round", pair.picture), ("base", pair.start)]
         with ui.element("div").classes("two"):
             for number, (who, path) in enumerate(order if self._swapped else order[::-1], 1):
                 with ui.element("div").classes("stack"):
@@ -133,7 +118,7 @@ class Choice:
     def _vote(self, who: str) -> None:
         if self._pair:
             pair = self._pair
-            vote(self._folder, pair.caption, self._round, who, pair.base, pair.picture, pair.seed)
+            vote(self._folder, pair.caption, self._round, who, pair.start, pair.picture, pair.seed)
             self._next()
 
     def _undo(self) -> None:

@@ -19,9 +19,12 @@ from spinlite.report.page import write_report
 from spinlite.report.pictures import Row, columns
 from spinlite.report.story import read_story
 from spinlite.runs.run import Run
+from spinlite.runs.votes import vote
 from spinlite.selfplay import train
 from tests.conftest import Command
 from tests.toy import Quiet, changed
+
+SHEET = r'data:image/jpeg;base64,([^"]+)" alt="(?:Unseen captions|Samples after)'
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_it_shows_the_sheets_the_rounds_and_the_files(run: Path, command: Comman
     assert story.state == "done: 2 rounds" and story.state in page
     for event in story.rounds:
         assert f"{event['policy_real']:.4f}" in page
-    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    pictures = re.findall(SHEET, page)
     assert [k for k, _ in story.sheets] == [2, 1] and len(pictures) == 2
     assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).format == "JPEG"
     assert "toy.safetensors" in page
@@ -60,6 +63,21 @@ def test_the_journal_is_a_table_for_spreadsheets(run: Path, command: Command):
     ]  # fmt: skip
     assert [rows[-1][key] for key in ("text", "error", "list", "margin")] == ['\'=cmd|x, "é"', "-1.5", "[1, 2]", ""]
     assert "one run" in command("report", run, run, "--csv", "x.csv").error()[0]
+
+
+def test_two_pictures_of_a_caption_can_be_chosen_from_and_votes_are_told(run: Path):
+    vote(run, "red", 1, "round", run / "samples" / "round-0" / "heldout-01.png", run / "samples" / "round-1" / "heldout-01.png")
+    story = read_story(run)
+    whose = [tuple(who for who, _ in both) for _, both in story.pairs]
+    assert 0 < len(whose) <= 12 and all({*each} == {"start", "round"} for each in whose)
+    assert story.pairs == read_story(run).pairs and story.shown == story.best
+    for _, both in story.pairs:
+        files = dict(both)
+        assert files["start"].parent.name == "round-0" and files["round"].parent.name == f"round-{story.shown}"
+    write_report([run], run / "page.html")
+    page = (run / "page.html").read_text(encoding="utf-8")
+    assert [page.count(f'class="{who}"') for who in ("start", "round")] == [len(whose)] * 2
+    assert "you preferred round 1 to the base in 1 of 1" in page and ".png" not in page
 
 
 def test_of_many_sheets_the_last_ones_and_the_first_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -131,7 +149,7 @@ def test_long_runs_show_the_first_the_last_and_some_rounds_between():
 def test_a_broken_sheet_does_not_spoil_the_page(run: Path, tmp_path: Path):
     (run / "samples" / "round-2.png").write_bytes(b"")
     write_report([run], tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("data:image/jpeg") == 1
+    assert len(re.findall(SHEET, (tmp_path / "page.html").read_text(encoding="utf-8"))) == 1
 
 
 def test_thin_keeps_means():
