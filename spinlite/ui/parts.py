@@ -92,6 +92,11 @@ def busy(place: ui.element, text: str) -> Iterator[None]:
             place.clear()
 
 
+def rest(took: float, least: float) -> float:
+    """Seconds until something is done again that took so long, so that it takes 1 % of the time; `least` of them at least."""
+    return max(least, 100 * took)
+
+
 def tell(place: ui.element, problem: str) -> None:
     """Show in `place` what went wrong."""
     place.clear()

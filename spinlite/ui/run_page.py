@@ -1,6 +1,7 @@
 """One run, as it goes on."""
 
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,12 +13,12 @@ from spinlite.runs.votes import standing
 from spinlite.ui import commands
 from spinlite.ui.actions import Actions
 from spinlite.ui.look import Look, follower_of, look
-from spinlite.ui.parts import Text, button, facts, frame
+from spinlite.ui.parts import Text, button, facts, frame, rest
 from spinlite.ui.runs_page import state
 from spinlite.ui.samples import Samples
 
 SECONDS = 1.0  # between two looks at the folder
-DRAW = 3  # looks between two drawings of the charts
+DRAW = 3.0  # at least, between two drawings of the charts
 
 
 def register(runs: Path) -> None:
@@ -35,7 +36,7 @@ class RunPage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shown = Look("")
-        self._looks, self._drawn = 0, -1  # looks so far; the journal's version that the charts show
+        self._drawn, self._draw_at = -1, 0.0  # the journal's version that the charts show; when they may be drawn again
         self._charts: dict[str, ui.html] = {}
         with frame(folder.name):
             with ui.element("div").classes("line"):
@@ -79,10 +80,10 @@ class RunPage:
             await self._samples.show(found.done)
         if (found.votes, found.done) != (before.votes, before.done):
             self._show_choice(found)
-        self._looks += 1
-        if found.version != self._drawn and (self._looks % DRAW == 1 or not found.running):
-            self._drawn = found.version
+        if found.version != self._drawn and (time.monotonic() >= self._draw_at or not found.running):
+            began, self._drawn = time.monotonic(), found.version
             await self._draw()
+            self._draw_at = time.monotonic() + rest(time.monotonic() - began, DRAW)
 
     def _show_state(self, found: Look) -> None:
         self._state.clear()

@@ -1,5 +1,6 @@
 """The list of runs."""
 
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -7,10 +8,10 @@ from nicegui import run, ui
 
 from spinlite.progress import describe_size
 from spinlite.runs.listing import Listed, list_runs
-from spinlite.ui.parts import Text, button, frame
+from spinlite.ui.parts import Text, button, frame, rest
 from spinlite.ui.pictures import last_sheet
 
-SECONDS = 3.0  # between two looks at the folder
+SECONDS = 3.0  # at least, between two looks at the folder
 
 
 def register(runs: Path) -> None:
@@ -27,6 +28,7 @@ def register(runs: Path) -> None:
 
         async def look() -> None:
             nonlocal shown
+            began = time.monotonic()
             found = await run.io_bound(list_runs, runs)
             if found is not None and found != shown and not rows.is_deleted:
                 shown = found
@@ -34,7 +36,9 @@ def register(runs: Path) -> None:
                 with rows:
                     _show(runs, found)
 
-        ui.timer(SECONDS, look)
+            timer.interval = rest(time.monotonic() - began, SECONDS)
+
+        timer = ui.timer(SECONDS, look)
 
 
 def _show(runs: Path, found: list[Listed]) -> None:
