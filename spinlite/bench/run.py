@@ -10,15 +10,20 @@ import psutil
 import torch
 from torch import nn
 
+from spinlite.bench.diffusers_way import DiffusersWay
 from spinlite.bench.phases import PhaseCalls
+from spinlite.bench.profile import Profiles, lora_cost, profile
 from spinlite.bench.turns import Call, Row, measure_in_turns
-from spinlite.bench.ways import FAST, LIVE, ONE_GRAPH, OPPONENT_FIRST, SFT_WAY, TWO_NETWORKS, Ways, weights
+from spinlite.bench.ways import DIFFUSERS, DPO_WAY, FAST, LIVE, ONE_GRAPH, OPPONENT_FIRST, SFT_WAY, TWO_NETWORKS, Ways, weights
+from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
 from spinlite.errors import SpinliteError
 from spinlite.families.blank import with_random_weights
 from spinlite.families.family import Family
 from spinlite.families.load import load_family
+from spinlite.lora.adapters import Slots
 from spinlite.lora.start import make_slots
+from spinlite.maths.draws import gaussian
 from spinlite.memory.device import Device, Levers, choose_device
 from spinlite.plan.card import Card, measure_card
 from spinlite.plan.make import plan_device
@@ -46,13 +51,18 @@ class Figures:
     left_out: list[str]
     phases: list[Row]
     ways: list[Row]
+    seen: float  # times that a round shows each of 100 pictures
+    profiles: Profiles  # empty if they were not asked for
 
 
-def bench(settings: Settings, steps: int, seconds: float, progress: Callable[[int, int], None]) -> Figures:
+def bench(
+    settings: Settings, steps: int, seconds: float, progress: Callable[[int, int], None], profiled: bool = False
+) -> Figures:  # fmt: skip
     """Measure every phase and every way to learn, with random weights: `steps` times each, after a warm-up and a memory run.
 
     A CUDA card runs the preset's own sizes within the preset's VRAM, with the memory settings of its plan. On a CPU the batch,
-    then the pictures, are halved until all fits into about `seconds`. Raises SpinliteError if the network does not fit.
+    then the pictures, are halved until all fits into about `seconds`. If `profiled`, it also finds where the time goes. Raises
+    SpinliteError if the network does not fit.
     """
     settings = settings.model_copy(update={"model": with_random_weights(settings.model)})
     where = choose_device(settings.memory)
@@ -65,8 +75,9 @@ def bench(settings: Settings, steps: int, seconds: float, progress: Callable[[in
     if not on_card:
         _refuse_too_large(settings, costs)
     base = load_family(settings.model, where)
-    opponent = copy.deepcopy(base.net).to("cpu") if _room_for_two(base.net) else None
+    opponent, peer = (copy.deepcopy(base.net).to("cpu") if _has_room(base.net, more) else None for more in (1, 2))
     slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
+    _move(slots)
     samples, shape, left_out = levers.micro_batch or settings.learn.batch, base.latent_shape, []
     if not on_card:
         samples, shape, left_out = _shrink(base, settings, costs, measure_card(where), steps, seconds)
@@ -74,16 +85,21 @@ def bench(settings: Settings, steps: int, seconds: float, progress: Callable[[in
     if not on_card:
         costs = PhaseCosts(settings, levers.precision, levers.quantize, None, "bench", workload)
     calls = PhaseCalls(base, slots, settings, where, samples, workload, costs)
-    measure = _measurer(base, steps, where, (steps + 2) * (12 if opponent else 11), progress)
+    kinds = 12 + (opponent is not None) + (peer is not None)
+    measure = _measurer(base, steps, where, (steps + 2) * kinds, progress)
     phases, batch = _measure_phases(calls, measure)
-    if opponent is None:
-        left_out.append(f"{TWO_NETWORKS}: this computer has no room for a second network")
-    planned = way_bytes(costs, levers, samples)
-    ways = Ways(base, slots, calls.optimizer(), batch, opponent).calls()
+    for name, net in ((TWO_NETWORKS, opponent), (DIFFUSERS, peer)):
+        left_out += [f"{name}: this computer has no room for its network"] if net is None else []
+    planned, kind = way_bytes(costs, levers, samples), settings.learn.optimizer
+    peers = DiffusersWay(base, peer, slots.modules, settings.model.rank, where, kind) if peer is not None else None
+    ways = Ways(base, slots, calls.optimizer(), batch, opponent, peers).calls()
     rows = measure([replace(call, planned=planned.get(call.name)) for call in ways])
+    found = Profiles()
+    if profiled:
+        found = Profiles(profile(ways, where.device), lora_cost(base, slots, batch, 3 * steps, where.device))
     return Figures(
         base.title, str(where), workload.size, base.size, samples, settings.learn.batch, limit, asdict(levers), left_out,
-        phases, rows,
+        phases, rows, _times_seen(settings), found,
     )  # fmt: skip
 
 
@@ -112,8 +128,9 @@ def _measure_phases(calls: PhaseCalls, measure: Callable[[list[Call]], list[Row]
 
 
 def way_bytes(costs: PhaseCosts, levers: Levers, samples: int) -> dict[str, int]:
-    """The planned peak of each way to learn, in bytes by name. The way with two networks has none: spinlite does not use it."""
-    rows = {SFT_WAY: (1, False, False), ONE_GRAPH: (2, False, True), FAST: (2, False, False), LIVE: (2, True, True)}
+    """The planned peak of each way to learn, in bytes by name. Those with a network of their own have none."""
+    rows = {SFT_WAY: (1, False, False), ONE_GRAPH: (2, False, True), FAST: (2, False, False), LIVE: (2, True, True),
+            DPO_WAY: (2, True, False)}  # fmt: skip
     peaks = {
         name: costs.learning(policy_errors, live, replace(levers, one_graph=one_graph, micro_batch=None), samples)
         for name, (policy_errors, live, one_graph) in rows.items()
@@ -167,9 +184,20 @@ def _refuse_too_large(settings: Settings, costs: PhaseCosts) -> None:
         )
 
 
-def _room_for_two(net: nn.Module) -> bool:
-    """Whether the RAM holds a copy of a network, and half as much again to work with."""
-    return psutil.virtual_memory().available > 1.5 * sum(w.numel() * w.element_size() for w in weights(net))
+def _has_room(net: nn.Module, copies: int) -> bool:
+    """Whether the RAM holds so many copies of a network, and half of one to work with."""
+    return psutil.virtual_memory().available > (copies + 0.5) * sum(w.numel() * w.element_size() for w in weights(net))
+
+
+def _move(slots: Slots) -> None:
+    """Move both LoRAs away from zero, as after a first round: a zero one takes no work."""
+    for who in ("policy", "opponent"):
+        slots.load(who, {k: v + 1e-3 * gaussian(tuple(v.shape), "bench", who, k) for k, v in slots.state(who).items()})
+
+
+def _times_seen(settings: Settings) -> float:
+    learn = with_pictures(settings, TRAIN, HELDOUT).learn
+    return learn.length * learn.batch / TRAIN
 
 
 def _limit(settings: Settings, device: torch.device) -> float | None:

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from spinlite.bench.diffusers_way import DiffusersWay
 from spinlite.bench.turns import Call
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
 from spinlite.maths.losses import error
+from spinlite.methods.dpo import DPO
 from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
 from spinlite.training.batches import Batch
 from spinlite.training.step import measure, step
 
-SFT_WAY, ONE_GRAPH, FAST, OPPONENT_FIRST, LIVE, TWO_NETWORKS = (
-    "SFT", "SPIN, saves memory", "SPIN, fast", "opponent measured first", "SPIN, opponent in step", "SPIN, two networks"
+SFT_WAY, ONE_GRAPH, FAST, OPPONENT_FIRST, LIVE, TWO_NETWORKS, DPO_WAY, DIFFUSERS = (
+    "SFT", "SPIN, saves memory", "SPIN, fast", "opponent measured first", "SPIN, opponent in step", "SPIN, two networks",
+    "DPO, base in step", "DPO, diffusers' script",
 )  # fmt: skip
 DESCRIPTIONS = {
     SFT_WAY: "an image, by plain LoRA training: the yardstick",
@@ -27,19 +30,22 @@ DESCRIPTIONS = {
     OPPONENT_FIRST: "measures the opponent's errors: once per pair and draw, without a graph",
     LIVE: "a pair, with one activation graph at a time; the step measures the opponent",
     TWO_NETWORKS: "a pair, as other trainers do it: a second network is the opponent",
+    DPO_WAY: "a pair, real and fake in one batch; the step measures the base",
+    DIFFUSERS: "the same pair as that script does it, with peft's layers; without its encoding in every step",
 }
 
 
 @dataclass(frozen=True)
 class Ways:
     """What the ways share. The batch has fakes. `opponent` is a second network without LoRA layers (its LoRA would be merged);
-    None: there is no room for it."""
+    None: there is no room for it. `peer` is the same for a network with peft's layers."""
 
     family: Family
     slots: Slots
     optimizer: torch.optim.Optimizer
     batch: Batch
     opponent: nn.Module | None
+    peer: DiffusersWay | None = None
 
     def calls(self) -> list[Call]:
         """One update by each way."""
@@ -54,13 +60,36 @@ class Ways:
         ]
         count, kept = len(self.batch.t), lambda: states(self.optimizer)
         calls.insert(3, Call(OPPONENT_FIRST, "pair", count, self.opponent_errors, held=kept))
-        if self.opponent is None:
-            return calls
+        dpo = self._call(DPO_WAY, lambda: step(self.family, self.slots, DPO(), self.batch, False))
+        calls.append(replace(dpo, around=self._against_base))
+        if self.opponent is not None:
+            calls.append(self._two_networks(self.opponent))
+        if self.peer is not None:
+            calls.append(self._diffusers(self.peer))
+        return calls
+
+    def _two_networks(self, net: nn.Module) -> Call:
         other = copy.copy(self.family)
-        other.net = self.opponent
+        other.net = net
         row = self._call(TWO_NETWORKS, lambda: two_network_step(self.family, other, SPIN(), self.batch))
-        held = lambda: [*row.held(), *weights(other.net)]  # noqa: E731
-        return [*calls, replace(row, held=held, around=lambda: self._on_device(other.net))]
+        held = lambda: [*row.held(), *weights(net)]  # noqa: E731
+        return replace(row, held=held, around=lambda: self._on_device(net))
+
+    def _diffusers(self, peer: DiffusersWay) -> Call:
+        """It has a network of its own, and would not have ours."""
+        held = lambda: [*states(peer.optimizer), *weights(peer.net)]  # noqa: E731
+        count, around = len(self.batch.t), lambda: self._on_device(peer.net)
+        return Call(DIFFUSERS, "pair", count, lambda: peer.update(self.batch), held=held, around=around)
+
+    @contextlib.contextmanager
+    def _against_base(self) -> Iterator[None]:
+        """Within the block the opponent is the base, as in DPO."""
+        kept = self.slots.state("opponent")
+        self.slots.load("opponent", {name: value * ("lora_A" in name) for name, value in kept.items()})
+        try:
+            yield
+        finally:
+            self.slots.load("opponent", kept)
 
     @torch.no_grad()
     def opponent_errors(self) -> dict[str, Tensor]:

@@ -124,6 +124,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=1, help="on a CPU: time to spend; batch and pictures shrink to fit")] = 100,
     set_: Overrides = [],  # noqa: B006
     promises: Annotated[bool, typer.Option("--promises", help="also say what spinlite promises of the figures")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="also show where the time of an update goes")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
     """Measure time and memory of a preset on this computer. Compares self-play with plain LoRA training; downloads nothing."""
@@ -139,10 +140,10 @@ def bench(
     from spinlite.bench.run import bench as measure
 
     if json:
-        typer.echo(screen.as_json(preset, measure(settings, steps, seconds, lambda done, of: None)))
+        typer.echo(screen.as_json(preset, measure(settings, steps, seconds, lambda done, of: None, profile)))
         return
     with console.phase("measure", 1) as progress:
-        figures = measure(settings, steps, seconds, progress)
+        figures = measure(settings, steps, seconds, progress, profile)
     screen.show(console.screen, preset, figures, promises)
 
 

@@ -43,6 +43,11 @@ class Slots:
         self.load("opponent", self.state("policy"))
 
     @property
+    def modules(self) -> list[str]:
+        """The names of the network's modules that have a LoRA."""
+        return list(self._layers)
+
+    @property
     def target_bytes(self) -> int:
         """Bytes of those base weights that have a LoRA; quantised ones are not counted."""
         bases: list[Any] = [layer.base_layer for layer in self._layers.values()]
