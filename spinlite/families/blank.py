@@ -53,6 +53,8 @@ class Blank(Checkpoint):
         kind, config = class_of(KINDS[self.kind].parts, part), self.config(part)
         with init_empty_weights(include_buffers=False):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
+        if "encoder" in part:
+            model.tie_weights()
         return _fill_weights(model, dtype)
 
     def fingerprint(self, *parts: str) -> str:
@@ -64,15 +66,18 @@ def _fill_weights(model: "nn.Module", dtype: "torch.dtype") -> "nn.Module":
     from torch import nn
 
     noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
+    made: dict[int, nn.Parameter] = {}  # a weight that two modules share is made once
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):
-            weight = torch.empty(p.shape, dtype=dtype)
-            if p.ndim == 1:
-                weight.fill_(float(name == "weight"))
-            elif not weight.is_meta:
-                repeated = noise.repeat(math.ceil(p.numel() / NOISE))[: p.numel()].view(p.shape)
-                torch.mul(repeated, p[0].numel() ** -0.5, out=weight)
-            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+            if id(p) not in made:
+                weight = torch.empty(p.shape, dtype=dtype)
+                if p.ndim == 1:
+                    weight.fill_(float(name == "weight"))
+                elif not weight.is_meta:
+                    repeated = noise.repeat(math.ceil(p.numel() / NOISE))[: p.numel()].view(p.shape)
+                    torch.mul(repeated, p[0].numel() ** -0.5, out=weight)
+                made[id(p)] = nn.Parameter(weight, requires_grad=False)
+            module.register_parameter(name, made[id(p)])
     return model.eval()
 
 

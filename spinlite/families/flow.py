@@ -10,7 +10,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import loaders
-from PIL.Image import Image
 from torch import Tensor
 
 from spinlite.config.settings import Model
@@ -21,8 +20,9 @@ from spinlite.families.kinds import KINDS
 from spinlite.families.latents import Normaliser
 from spinlite.families.names import module_shapes
 from spinlite.families.open import open_base
+from spinlite.families.picture import Drawn, with_frames
 from spinlite.families.record import Record
-from spinlite.families.vae import decode_latents, encode_images
+from spinlite.families.vae import decode_clips, decode_latents, encode_clips, encode_images
 from spinlite.lora.layouts import Layout
 from spinlite.lora.read import read_lora_for
 from spinlite.maths.paths import Path
@@ -59,7 +59,9 @@ class Flow(Family):
         self.size, self.step = self._checkpoint.size_and_step(model.resolution)
         self._factor = self._checkpoint.factor  # pixels per number of a latent, along one side
         width, height = (side // self._factor for side in self.size)
-        self.latent_shape = (self.channels, *[self.frames] * bool(self.frames), height, width)
+        self.clips = with_frames(self.record.clips, model.frames)
+        frames = self.clips.latents(self.clips.most) if self.clips else self.frames
+        self.latent_shape = (self.channels, *[frames] * bool(frames), height, width)
         self._loaded: dict[str, Any] = {}
         self._place_network()
         self._name_hashes()
@@ -92,13 +94,17 @@ class Flow(Family):
 
     def encode_pictures(self, pictures: Sequence[Picture], sampled: Sequence[str] | None = None) -> dict[str, Tensor]:
         vae = self._part("vae")
+        if self.clips:
+            return {"x0": encode_clips(vae, [[p.image, *p.rest] for p in pictures], self.normaliser(vae), sampled)}
         return {"x0": encode_images(vae, [p.image for p in pictures], self.normaliser(vae), sampled, self.frames)}
 
     def count_chunks(self, captions: Sequence[str]) -> int:
         return 1
 
-    def decode(self, latents: Tensor) -> list[Image]:
+    def decode(self, latents: Tensor) -> Sequence[Drawn]:
         vae = self._part("vae")
+        if self.clips:
+            return decode_clips(vae, latents, self.normaliser(vae))
         return decode_latents(vae, latents, self.normaliser(vae), self._factor)
 
     def free(self) -> None:

@@ -1,5 +1,6 @@
 """A flow model in separate .safetensors files, as ComfyUI and model sites have it: the network, the VAE, the text encoder."""
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +11,10 @@ from safetensors import safe_open
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import Checkpoint, class_of, explain_errors, refuse_distilled, require_sound, require_whole
 from spinlite.families.flow_kinds import prefix_of
+from spinlite.families.keys import scaled
 from spinlite.families.kinds import KINDS
-from spinlite.families.record import Files, Kind, Shapes
+from spinlite.families.record import Files, Kind, Native, Shapes
+from spinlite.families.sentencepiece import build_tokenizer
 from spinlite.families.single_file import read_header
 from spinlite.runs.files import fingerprint, fingerprint_files
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 BESIDE = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip")}  # ComfyUI's folders, by part
 SETTINGS = {"vae": "model.vae", "text_encoder": "model.text_encoder"}
+SAID = "should be kept in float32"  # diffusers, when it casts a whole model; `_keep_exact` puts that right
+logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: SAID not in record.getMessage())
 SCALED = (".comfy_quant", "scaled_fp8", ".weight_scale", ".scale_weight")
 
 
@@ -47,10 +52,11 @@ class FlowFiles(Checkpoint):
         record = KINDS[self.kind]
         made = class_of(record.parts, part)
         if "tokenizer" in part:
-            return self._files.tokenizer(part)
+            return self._tokenizer(part) if self._files.vocabulary else self._files.tokenizer(part)
         if part == record.net:
             tensors, options = self._network(), {"config": str(record.folder), "subfolder": part, "local_files_only": True}
-            model = explain_errors(self.name, lambda: made.from_single_file(tensors, dtype=dtype, **options))
+            model = explain_errors(self.name, lambda: made.from_single_file(dict(tensors), dtype=dtype, **options))
+            _keep_exact(model, tensors, self._files.native)
             return require_sound(self.name, part, require_whole(self.name, part, model))
         if part in self._files.inside:
             tensors = self._network(self._files.inside[part])
@@ -97,8 +103,8 @@ class FlowFiles(Checkpoint):
     def _from_file(self, made: Any, part: str, place: Path, dtype: "torch.dtype") -> Any:
         """A VAE or text encoder from one file, whose tensors get diffusers' or transformers' names."""
         with safe_open(place, "pt") as file:
-            tensors = self._files.rename(part, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        return self._fill(made, part, tensors, dtype)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return self._fill(made, part, self._files.rename(part, scaled(tensors, dtype)), dtype)
 
     def _fill(self, made: Any, part: str, tensors: "dict[str, Tensor]", dtype: "torch.dtype") -> Any:
         """A part by its published settings with these weights."""
@@ -111,7 +117,21 @@ class FlowFiles(Checkpoint):
         kept = {key: value for key, value in tensors.items() if key in wanted}
         floats = {key: value.to(dtype) if value.is_floating_point() else value for key, value in kept.items()}
         model.load_state_dict(floats, strict=False, assign=True)
+        if "encoder" in part:
+            model.tie_weights()
         return model.eval()
+
+    def _tokenizer(self, part: str) -> Any:
+        """The tokenizer in the text encoder's file, or in its folder."""
+        place, key = self._find("text_encoder"), self._files.vocabulary
+        if place.is_dir():
+            made = class_of(KINDS[self.kind].parts, part)
+            return explain_errors(place.name, lambda: made.from_pretrained(str(place)))
+        if key not in read_header(place)[0]:
+            named = self._files.others["text_encoder"]
+            raise SpinliteError(f"{place.name} holds no tokenizer ({key})", fix=f"use ComfyUI's {named}, which does")
+        with safe_open(place, "np") as file:
+            return explain_errors(place.name, lambda: build_tokenizer(file.get_tensor(key).tobytes()))
 
     def _find(self, part: str) -> Path:
         """Where a part is: as its setting says, or the file in ComfyUI's folders for it that holds such a part.
@@ -132,3 +152,15 @@ class FlowFiles(Checkpoint):
         wanted = f"a {part.replace('_', ' ')}, such as {self._files.others[part]}"
         problem = f"{self.name} is the network alone, and it needs {wanted}: {what}"
         raise SpinliteError(problem, fix=f"add --set {SETTINGS[part]}=FILE.safetensors")
+
+
+def _keep_exact(model: Any, tensors: "Mapping[str, Tensor]", native: Native) -> None:
+    """Give the modules that stay in fp32 their own numbers again: of a folder diffusers keeps them, of a file it does not."""
+    from accelerate import init_empty_weights
+
+    exact = set(model._keep_in_fp32_modules or ())
+    with init_empty_weights(include_buffers=False):
+        buffers = dict(type(model).from_config(model.config).named_buffers())
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if exact & set(name.split(".")):
+            weight.data = buffers[name] if name in buffers else tensors[native(name).key].float()

@@ -87,6 +87,8 @@ def clip_rule(model: Model) -> ClipRule | None:
         from spinlite.families.toy import clips_of
 
         own = clips_of(model.base)
+    else:
+        own = KINDS[open_base(with_random_weights(model)).kind].clips
     return with_frames(own, model.frames)
 
 
@@ -97,7 +99,12 @@ def token_counter(model: Model) -> TokenCounter | None:
     base = with_random_weights(model).base.removeprefix(BLANK)
     checkpoint = open_checkpoint(f"{BLANK}{base}" if base in KINDS else base, others_of(model))
     if files := KINDS[checkpoint.kind].files:
-        return files.counter()
+        counter = files.counter()
+        if not files.vocabulary or base in KINDS:
+            return counter
+        import torch
+
+        return replace(counter, count=counter_of(checkpoint.load("tokenizer", torch.float32)).count)
     if base in KINDS or isinstance(checkpoint, SingleFile):
         counter = build_counter()
     else:

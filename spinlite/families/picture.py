@@ -35,6 +35,10 @@ class ClipRule:
         """How many frames are taken of so many."""
         return 1 + (min(frames, self.most) - 1) // self.step * self.step
 
+    def latents(self, frames: int) -> int:
+        """How many frames the latent of so many has, where `step` frames after the first become one."""
+        return 1 + (frames - 1) // self.step
+
 
 def with_frames(own: ClipRule | None, frames: int | None) -> ClipRule | None:
     """A family's rule with another length of clips, `model.frames`. Raises SpinliteError if it has no such clips."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from spinlite.families.clip import TokenCounter
 from spinlite.families.lora_facts import LoraFacts, Verdict
+from spinlite.families.picture import ClipRule
 
 Kind = str  # a key of `kinds.KINDS`
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,6 +62,7 @@ class Files:
     tokenizer: Callable[[str], Any]  # a tokenizer by its part's name, from what ships with spinlite
     counter: Callable[[], TokenCounter]  # counts the tokens of captions
     inside: Mapping[str, str] = field(default_factory=dict)  # parts in the network's own file -> how their names begin there
+    vocabulary: str = ""  # the tensor of the text encoder's file that is its tokenizer; then what ships only stands in for it
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Record:
     note: str = ""  # what a user of such a base must know: its licence, where else its LoRA is used
     files: "Files | None" = None  # of flow models; None for a UNet
     distilled: Callable[[str, Config], str] | None = None  # (name, settings) -> what says that it is a distilled model, or ""
+    clips: ClipRule | None = None  # which clips it makes; None: pictures alone
 
     @property
     def folder(self) -> Path:

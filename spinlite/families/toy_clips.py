@@ -48,7 +48,7 @@ class ClipNet(nn.Module):
 
 def latent_shape(rule: ClipRule) -> tuple[int, ...]:
     """The shape of the longest clip's latent."""
-    return (COLOURS, 1 + (rule.most - 1) // RULE.step, SIZE[1] // BLOCK, SIZE[0] // BLOCK)
+    return (COLOURS, rule.latents(rule.most), SIZE[1] // BLOCK, SIZE[0] // BLOCK)
 
 
 def encode_clip(picture: Picture) -> Tensor:

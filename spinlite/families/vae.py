@@ -1,4 +1,7 @@
-"""The VAE: pictures to latents (B, C, H/f, W/f) and back. It computes in bf16 or fp32, since SDXL's overflows in fp16."""
+"""The VAE: pictures to latents (B, C, H/f, W/f) and back, clips to (B, C, F, H/f, W/f).
+
+It computes in bf16 or fp32, since SDXL's overflows in fp16.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,13 +32,30 @@ def encode_images(
 
     They are the means of the VAE's distribution; with `sampled`, random samples of it, seeded by these names.
     """
-    processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalising depends on the values
-    pixels = processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType]
-    pixels = pixels.to(vae.device, vae.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    pixels = _pixels(images).to(vae.device, vae.dtype)
     if frames:  # a VAE of clips
         pixels = pixels.unsqueeze(2)
     rows = max(1, PIXELS // pixels[0, 0].numel())
-    encoded = [vae.encode(chunk).latent_dist for chunk in pixels.split(rows)]
+    return _latents([vae.encode(chunk).latent_dist for chunk in pixels.split(rows)], normaliser, sampled)
+
+
+@torch.no_grad()
+def encode_clips(
+    vae: Any, clips: Sequence[Sequence[Image]], normaliser: Normaliser, sampled: Sequence[str] | None = None
+) -> Tensor:
+    """The same for clips of one size and length, the frames of each: latents are (B, C, F, H/f, W/f).
+
+    One clip is encoded at a time, and a causal VAE reads it a few frames at a time.
+    """
+    encoded = []
+    for frames in clips:
+        pixels = _pixels(frames).transpose(0, 1).unsqueeze(0)
+        encoded.append(_in_tiles(vae, pixels[0, 0, 0].numel()).encode(pixels.to(vae.device, vae.dtype)).latent_dist)
+    return _latents(encoded, normaliser, sampled)
+
+
+def _latents(encoded: Sequence[Any], normaliser: Normaliser, sampled: Sequence[str] | None) -> Tensor:
+    """What the VAE says of pictures -> their latents."""
     means = torch.cat([each.mode() for each in encoded]).float().cpu()
     if sampled:
         noise = torch.stack([gaussian(means[0].shape, "posterior", name) for name in sampled])
@@ -52,6 +72,29 @@ def decode_latents(vae: Any, latents: Tensor, normaliser: Normaliser, factor: in
     if pixels.ndim == 5:  # one frame each
         pixels = pixels[:, :, 0]
     return VaeImageProcessor().postprocess(pixels, output_type="pil")  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def decode_clips(vae: Any, latents: Tensor, normaliser: Normaliser) -> list[list[Image]]:
+    """Latents of clips -> the RGB frames of each. One clip is decoded at a time."""
+    drawn, factor = [], vae.config.scale_factor_spatial
+    for latent in normaliser.restore(latents).split(1):
+        _in_tiles(vae, latent[0, 0, 0].numel() * factor**2)
+        pixels = vae.decode(latent.to(vae.device, vae.dtype)).sample[0].float().cpu().transpose(0, 1)
+        drawn.append(VaeImageProcessor().postprocess(pixels, output_type="pil"))
+    return drawn
+
+
+def _pixels(images: Sequence[Image]) -> Tensor:
+    """RGB pictures -> (B, 3, H, W) in [-1, 1]."""
+    processor = VaeImageProcessor(do_resize=False, do_normalize=False)  # its own normalising depends on the values
+    return processor.normalize(processor.preprocess(list(images)))  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def _in_tiles(vae: Any, pixels: int) -> Any:
+    """The VAE, set to go over a frame of so many pixels in tiles that overlap if it is large, or at once if it is not."""
+    vae.enable_tiling() if pixels > PIXELS else vae.disable_tiling()
+    return vae
 
 
 def load_vae(checkpoint: Checkpoint, other: str | None, dtype: torch.dtype) -> Any:
