@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from PIL import Image
 
 from spinlite.config.settings import Settings
+from spinlite.data import looks
 from spinlite.errors import SpinliteError
 from spinlite.runs.lock import LOCK
 from spinlite.selfplay import train
@@ -38,8 +40,21 @@ METHODS = [
     ("method.name=dpo",),
 ]  # fmt: skip
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-HUNG = 120  # seconds
 ENDS = ["the same LoRA", "ANOTHER LORA", "NO LORA"]
+
+
+class AtOnce(Executor):
+    """Does everything at once: a copy of this process (fork) would wait for threads that it does not have."""
+
+    def __init__(self, workers: int) -> None: ...
+
+    def submit(self, call: Any, *words: Any) -> Future[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        done = Future[Any]()
+        try:
+            done.set_result(call(*words))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def kills(count: int, root: Path, data: Path) -> str:
@@ -64,6 +79,7 @@ def kills(count: int, root: Path, data: Path) -> str:
 def changes(step: int, root: Path, data: Path) -> str:
     """One run goes on to its end. At each change a child of its process meets the fault, goes on after it, and is compared."""
     settings, found, known, number = faults.settings_for(data), Counter[str](), dict[str, str](), 0
+    looks.ThreadPoolExecutor = AtOnce  # pyright: ignore[reportAttributeAccessIssue]
     train(settings, root / "whole" / "r", Quiet())
     wanted, place, failing = lora_of(root / "whole" / "r"), root / "place", 0
 
@@ -74,18 +90,15 @@ def changes(step: int, root: Path, data: Path) -> str:
         number += 1
         lock = Path(str(path)).name == LOCK  # filelock can't be forked within; tests/runs/test_lock.py is about it
         for error in (-1, errno.ENOSPC, errno.EIO, errno.EACCES) if number % step == 0 and not lock else ():
-            hung = True
-            while hung:  # a copy of a process of several threads may wait for a lock that no thread of it holds
-                shutil.copytree(place, root / "kept")
-                faults.moved(place, root / "kept")
-                child = os.fork()
-                if not child:
-                    signal.alarm(HUNG)
-                    failing = error
-                    return faults.fail(failing, what, path, at_once=True)
-                hung = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-                shutil.rmtree(place)
-                (root / "kept").rename(place)
+            shutil.copytree(place, root / "kept")
+            faults.moved(place, root / "kept")
+            child = os.fork()
+            if not child:
+                failing = error
+                return faults.fail(failing, what, path, at_once=True)
+            os.waitpid(child, 0)
+            shutil.rmtree(place)
+            (root / "kept").rename(place)
             state, end = (root / "end").read_text(encoding="utf-8").split("\n", 1)
             (root / "end").unlink()
             fault, known[state] = errno.errorcode.get(error, "killed"), end
