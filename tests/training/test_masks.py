@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from spinlite.config import rounds as rounds_module
 from spinlite.config.load import load_settings
 from spinlite.config.settings import Settings
 from spinlite.lora.adapters import Slots
@@ -158,6 +159,7 @@ def test_a_run_with_masks_and_wordings_is_the_same_when_cut_off_and_with_opponen
     masked: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(learn_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(rounds_module, "MEASURED", 8)  # draws in all: these pictures are few
     seen: list[Any] = []
     whole = judge_module.heldout_errors
     monkeypatch.setattr(judge_module, "heldout_errors", lambda *args: (seen.append(args), whole(*args))[1])
