@@ -125,6 +125,12 @@ def test_the_readme_is_short_and_begins_with_the_picture():
     assert any("docs/demo-round-5.png" in line for line in lines[:8])
 
 
+def test_the_demos_report_needs_nothing_but_itself():
+    page = (ROOT / "docs" / "demo-report.html").read_bytes()
+    assert len(page) <= 1.5e6 and b"<script" not in page and not re.search(rb'(src|href)="(?!data:)', page)
+    assert page.count(b"data:image/jpeg") > 5 and b"after round 5" in page
+
+
 def test_the_readme_holds_the_line_that_ci_runs():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert any(re.match(r"pip install .*&& pytest", line) for line in lines)
