@@ -194,7 +194,7 @@ class Memory(Section):
     play_batch: int | None = Field(default=None, ge=1, examples=[4])  # pictures per batch for play, encoding and judging
     channels_last: bool | None = None  # another order of numbers in memory, which is faster on some cards
     compile: bool | None = None  # torch.compile of repeated blocks: takes minutes at the start, then runs faster
-    merge: bool | None = None  # merge the opponent's LoRA into the base while it plays
+    merge: bool | None = None  # merge the opponent's LoRA into the base while it plays or is measured ahead
     encoders: Literal["none", "int8", "nf4", "cpu"] | None = None  # text encoders as they are, in 8 or 4 bits, or on the CPU
 
 

@@ -37,6 +37,7 @@ class Slots:
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         self._layers = _adapt(net, targets, rank, self.scale, seed, dora)
         self._zero = False  # whether the opponent's LoRA is known to be zero
+        self._merged: Who | None = None  # whose LoRA is in the base's weights
         self._held = 0  # how many blocks of `use` there are
         self._active: Who = "base"
         self._activate("policy")
@@ -93,9 +94,12 @@ class Slots:
         try:
             for name, base in bases.items():
                 base.weight.data += delta(state, name, self.scale, kept[name])
-            with self.use("base"):
+            self._merged = who
+            with self.use(who):
                 yield
         finally:
+            self._merged = None
+            self._activate(self._active)
             for name, base in bases.items():
                 base.weight.data.copy_(kept[name])
 
@@ -164,9 +168,10 @@ class Slots:
         }
 
     def _activate(self, who: Who) -> None:
-        """A zero LoRA is left out: the opponent is the base then."""
+        """A zero LoRA is left out: the opponent is the base then. So is one that is merged."""
+        left_out = who in ("base", self._merged) or (who == "opponent" and self._zero)
         for layer in self._layers.values():
-            layer.active = None if who == "base" or (who == "opponent" and self._zero) else who
+            layer.active = None if left_out else who
         self._active = who
 
     def _cast(self, who: Literal["policy", "opponent"]) -> None:

@@ -33,7 +33,7 @@ class Levers:
     play_batch: int = 16  # pictures that go through the network together in all other phases
     channels_last: bool = False
     compile: bool = False
-    merge: bool = False  # merge the LoRA into the base's weights while it plays
+    merge: bool = False  # merge the LoRA into the base's weights while it plays or is measured ahead
     encoders: str = "none"  # text encoders in 8 or 4 bits, or on the CPU
 
 

@@ -117,9 +117,10 @@ def _measure_at(
     if path.exists() and (fault := find_fault(path, path.stem)):
         session.watch.say(f"{fault}; it is measured again")
         path.unlink()
-    return session.fallback.run("opponent", len(places), lambda levers: measure_opponent(
-        session.family, session.slots, names, batches, places, path, levers.play_batch, progress
-    ))  # fmt: skip
+    with session.fixed("opponent"):
+        return session.fallback.run("opponent", len(places), lambda levers: measure_opponent(
+            session.family, session.slots, names, batches, places, path, levers.play_batch, progress
+        ))  # fmt: skip
 
 
 def _errors_file(session: Session, k: int, snapshot: SnapshotName, names: Sequence[str]) -> Path:

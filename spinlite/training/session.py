@@ -5,6 +5,7 @@ A snapshot is the policy's LoRA as it was saved at the end of a round (or within
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +59,10 @@ class Session:
     def title(self, k: int, phase: str) -> str:
         """The title of a phase of round k, for the progress bar."""
         return f"round {k}/{self.settings.run.rounds} · {phase}"
+
+    def fixed(self, who: Any) -> AbstractContextManager[None]:
+        """A block in which the network is `who`, "policy", "opponent" or "base", and does not learn: its LoRA may be merged."""
+        return self.slots.merged(who) if self.device.levers.merge else self.slots.use(who)
 
     def load_opponent(self, snapshot: SnapshotName) -> None:
         """Make a snapshot the opponent."""
@@ -135,8 +140,7 @@ class Session:
                 self.watch.say(f"damaged fakes in {store.folder}, made again: {', '.join(store.damaged)}")
             if who == "opponent":
                 self.load_opponent(snapshot)
-            active = self.slots.merged if self.device.levers.merge else self.slots.use
-            with self.watch.phase(title, len(records)) as progress, active(who):
+            with self.watch.phase(title, len(records)) as progress, self.fixed(who):
                 self.fallback.run("play", len(records), lambda levers: play(
                     self.family, self.encoded, records, settings, levers.play_batch, store, progress, *names
                 ))  # fmt: skip

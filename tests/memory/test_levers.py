@@ -249,13 +249,18 @@ def test_what_torch_can_not_compile_is_said(monkeypatch: pytest.MonkeyPatch, tin
 def test_a_merged_slot_predicts_what_the_live_one_does_and_leaves_no_trace(dora: bool, tiny_bases: Path):
     found, slots = made(tiny_bases / "sd15", dora=dora)
     before = {name: value.clone() for name, value in found.net.state_dict().items()}
+    with torch.no_grad():
+        policy = found.denoise(*inputs(found))
     for who in ("policy", "opponent", "base"):
         with torch.no_grad():
             with slots.use(who):  # pyright: ignore[reportArgumentType]
                 live = found.denoise(*inputs(found))
             with slots.merged(who):  # pyright: ignore[reportArgumentType]
                 merged = found.denoise(*inputs(found))
+                with slots.use(who):  # pyright: ignore[reportArgumentType]
+                    assert torch.equal(found.denoise(*inputs(found)), merged), "its LoRA acts once"
             assert_close(merged, live, atol=1e-5, rtol=1e-4)
+            assert torch.equal(found.denoise(*inputs(found)), policy), "afterwards the policy is active as before"
     with pytest.raises(KeyError), slots.merged("policy"):
         raise KeyError
     after = found.net.state_dict()
