@@ -52,7 +52,8 @@ def make(root: Path, name: str = "anima") -> Path:
         if isinstance(model, nn.Module):
             for parameter in model.parameters():
                 nn.init.normal_(parameter, float(parameter.ndim == 1), 0.15)
-        model.save_pretrained(folder / part)  # pyright: ignore[reportCallIssue]
+        saved: Any = model
+        saved.save_pretrained(folder / part)
     return folder
 
 
