@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from spinlite.config.settings import Model
 from spinlite.families.family import Cond, Family, Picture
+from spinlite.families.kinds import KINDS
 from spinlite.families.load import load_family
 from spinlite.families.names import module_shapes
 from spinlite.lora.tensors import Lora, Pair
 from spinlite.memory.device import Device, Levers
 from spinlite.training.batches import Batch
-from tests.families import tiny_anima, tiny_klein
+from tests.families import tiny_anima, tiny_klein, tiny_zimage
 
 CAPTIONS = ["a red cat", "two dogs on a hill, at night"]
 SIDE = 64
@@ -44,6 +46,10 @@ TINY = {
         tiny_anima.make, tiny_anima.files, "qwen_image_vae", "qwen_3_06b_base", 20,
         "diffusion_model.blocks.1.cross_attn.output_proj", "anima/lora",
     ),
+    "z-image": Tiny(
+        tiny_zimage.make, tiny_zimage.files, "ae", "qwen_3_4b", 14, "diffusion_model.layers.1.attention.to_out.0",
+        "z-image/lora",
+    ),
 }  # fmt: skip
 
 
@@ -70,3 +76,34 @@ def random_lora(family: Family, rank: int = 2) -> Lora:
     shapes = {name: module_shapes(family.net)[name] for name in family.lora_targets["linear"]}
     torch.manual_seed(0)
     return {f"unet.{name}": Pair(torch.randn(rank, s[1]) / 8, torch.randn(s[0], rank) / 8) for name, s in shapes.items()}
+
+
+def renamed(kind: str, lora: Lora, naming: str) -> dict[str, Tensor]:
+    """The LoRA as other programs name it. Three layers in one matrix become one LoRA of three times the rank."""
+    files = KINDS[kind].files
+    assert files
+    found: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Pair]] = {}
+    for full, pair in lora.items():
+        module = full.removeprefix("unet.")
+        place = files.native(f"{module}.weight")
+        if naming in ("diffusers", "bare"):
+            found |= _named(f"{'transformer.' * (naming == 'diffusers')}{module}", pair.down, pair.up, naming)
+        elif place.third is None:
+            found |= _named(place.key.removesuffix(".weight"), pair.down, pair.up, naming)
+        else:
+            thirds.setdefault(place.key.removesuffix(".weight"), {})[place.third] = pair
+    for name, parts in thirds.items():
+        down = torch.cat([parts[i].down for i in range(3)])
+        up = torch.block_diag(*(parts[i].up for i in range(3)))
+        found |= _named(name, down, up, naming)
+    return found
+
+
+def _named(name: str, down: Tensor, up: Tensor, naming: str) -> dict[str, Tensor]:
+    if naming != "kohya":
+        name = f"{'diffusion_model.' * (naming == 'comfy')}{name}"
+        return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    key = f"lora_unet_{name.replace('.', '_')}"
+    alpha = torch.tensor(float(len(down)))
+    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}

@@ -15,19 +15,17 @@ from spinlite.errors import SpinliteError
 from spinlite.export.merge import Base, merge
 from spinlite.export.write import write_lora
 from spinlite.families.family import Family
-from spinlite.families.kinds import KINDS
 from spinlite.lora.adapters import Slots
 from spinlite.lora.apply import applied
 from spinlite.lora.metadata import HeaderInfo
 from spinlite.lora.resize import resize
-from spinlite.lora.tensors import Lora, Pair
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import METHODS
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training.step import step
 from tests.families import tiny
-from tests.families.flows import CAPTIONS, SIDE, TINY, batch_of, load, pictures, random_lora
+from tests.families.flows import CAPTIONS, SIDE, TINY, batch_of, load, pictures, random_lora, renamed
 from tests.toy import Quiet
 
 
@@ -117,37 +115,6 @@ def test_a_lora_file_is_read_by_diffusers_and_in_every_naming(kind: str, family:
         family.start_from(there)
         assert family.start.keys() == lora.keys()
         assert all(torch.allclose(family.start[name].change, pair.change, atol=1e-5) for name, pair in lora.items())
-
-
-def renamed(kind: str, lora: Lora, naming: str) -> dict[str, Tensor]:
-    """The LoRA as other programs name it. Three layers in one matrix become one LoRA of three times the rank."""
-    files = KINDS[kind].files
-    assert files
-    found: dict[str, Tensor] = {}
-    thirds: dict[str, dict[int, Pair]] = {}
-    for full, pair in lora.items():
-        module = full.removeprefix("unet.")
-        place = files.native(f"{module}.weight")
-        if naming in ("diffusers", "bare"):
-            found |= _named(f"{'transformer.' * (naming == 'diffusers')}{module}", pair.down, pair.up, naming)
-        elif place.third is None:
-            found |= _named(place.key.removesuffix(".weight"), pair.down, pair.up, naming)
-        else:
-            thirds.setdefault(place.key.removesuffix(".weight"), {})[place.third] = pair
-    for name, parts in thirds.items():
-        down = torch.cat([parts[i].down for i in range(3)])
-        up = torch.block_diag(*(parts[i].up for i in range(3)))
-        found |= _named(name, down, up, naming)
-    return found
-
-
-def _named(name: str, down: Tensor, up: Tensor, naming: str) -> dict[str, Tensor]:
-    if naming != "kohya":
-        name = f"{'diffusion_model.' * (naming == 'comfy')}{name}"
-        return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-    key = f"lora_unet_{name.replace('.', '_')}"
-    alpha = torch.tensor(float(len(down)))
-    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])

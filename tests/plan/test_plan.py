@@ -161,7 +161,7 @@ def test_every_preset_fits_the_card_it_names_and_takes_what_its_list_says(name: 
     chosen = [row for row in plan.tried if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
     assert not name.endswith("gb") or name.endswith(f"-{settings.memory.vram:g}gb")
-    assert (plan.levers["quantize"] == "int8") == (name in ("sdxl-8gb", "klein-12gb"))
+    assert (plan.levers["quantize"] == "int8") == (name in ("sdxl-8gb", "klein-12gb", "zimage-12gb", "zimage-16gb"))
     assert set(plan.memory) == {"encode", "play", "learn", "judge"}
     assert (plan.seconds["play"] > 0) == (settings.method["name"] != "sft") and plan.seconds["learn"] > 0
     assert all(plan.disk.values()) and plan.ram > PYTHON
