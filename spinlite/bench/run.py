@@ -27,7 +27,7 @@ from spinlite.maths.draws import gaussian
 from spinlite.memory.device import Device, Levers, choose_device
 from spinlite.plan.card import Card, measure_card
 from spinlite.plan.make import plan_device
-from spinlite.plan.phase_costs import PICTURES, PhaseCosts, Workload
+from spinlite.plan.phase_costs import PhaseCosts, Workload, at_once
 from spinlite.plan.plan import HELDOUT, TRAIN, cache_folder
 from spinlite.progress import GIB, describe_size
 from spinlite.training.batches import Batch
@@ -81,7 +81,7 @@ def bench(
     samples, shape, left_out = levers.micro_batch or settings.learn.batch, base.latent_shape, []
     if not on_card:
         samples, shape, left_out = _shrink(base, settings, costs, measure_card(where), steps, seconds)
-    workload = Workload(shape, _pixels(base, shape), PICTURES if on_card else 1)
+    workload = Workload(shape, _pixels(base, shape), at_once(base) if on_card else 1)
     if not on_card:
         costs = PhaseCosts(settings, levers.precision, levers.quantize, None, "bench", workload)
     calls = PhaseCalls(base, slots, settings, where, samples, workload, costs)

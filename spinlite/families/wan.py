@@ -1,11 +1,11 @@
 """Wan 2.1 T2V 1.3B, over diffusers. Pictures are clips of one frame."""
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from spinlite.families.family import Cond
@@ -43,17 +43,20 @@ class Wan(Flow):
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], chunks: int = 1) -> Cond:
-        encoder, tokenizer = self._part("text_encoder"), self._part("tokenizer")
-        texts = [prompt_clean(caption) for caption in captions]
-        read = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=LENGTH)
-        ids, mask = read.input_ids.to(encoder.device), read.attention_mask.to(encoder.device)
-        # on torch's meta device a mask of four dimensions: one of two would be looked at, to see whether it hides anything
-        hides = encoder.dtype.is_floating_point and torch.zeros(len(texts), 1, LENGTH, LENGTH, dtype=encoder.dtype)
-        said = encoder(ids, hides if ids.is_meta else mask).last_hidden_state
-        prompt = said.to(self._device.dtype) * mask[..., None].to(self._device.dtype)
-        return {"prompt": prompt.cpu()}
+        return {"prompt": torch.cat([self._read(caption) for caption in captions])}
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = self._device.dtype
         prompt = cond["prompt"].to(dtype)
         return self.net(hidden_states=x_t.to(dtype), timestep=1000 * t, encoder_hidden_states=prompt, return_dict=False)[0]
+
+    def _read(self, caption: str) -> Tensor:
+        """What UMT5 says of a caption, (1, 512, width). One is read at a time: the scores of its attention are large."""
+        encoder, tokenizer = self._part("text_encoder"), self._part("tokenizer")
+        text = " ".join(html.unescape(html.unescape(caption)).split())  # as its pipeline cleans a caption
+        read = tokenizer(text, return_tensors="pt", padding="max_length", truncation=True, max_length=LENGTH)
+        ids, mask = read.input_ids.to(encoder.device), read.attention_mask.to(encoder.device)
+        # on torch's meta device it is of four dimensions, since one of two is looked at to see whether it hides anything
+        hides = torch.zeros(1, 1, LENGTH, LENGTH, dtype=self._device.dtype) if ids.is_meta else mask
+        said = encoder(ids, hides).last_hidden_state.to(self._device.dtype)
+        return (said * mask[..., None].to(said.dtype)).cpu()

@@ -26,7 +26,7 @@ from spinlite.plan.simulation import META, SAMPLES, Cost, Simulation, simulate
 from spinlite.training.batches import Batch
 from spinlite.training.step import measure
 
-PICTURES = 8  # encoded and decoded in a simulation; other numbers are scaled from it
+PICTURES = 8  # encoded and decoded in a simulation; other numbers are scaled from it. Of clips one, since they go one by one
 LATENTS = 8  # that a sampler holds per fake: state, noise, both guidance halves, predictions, a solver's earlier ones
 
 
@@ -67,7 +67,6 @@ class PhaseCosts:
         """Costs are kept as `name` in the folder `cache`; without one nothing is kept."""
         self._settings, self._workload = settings, workload
         self._levers = Levers(precision, quantize, encoders=settings.memory.encoders or "none")
-        self._pictures = workload.pictures if workload else PICTURES
         self._file = cache / f"{name}.json" if cache else None
         self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file and self._file.exists() else {}
 
@@ -183,7 +182,7 @@ class PhaseCosts:
 
         with torch.device(META):
             part = sum(simulate(load, 1).kept)
-            cost = simulate(lambda: call(base, self._pictures), 1)
+            cost = simulate(lambda: call(base, self._workload.pictures if self._workload else at_once(base)), 1)
         base.free()
         return replace(cost, peaks=[(each, part + fixed) for each, fixed in cost.peaks], kept=(0, part + sum(cost.kept)))
 
@@ -213,6 +212,11 @@ class PhaseCosts:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 self._file.write_text(json.dumps(self._known), encoding="utf-8")
         return self._known[name]
+
+
+def at_once(base: Family) -> int:
+    """How many pictures, or clips, a simulation encodes and decodes."""
+    return 1 if base.clips else PICTURES
 
 
 def _state_bytes(optimizer: str, numbers: int) -> int:
