@@ -138,4 +138,4 @@ def test_the_readme_holds_the_line_that_ci_runs():
 
 def test_the_pages_for_users_can_be_read_in_an_hour():
     words = {page_name(page): len(page.read_text(encoding="utf-8").split()) for page in FOR_USERS}
-    assert sum(words.values()) < 11_000, words
+    assert sum(words.values()) < 12_000, words  # 200 a minute
