@@ -95,7 +95,7 @@ def _step_part(
         with torch.set_grad_enabled(names is policy[-1]):
             graph = measure_together(family, slots, names, batch)
         found |= zip(names, graph.detach().chunk(len(names)), strict=True)
-    if batch.path_points:
+    if batch.path_points and "policy_fake" in found:
         # On its own path the opponent's error is 0 and the policy's is its distance from the opponent. The opponent's error on
         # the real picture is added to both: it cancels in the gain, and the bound and the journal keep their usual units.
         found["opponent_fake"] = found["opponent_real"]

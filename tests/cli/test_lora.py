@@ -151,7 +151,7 @@ WRONG = {
     "merge-nan": (["merge", "RUN", "--into", "demo", "-o", "x", "--strength", "nan"], "strength of nan", "--strength 0.8"),
     "sample-nan": (["sample", "RUN", "--prompt", "x", "--strength", "1,nan"], "strength of nan", "--strength 0.8"),
     "sample-file": (["sample", "RUN", "--prompt", "@none.txt"], "can't read the prompts of none.txt", "after @"),
-    "merge-lora": (["merge", "RUN", "--into", "FILE", "-o", "x"], "is a LoRA, not a base model", "use a"),
+    "merge-lora": (["merge", "RUN", "--into", "FILE", "-o", "x"], "is a LoRA, not a base model", "use one of these models"),
     "merge-pickle": (["merge", "RUN", "--into", "x.ckpt", "-o", "x"], "is a pickle", ".safetensors"),
 }
 
