@@ -1,5 +1,6 @@
 """The pictures of a run's rounds, prompt by prompt, as the report shows them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,16 @@ class Row:
 def read_rows(places: Sequence[Path], kind: Kind) -> list[Row]:
     """What the rounds drew, by prompt; `places` are their folders, that of the start first.
 
-    The prompts of the last round come first, in their order, then those that were drawn earlier alone.
+    The prompts of the last round come first, in their order, then those that were drawn earlier alone. Pictures may share a
+    caption: the first of it in one round belongs to the first in the others.
     """
-    rows: dict[Prompt, dict[int, Path]] = {}
+    rows: dict[tuple[Prompt, int], dict[int, Path]] = {}
     for k in reversed(range(len(places))):
+        seen = Counter[Prompt]()
         for cell in read_cells(places[k], kind):
-            rows.setdefault(cell.prompt, {})[k] = cell.path
-    return [Row(prompt, files) for prompt, files in rows.items()]
+            rows.setdefault((cell.prompt, seen[cell.prompt]), {})[k] = cell.path
+            seen[cell.prompt] += 1
+    return [Row(prompt, files) for (prompt, _), files in rows.items()]
 
 
 @dataclass(frozen=True)

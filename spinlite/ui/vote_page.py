@@ -2,6 +2,7 @@
 
 import base64
 import random
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,10 +40,15 @@ def register(runs: Path) -> None:
 
 def pairs_left(folder: Path, k: int) -> list[Pair]:
     """The pairs of a round that nobody chose from yet, shuffled, the same way every time."""
-    chosen = {(vote.caption, vote.seed) for vote in read_votes(folder) if vote.round == k}
+    chosen = Counter((vote.caption, vote.seed) for vote in read_votes(folder) if vote.round == k)
     found = pairs([row for kind in KINDS for row in rows_of(folder, k, kind)], k)
-    left = [pair for pair in found if (pair.caption, pair.seed) not in chosen]
-    random.Random(f"{folder.name} {k}").shuffle(left)
+    random.Random(f"{folder.name} {k}").shuffle(found)
+    left = []
+    for pair in found:
+        if chosen[pair.caption, pair.seed]:  # pictures of one caption are asked about in this order
+            chosen[pair.caption, pair.seed] -= 1
+        else:
+            left.append(pair)
     return left
 
 

@@ -16,11 +16,12 @@ from spinlite.config.settings import Settings
 from spinlite.report.chart import chart
 from spinlite.report.curves import POINTS, Curve, thin
 from spinlite.report.page import write_report
-from spinlite.report.pictures import Row, columns
+from spinlite.report.pictures import Row, columns, pairs, read_rows
 from spinlite.report.story import read_story
 from spinlite.runs.run import Run
 from spinlite.runs.votes import vote
 from spinlite.selfplay import train
+from spinlite.training.cells import write_cells
 from tests.conftest import Command
 from tests.toy import Quiet, changed
 
@@ -139,6 +140,19 @@ def test_prompts_of_ones_own_are_shown_round_by_round(small: Settings, tmp_path:
     (folder / "samples" / "round-1" / "prompt-01.png").write_bytes(b"")
     write_report([folder], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count('alt="red &lt;i&gt;"') == 2
+
+
+def test_pictures_of_one_caption_stay_apart_and_pairs_are_alike_in_noise(tmp_path: Path):
+    for k in range(3):
+        drawn = [(Prompt(text="a cat"), "", Image.new("RGB", (8, 8), (i, k, 0))) for i in range(3 - k)]
+        write_cells(tmp_path / str(k), "heldout", drawn)
+    rows = read_rows([tmp_path / str(k) for k in range(3)], "heldout")
+    assert [{k: path.name for k, path in row.files.items()} for row in rows] == [
+        {2: "heldout-01.png", 1: "heldout-01.png", 0: "heldout-01.png"},
+        {1: "heldout-02.png", 0: "heldout-02.png"},
+        {0: "heldout-03.png"},
+    ]
+    assert [pair.picture for pair in pairs(rows, 1)] == [tmp_path / "1" / f"heldout-0{i}.png" for i in (1, 2)]
 
 
 def test_long_runs_show_the_first_the_last_and_some_rounds_between():
