@@ -93,12 +93,13 @@ class PhaseCalls:
         short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, self.settings.play.walked)})
         noise = gaussian((count, *self.workload.latent_shape), "bench", "play")
 
-        def play() -> None:
-            with self.slots.use("opponent"):
-                sample(self.family, noise, cond, cond, short)
+        scale, planned = self.settings.play.walked / short.steps, self.costs.playing(count)
+        run = lambda: sample(self.family, noise, cond, cond, short)  # noqa: E731
+        return Call("play", "fake", count, run, scale=scale, planned=planned, around=self.as_opponent)
 
-        scale = self.settings.play.walked / short.steps
-        return Call("play", "fake", count, play, scale=scale, planned=self.costs.playing(count))
+    def as_opponent(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which the network is the opponent; its LoRA is merged before, where a run would merge it."""
+        return (self.slots.merged if self.where.levers.merge else self.slots.use)("opponent")
 
     def learn(self, batch: Batch) -> Call:
         """One update with the preset's method, memory settings and optimizer."""

@@ -92,7 +92,7 @@ def bench(
         left_out += [f"{name}: this computer has no room for its network"] if net is None else []
     planned, kind = way_bytes(costs, levers, samples), settings.learn.optimizer
     peers = DiffusersWay(base, peer, slots.modules, settings.model.rank, where, kind) if peer is not None else None
-    ways = Ways(base, slots, calls.optimizer(), batch, opponent, peers).calls()
+    ways = Ways(base, slots, calls.optimizer(), batch, opponent, peers, levers.merge).calls()
     rows = measure([replace(call, planned=planned.get(call.name)) for call in ways])
     found = Profiles()
     if profiled:

@@ -46,6 +46,7 @@ class Ways:
     batch: Batch
     opponent: nn.Module | None
     peer: DiffusersWay | None = None
+    merge: bool = False  # whether a run would merge the opponent to measure it
 
     def calls(self) -> list[Call]:
         """One update by each way."""
@@ -59,7 +60,8 @@ class Ways:
             for name, method, batch, one_graph in rows
         ]
         count, kept = len(self.batch.t), lambda: states(self.optimizer)
-        calls.insert(3, Call(OPPONENT_FIRST, "pair", count, self.opponent_errors, held=kept))
+        merged = (lambda: self.slots.merged("opponent")) if self.merge else contextlib.nullcontext
+        calls.insert(3, Call(OPPONENT_FIRST, "pair", count, self.opponent_errors, held=kept, around=merged))
         dpo = self._call(DPO_WAY, lambda: step(self.family, self.slots, DPO(), self.batch, False))
         calls.append(replace(dpo, around=self._against_base))
         if self.opponent is not None:
