@@ -86,6 +86,7 @@ def run_facts(settings: Settings, base: Family, survey: Survey, method: Method, 
     shapes = f", in {shape_count} shapes" if shape_count > 1 else ""
     return {
         "model": f"{base.title}, {width}x{height} px",
+        **({"note": base.note} if base.note else {}),
         "data": f"{train} pictures to learn from, {heldout} for validation{shapes} ({describe_sources(settings.data)})",
         "captions": ", ".join(f"{count} from {origin}" for origin, count in survey.origins.most_common()) + long,
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",

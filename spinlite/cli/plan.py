@@ -74,6 +74,7 @@ def find_plan(preset: str, vram: float | None, data: str | None, set_: list[str]
     from spinlite.config.rounds import describe_round, with_pictures
 
     settings = with_pictures(load_settings(preset, set_, data__folder=data), count.pictures, count.heldout)
+    from spinlite.families.load import note_of
     from spinlite.plan.make import card_for, make_plan
 
     train, heldout = count.train, count.heldout
@@ -82,7 +83,7 @@ def find_plan(preset: str, vram: float | None, data: str | None, set_: list[str]
             made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
     else:
         made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
-    made = replace(made, round=describe_round(settings.learn, count.pictures))
+    made = replace(made, round=describe_round(settings.learn, count.pictures), note=note_of(settings.model))
     save_plan(shelf, name, made)
     return made
 

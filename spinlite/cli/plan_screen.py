@@ -25,7 +25,8 @@ DOING = {  # what a run does in each phase, in words
 def show(screen: Screen, plan: Plan, pictures: str, command: str) -> None:
     """Everything, for people. `pictures` says in words how many pictures the times are for, `command` what to type next."""
     _show_facts(screen, {
-        "model": plan.model, "method": plan.method, "card": f"{plan.card}: {plan.limit / GIB:.1f} GB for this run",
+        "model": plan.model, "note": plan.note, "method": plan.method,
+        "card": f"{plan.card}: {plan.limit / GIB:.1f} GB for this run",
     })  # fmt: skip
     _show_ways(screen, plan)
     phases = ", ".join(f"{name} {describe_duration(value)}" for name, value in plan.seconds.items() if value)
@@ -48,7 +49,8 @@ def show(screen: Screen, plan: Plan, pictures: str, command: str) -> None:
 
 def _show_facts(screen: Screen, facts: dict[str, str]) -> None:
     for name, fact in facts.items():
-        screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), "  ", fact))
+        if fact:
+            screen.print(Text.assemble("  ", (f"{name:<8}", "dim"), "  ", fact))
 
 
 def _show_ways(screen: Screen, plan: Plan) -> None:

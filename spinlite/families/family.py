@@ -36,6 +36,7 @@ class Family(ABC):
     caption_hash: str  # of the weights that `encode_captions` uses
     title: str  # for messages
     attention: str  # what computes attention, and why, in words
+    note: str = ""  # what a user of the base must know, for messages: its licence, where else its LoRA is used
     clips: ClipRule | None = None  # which clips it makes; None: pictures alone
     start: Lora = {}  # noqa: RUF012  the LoRA that a run starts from, by full names; {} without one
 

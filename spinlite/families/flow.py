@@ -65,6 +65,7 @@ class Flow(Family):
         self._loaded: dict[str, Any] = {}
         self._place_network()
         self._name_hashes()
+        self.note = self.record.note
         self.title = f"{model.base} ({self.record.title}, flow)"
 
     @property

@@ -92,6 +92,13 @@ def clip_rule(model: Model) -> ClipRule | None:
     return with_frames(own, model.frames)
 
 
+def note_of(model: Model) -> str:
+    """`Family.note` of a base model, without loading it. Raises SpinliteError if it can't be read."""
+    if model.family == "toy":
+        return ""
+    return KINDS[open_checkpoint(with_random_weights(model).base, others_of(model)).kind].note
+
+
 def token_counter(model: Model) -> TokenCounter | None:
     """What counts the tokens of captions for a base model, without loading it; None if its captions have no limit."""
     if model.family == "toy":

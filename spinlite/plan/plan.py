@@ -37,6 +37,7 @@ class Plan:
     disk: dict[str, int]  # by what it is for
     tried: list[dict[str, Any]]  # {"levers", "memory", "seconds", "fits", "chosen"} for each combination
     assumed: list[str]  # what is estimated, in words
+    note: str = ""  # what a user of the base must know, in words
     round: str = ""  # how long a round is and how often it shows each picture, in words
 
     @property

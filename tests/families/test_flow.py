@@ -15,6 +15,8 @@ from spinlite.errors import SpinliteError
 from spinlite.export.merge import Base, merge
 from spinlite.export.write import write_lora
 from spinlite.families.family import Family
+from spinlite.families.kinds import KINDS
+from spinlite.families.load import note_of
 from spinlite.lora.adapters import Slots
 from spinlite.lora.apply import applied
 from spinlite.lora.metadata import HeaderInfo
@@ -156,7 +158,9 @@ def test_a_run_on_it_ends_with_a_lora(kind: str, base: Path, swatches: Path, tmp
         "judge": {"draws": 1, "prompts": 1, "stop": False},
         "run": {"rounds": 1},
     })  # fmt: skip
-    outcome = train(settings, tmp_path / "runs" / "flow", Quiet())
+    watch = Quiet()
+    outcome = train(settings, tmp_path / "runs" / "flow", watch)
+    assert f"note: {KINDS[kind].note}" in watch.said and note_of(settings.model) == KINDS[kind].note
     assert len(outcome.rounds) == 1 and outcome.rounds[0]["policy_real"] > 0
     tensors, metadata = read_tensors(outcome.run.export_path)
     assert f"{TINY[kind].learns}.lora_B.weight" in tensors

@@ -6,21 +6,24 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console as Screen
 from torch import Tensor, nn
 
 from spinlite.bench.meter import Live
+from spinlite.cli import plan_screen
 from spinlite.cli.app import main
 from spinlite.cli.plan import _free_memory
 from spinlite.config.load import load_settings, validate_settings
 from spinlite.config.presets import shipped_presets
 from spinlite.config.settings import Learn, Memory, Model, Settings
 from spinlite.errors import SpinliteError
-from spinlite.families.load import load_family
+from spinlite.families.load import load_family, note_of
 from spinlite.lora.adapters import Slots
 from spinlite.memory.device import Device, Levers
 from spinlite.methods.spin import SPIN
@@ -220,6 +223,15 @@ def test_a_plan_is_printed_kept_and_shown_again(
     code, out, _ = command("plan", preset, "--json")
     found = json.loads(out)
     assert code == 0 and found["levers"]["play_batch"] == 16 and found["peak"] == max(found["memory"].values())
+
+
+def test_a_plan_says_what_a_user_of_the_base_must_know(capsys: pytest.CaptureFixture[str], toy: Settings):
+    made = make_plan("x", toy, card(8), 90, 10, None)
+    for note, lines in (("", 0), ("not for sale", 1)):
+        plan_screen.show(Screen(width=200), replace(made, note=note), "100 pictures", "spinlite train x")
+        assert sum(line.split()[:1] == ["note"] for line in capsys.readouterr().out.splitlines()) == lines
+    assert note_of(toy.model) == "" and "forbids commercial use" in note_of(Model(base="blank:klein-9b"))
+    assert "CircleStone" in note_of(load_settings("anima-12gb").model) and not note_of(load_settings("sdxl-12gb").model)
 
 
 def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Command, monkeypatch: pytest.MonkeyPatch):
