@@ -160,7 +160,7 @@ def _shrink(
     while len(shape) >= 3 and forward() * WORK * (steps + 2) > seconds:
         if samples > 1:
             samples //= 2
-        elif shape[-1] > SMALLEST:
+        elif min(shape[-2:]) > SMALLEST and not any(side % 4 for side in shape[-2:]):  # a network may read 2 x 2 as one
             shape = (*shape[:-2], shape[-2] // 2, shape[-1] // 2)
         else:
             break

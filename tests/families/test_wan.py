@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from spinlite.bench.run import _shrink  # pyright: ignore[reportPrivateUsage]
 from spinlite.config.load import validate_settings
 from spinlite.config.settings import Model, Play
 from spinlite.errors import SpinliteError
@@ -31,6 +32,8 @@ from spinlite.lora.metadata import HeaderInfo
 from spinlite.lora.tensors import lora_of_snapshot
 from spinlite.memory.device import Device, Levers
 from spinlite.methods.registry import METHODS
+from spinlite.plan.card import Card
+from spinlite.plan.phase_costs import PhaseCosts
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training.batches import Batch
@@ -47,7 +50,7 @@ CONDS: dict[str, Cond] = {}
 
 def load(base: Path | str, levers: Levers | None = None, **model: Any) -> Family:
     where = Device(torch.device("cpu"), "a test", levers or Levers())
-    return load_family(Model(base=str(base), resolution=SIDE, **({"frames": FRAMES} | model)), where)
+    return load_family(Model(base=str(base), **({"resolution": SIDE, "frames": FRAMES} | model)), where)
 
 
 @pytest.fixture
@@ -300,6 +303,14 @@ def test_its_clips_have_17_frames_and_its_tokens_are_counted(flow_configs: Path)
     for base in ("blank:wan", str(flow_configs / "wan")):
         counter = token_counter(Model(base=base))
         assert counter and counter.limit == 511 and counter.count(["Hello world", ""]) == [2, 0]
+
+
+def test_bench_halves_clips_as_far_as_the_network_can_read_them(flow_configs: Path):
+    settings = validate_settings({"model": {"base": str(flow_configs / "wan"), "resolution": 320}, "learn": {"batch": 2}})
+    costs = PhaseCosts(settings, "fp32", "none", None, "bench")
+    slow = Card("a slow card", "cpu", 2**34, "fp32", 1.0, 1.0, 1.0, True)
+    samples, shape, _ = _shrink(load(flow_configs / "wan", resolution=320, frames=17), settings, costs, slow, 1, 1.0)
+    assert (samples, shape) == (1, (4, 5, 10, 10)), "it reads 2 x 2 as one"
 
 
 def test_a_run_on_clips_ends_with_a_lora(flow_configs: Path, tmp_path: Path):
