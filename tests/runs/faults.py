@@ -75,6 +75,7 @@ Fault = Callable[[Any], None]  # called with the file or folder that is touched
 CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "shutil.rmtree": 0}
 _watching: list[Callable[[str, Any], None]] = []
 _on_disk: dict[int, int] = {}  # {file's inode: how much of it was synced}
+_copies: dict[int, int] = {}  # {file's inode: that of the copy that took its place}
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -108,7 +109,10 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
     def sync(handle: int) -> None:
         seen("sync", handle)
         os.fsync(handle)
-        _on_disk[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+        inode = os.fstat(handle).st_ino
+        while inode in _copies:
+            inode = _copies[inode]
+        _on_disk[inode] = os.fstat(handle).st_size
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (disk, journal):
@@ -121,9 +125,10 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
 
 
 def moved(old: Path, new: Path) -> None:
-    """What was synced in the files of a folder was so in their copies too."""
+    """The files of a folder are gone, and copies stand in their place: what was synced, or will be, is so in these."""
     for path in files_of(old):
         if (copy := new / path.relative_to(old)).exists():
+            _copies[path.stat().st_ino] = copy.stat().st_ino
             _on_disk[copy.stat().st_ino] = _on_disk.get(path.stat().st_ino, 0)
 
 
