@@ -17,7 +17,7 @@ from spinlite.families.names import module_shapes
 from spinlite.lora.tensors import Lora, Pair
 from spinlite.memory.device import Device, Levers
 from spinlite.training.batches import Batch
-from tests.families import tiny_anima, tiny_klein, tiny_zimage
+from tests.families import tiny_anima, tiny_klein, tiny_wan, tiny_zimage
 
 CAPTIONS = ["a red cat", "two dogs on a hill, at night"]
 SIDE = 64
@@ -49,6 +49,10 @@ TINY = {
     "z-image": Tiny(
         tiny_zimage.make, tiny_zimage.files, "ae", "qwen_3_4b", 14, "diffusion_model.layers.1.attention.to_out.0",
         "z-image/lora",
+    ),
+    "wan": Tiny(
+        tiny_wan.make, tiny_wan.files, "wan_2.1_vae", "umt5_xxl_fp16", 20, "diffusion_model.blocks.1.cross_attn.o",
+        "wan-2_1-text2video-1_3b/lora",
     ),
 }  # fmt: skip
 

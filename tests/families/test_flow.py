@@ -84,18 +84,17 @@ def test_no_gradient_gradient_and_checkpointing_compute_the_same_bits(family: Fa
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_on_it_and_a_policy_that_is_its_opponent_ties(method: str, family: Family):
     slots = Slots(family.net, family.lora_targets["linear"], 4, 4.0, 0)
-    found: dict[bool, list[Tensor]] = {}
+    found: dict[bool, Tensor] = {}
     for one_graph in (False, True):
         loss, errors = step(family, slots, METHODS[method](), batch_of(family), one_graph, 1 if one_graph else None)
-        found[one_graph] = [p.grad for p in slots.parameters() if p.grad is not None]
-        assert loss.isfinite() and len(found[one_graph]) > 0
+        found[one_graph] = torch.cat([p.grad.flatten() for p in slots.parameters() if p.grad is not None])
+        assert loss.isfinite() and found[one_graph].any()
         for name in ("real", "fake"):
             if f"opponent_{name}" in errors and f"policy_{name}" in errors:
                 assert torch.equal(errors[f"policy_{name}"], errors[f"opponent_{name}"])
         for p in slots.parameters():
             p.grad = None
-    for a, b in zip(found[False], found[True], strict=True):
-        assert_close(a, b, atol=1e-5 * max(1.0, a.abs().max().item()), rtol=1e-3)
+    assert (found[True] - found[False]).norm() < 1e-4 * found[False].norm()
 
 
 def test_a_lora_file_is_read_by_diffusers_and_in_every_naming(kind: str, family: Family, base: Path, tmp_path: Path):
