@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-from PIL.Image import Image
+from typing import TYPE_CHECKING, TypeAlias
 
 from spinlite.errors import SpinliteError
 
-Drawn = Image | Sequence[Image]  # what a latent decodes to: a picture, or the frames of a clip
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Drawn: TypeAlias = "Image | Sequence[Image]"  # what a latent decodes to: a picture, or the frames of a clip
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,10 @@ class Picture:
     Of a clip it is the first frame; `rest` are the others, cut alike.
     """
 
-    image: Image
+    image: "Image"
     original_size: tuple[int, int]  # before resizing
     crop: tuple[int, int]  # (left, top) of the crop, after resizing
-    rest: tuple[Image, ...] = ()
+    rest: "tuple[Image, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ def with_frames(own: ClipRule | None, frames: int | None) -> ClipRule | None:
     return rule
 
 
-def middle_of(drawn: Drawn) -> Image:
+def middle_of(drawn: Drawn) -> "Image":
     """The middle frame of a clip; a picture, itself."""
     frames = frames_of(drawn)
     return frames[len(frames) // 2]
 
 
-def frames_of(drawn: Drawn) -> list[Image]:
+def frames_of(drawn: Drawn) -> "list[Image]":
     """The frames of a clip; of a picture, itself."""
-    return [drawn] if isinstance(drawn, Image) else list(drawn)
+    return list(drawn) if isinstance(drawn, Sequence) else [drawn]

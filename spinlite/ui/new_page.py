@@ -40,7 +40,7 @@ class NewRun:
         self._looking: asyncio.Task[None] | None = None
         Text("h1", "New run")
         with ui.element("div").classes("form"):
-            names = [*shipped_presets(), OWN]
+            names = [OWN, *shipped_presets()]
             with ui.element("div").classes("stack"):
                 self._preset = ui.select(names, value="demo", label="preset").props("outlined")
                 self._file = ui.input("preset file (.toml)").props("outlined debounce=500")
