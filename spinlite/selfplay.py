@@ -36,6 +36,7 @@ from spinlite.runs.live import LiveWatch
 from spinlite.runs.run import Run
 from spinlite.runs.votes import read_votes, standing
 from spinlite.summary import describe_levers, explain_plan, run_facts, warnings
+from spinlite.training.begin import begin
 from spinlite.training.guards import Diverged
 from spinlite.training.inputs import as_begun
 from spinlite.training.judge import judge
@@ -46,7 +47,7 @@ from spinlite.training.play import make_scheduler
 from spinlite.training.prompt_sheet import draw_prompts
 from spinlite.training.prompts import Asked, ask_all, describe_sizes, prompts_of, settle
 from spinlite.training.room import require_room_to_learn
-from spinlite.training.session import Session, begin
+from spinlite.training.session import Session
 from spinlite.training.step import required_errors
 
 JUDGED = 64  # the most held-out records that a round measures and plays

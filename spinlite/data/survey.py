@@ -14,12 +14,13 @@ from spinlite.data.alike import MARK, find_alike, find_alike_clips
 from spinlite.data.buckets import Grid, kept_share
 from spinlite.data.clips import fingerprint_clip, require_decoder
 from spinlite.data.cuts import cut
-from spinlite.data.looks import LookCache, Progress, decode_all, read_headers
+from spinlite.data.looks import Look, LookCache, Progress, decode_all, read_headers
 from spinlite.data.records import Entry, Record, Survey, count_pictures, list_names, whole_numbers
 from spinlite.data.sources import NO_CAPTION, describe_sources, list_entries, sources_of
 from spinlite.data.split import split, splits_by_caption
 from spinlite.data.wordings import reword
 from spinlite.errors import SpinliteError
+from spinlite.families.picture import ClipRule
 from spinlite.runs.files import fingerprint
 
 CACHE = Path("runs") / "cache"  # if no other is given
@@ -66,12 +67,7 @@ def examine(
     paths = list(dict.fromkeys(path for entry in every for path in (entry.path, entry.lose, entry.mask) if path))
     if rule:
         require_decoder(paths)
-    if headers:
-        found.looks = read_headers(paths, progress, rule)
-    else:
-        place = fingerprint(describe_sources(settings), *["clips"] * bool(rule))
-        memo = LookCache(cache / "looks" / f"{place}.json", settings.background, rule) if cache else None
-        found.looks = decode_all(paths, settings.background, memo, progress, rule)
+    found.looks = read_headers(paths, progress, rule) if headers else _decode(settings, paths, cache, progress, rule)
     repeats = _repeats(every, found)
     read = [
         (entry.name, r)
@@ -87,6 +83,15 @@ def examine(
         found.train, heldout = split(records, settings.heldout)
         found.heldout = [replace(r, wordings=()) for r in heldout]  # every round measures them with the same texts
     return found
+
+
+def _decode(
+    settings: Data, paths: Sequence[Path], cache: Path | None, progress: Progress, rule: ClipRule | None
+) -> dict[Path, Look]:
+    """Look at every picture whole, or at what was seen of it before."""
+    place = fingerprint(describe_sources(settings), *["clips"] * bool(rule))
+    memo = LookCache(cache / "looks" / f"{place}.json", settings.background, rule) if cache else None
+    return decode_all(paths, settings.background, memo, progress, rule)
 
 
 def grid_of(settings: Settings) -> Grid:

@@ -40,23 +40,7 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
     Returns why the run must stop, or None. Raises Diverged if the policy's error is not a number.
     """
     title = session.title(k, "judge")
-    settings = session.settings.judge
-
-    def errors(names: list[str], progress: Progress) -> dict[str, Tensor]:
-        return session.fallback.run("judge", len(session.heldout) * settings.draws, lambda levers: heldout_errors(
-            session.family, session.slots, session.encoded, session.heldout, fakes, names, settings.draws, levers.play_batch,
-            progress,
-        ))  # fmt: skip
-
-    session.load_opponent(session.opponent(k))
-    with session.watch.phase(title, len(session.heldout) * settings.draws) as progress:
-        measured = errors(ERRORS, progress)
-    previous = measured["opponent_real"]
-    if session.opponent(k) != k - 1:
-        session.load_opponent(k - 1)
-        previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
-    if not measured["policy_real"].isfinite().all():
-        raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
+    measured, previous = _errors(session, k, fakes, title)
     moved, still = _samples(session, k, title)
     found = {**figures(measured), "previous_real": previous.mean().item(), **moved}
     draw_prompts(session, k)
@@ -70,11 +54,33 @@ def judge(session: Session, k: int, fakes: Fakes) -> str | None:
         or (_ASTRAY.format(k) if astray else None)
         or (_STOPPED.format(k) if still else None)
     )
-    stopped = why if settings.stop else None
+    stopped = why if session.settings.judge.stop else None
     opponents = {str(snapshot): len(records) for snapshot, records in session.opponents(k).items()}
     session.run.log("judge", round=k, opponent=session.opponent(k), opponents=opponents, stopped=stopped, **found)
     session.watch.show_round(k, session.settings.run.rounds, found)
     return stopped
+
+
+def _errors(session: Session, k: int, fakes: Fakes, title: str) -> tuple[dict[str, Tensor], Tensor]:
+    """(the errors on held-out pictures by name, the error on real of the snapshot before), each (records, draws)."""
+    draws = session.settings.judge.draws
+
+    def errors(names: list[str], progress: Progress) -> dict[str, Tensor]:
+        return session.fallback.run("judge", len(session.heldout) * draws, lambda levers: heldout_errors(
+            session.family, session.slots, session.encoded, session.heldout, fakes, names, draws, levers.play_batch,
+            progress,
+        ))  # fmt: skip
+
+    session.load_opponent(session.opponent(k))
+    with session.watch.phase(title, len(session.heldout) * draws) as progress:
+        measured = errors(ERRORS, progress)
+    previous = measured["opponent_real"]
+    if session.opponent(k) != k - 1:
+        session.load_opponent(k - 1)
+        previous = errors(["opponent_real"], lambda done, of: None)["opponent_real"]
+    if not measured["policy_real"].isfinite().all():
+        raise Diverged("numbers", "the error on unseen pictures is not a number", session.settings.learn.length)
+    return measured, previous
 
 
 def _grown(session: Session, k: int, previous: Tensor, now: Tensor) -> str | None:

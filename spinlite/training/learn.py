@@ -123,14 +123,8 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
             average.update(state.update)
             session.run.log("update", round=k, **measured)
             asked = _report(progress, state.update, settings.length, measured)
-            every = settings.snapshot_every, good_every
-            snapshot_due, good_due = (bool(count) and state.update % count == 0 for count in every)
-            if (snapshot_due or good_due) and state.update < settings.length:
-                with averaged_weights(optimizer), average.applied():
-                    if snapshot_due:
-                        session.save_snapshot(f"{k}-{state.update}")
-                    if good_due:
-                        session.run.good.keep(k, state.update, session.slots.state("policy"))
+            if state.update < settings.length:
+                _keep(session, k, state.update, good_every, optimizer, average)
             began = time.monotonic()
             if asked or began >= save_at:
                 tensors: dict[str, Any] = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
@@ -146,6 +140,21 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
                 after_update, guarded,
             )  # fmt: skip
     average.apply()
+
+
+def _keep(
+    session: Session, k: int, update: int, good_every: int, optimizer: torch.optim.Optimizer, average: Average
+) -> None:  # fmt: skip
+    """Keep the policy after an update, where it is due: as a snapshot within the round, and for a guard to go back to."""
+    every = session.settings.learn.snapshot_every, good_every
+    snapshot_due, good_due = (bool(count) and update % count == 0 for count in every)
+    if not (snapshot_due or good_due):
+        return
+    with averaged_weights(optimizer), average.applied():
+        if snapshot_due:
+            session.save_snapshot(f"{k}-{update}")
+        if good_due:
+            session.run.good.keep(k, update, session.slots.state("policy"))
 
 
 def _report(progress: Callable[..., None], update: int, updates: int, measured: dict[str, float]) -> Stopped | None:

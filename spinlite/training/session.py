@@ -6,8 +6,7 @@ A snapshot is the policy's LoRA as it was saved at the end of a round (or within
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,6 @@ from spinlite.data.groups import group_by_shape
 from spinlite.data.records import Record, other_pictures
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
-from spinlite.lora.metadata import tag_counts
 from spinlite.maths.draws import generator, partners
 from spinlite.memory import processes
 from spinlite.memory.device import Device
@@ -32,7 +30,6 @@ from spinlite.runs.snapshots import SnapshotName
 from spinlite.runs.store import Store
 from spinlite.training.batches import FakePaths, Fakes
 from spinlite.training.distance import compared
-from spinlite.training.inputs import fingerprint_records, keep_records, refuse_other_input
 from spinlite.training.play import fake_key, play
 from spinlite.training.prompts import Asked
 
@@ -230,39 +227,3 @@ def _stack(rows: Sequence[Any]) -> Any:
     if isinstance(rows[0], Tensor):
         return torch.cat(list(rows))
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-
-def begin(session: Session) -> None:
-    """Make the run folder, its first event and snapshot 0. A run that is continued is checked instead: has its input changed?
-
-    Raises SpinliteError if the base model's files, the LoRA to start from, the pictures or the captions have changed.
-    """
-    run = session.run
-    for note in run.open():
-        session.watch.say(note)
-    levers = asdict(session.device.levers)
-    file = session.settings.model.init_lora
-    records = session.train + session.heldout
-    made_of = {
-        "base": session.family.base_hash,
-        "start": fingerprint_files([Path(file)]) if file else None,
-        "data": fingerprint_records(records),
-    }
-    if not run.state:
-        keep_records(run, records)
-        counted = {"updates": session.settings.learn.length, "draws": session.settings.judge.draws}
-        settings = run.settings.model_dump() | {"train": len(session.train), "heldout": len(session.heldout), **counted}
-        tags = tag_counts(r.caption for r in session.train)
-        run.log("begin", **made_of, device=str(session.device), levers=levers, settings=settings, tags=tags)
-        session.save_snapshot(0)
-        run.save({}, round=1, update=0, stopped=None)
-    else:
-        refuse_other_input(run, made_of, records)
-        if fault := run.snapshots.fault(0):
-            session.watch.say(f"{fault}: made again")
-            session.save_snapshot(0)
-        session.forget_fakes(run.state["round"] - 1)
-        if run.levers != levers:
-            run.log("levers", levers=levers)
-    for folder in session.encoded.folders:
-        run.remember_cache(folder)

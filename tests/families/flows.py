@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.testing import assert_close
 
 from spinlite.config.settings import Model
 from spinlite.families.family import Cond, Family, Picture
@@ -111,3 +112,13 @@ def _named(name: str, down: Tensor, up: Tensor, naming: str) -> dict[str, Tensor
     key = f"lora_unet_{name.replace('.', '_')}"
     alpha = torch.tensor(float(len(down)))
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
+
+
+def require_velocity(family: Family, scheduler: Any) -> None:
+    """The training target is the velocity: one step of diffusers' scheduler along it leads from noise back to the pictures."""
+    b, first = batch_of(family), scheduler.timesteps[0]
+    t = (first / 1000).expand(2)
+    x_t = family.path.noise(b.real, b.eps, t)
+    assert_close(x_t, scheduler.scale_noise(b.real, first[None], b.eps), atol=1e-5, rtol=1e-5)
+    target = family.path.target(b.real, b.eps, t)
+    assert_close(scheduler.step(target, first, x_t).prev_sample, b.real, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Small random bases of the real classes and the real block structure, and their weights in the original layout."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from spinlite.families.clip import build_tokenizer
@@ -99,6 +100,22 @@ def original(folder: Path) -> dict[str, Tensor]:
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     save_file({name: value.clone() for name, value in tensors.items()}, path, metadata)
     return path
+
+
+def save_parts(folder: Path, parts: dict[str, Any]) -> None:
+    """Save each part in diffusers' layout; networks get random weights."""
+    for part, model in parts.items():
+        if isinstance(model, nn.Module):
+            for parameter in model.parameters():
+                nn.init.normal_(parameter, float(parameter.ndim == 1), 0.15)
+        model.save_pretrained(folder / part)  # pyright: ignore[reportCallIssue]
+
+
+def save_index(folder: Path, pipeline: str, parts: dict[str, Any], **more: Any) -> None:
+    """Say which pipeline of diffusers the parts make."""
+    classes = {part: [type(model).__module__.split(".")[0], type(model).__name__] for part, model in parts.items()}
+    index = {"_class_name": pipeline, "_diffusers_version": "0.42.1", **more, **classes}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def _weights(folder: Path, part: str) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from safetensors.torch import load_file
-from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from spinlite.families import t5
@@ -48,12 +47,7 @@ def make(root: Path, name: str = "anima") -> Path:
         "text_conditioner": AnimaTextConditioner(**CONDITIONER), "tokenizer": build_tokenizer(),
         "t5_tokenizer": t5.build_tokenizer(), "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
     }  # fmt: skip
-    for part, model in parts.items():
-        if isinstance(model, nn.Module):
-            for parameter in model.parameters():
-                nn.init.normal_(parameter, float(parameter.ndim == 1), 0.15)
-        saved: Any = model
-        saved.save_pretrained(folder / part)
+    tiny.save_parts(folder, parts)
     return folder
 
 

@@ -1,13 +1,11 @@
 """A small random FLUX.2 [klein] of the real classes: a diffusers folder, and its files as ComfyUI has them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from safetensors.torch import load_file
-from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from spinlite.families.flow_layout import original_tensors
@@ -38,18 +36,11 @@ def make(root: Path, name: str = "klein-4b", distilled: bool = False) -> Path:
         "transformer": Flux2Transformer2DModel(**TRANSFORMER), "vae": AutoencoderKLFlux2(**VAE), "text_encoder": encoder,
         "tokenizer": build_tokenizer(), "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     }  # fmt: skip
-    for part, model in parts.items():
-        if isinstance(model, nn.Module):
-            for parameter in model.parameters():
-                nn.init.normal_(parameter, float(parameter.ndim == 1), 0.15)
-        saved: Any = model
-        saved.save_pretrained(folder / part)
+    tiny.save_parts(folder, parts)
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     vae |= {"bn.running_mean": torch.randn(16) * 0.2, "bn.running_var": torch.rand(16) + 0.5}
     tiny.save(folder / "vae" / "diffusion_pytorch_model.safetensors", vae, {"format": "pt"})
-    classes = {part: [type(model).__module__.split(".")[0], type(model).__name__] for part, model in parts.items()}
-    index = {"_class_name": "Flux2KleinPipeline", "_diffusers_version": "0.42.1", "is_distilled": distilled, **classes}
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    tiny.save_index(folder, "Flux2KleinPipeline", parts, is_distilled=distilled)
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from spinlite.families import t5
@@ -40,15 +40,8 @@ def make(root: Path, name: str = "wan") -> Path:
         "tokenizer": t5.build_tokenizer(),
         "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     }  # fmt: skip
-    for part, model in parts.items():
-        if isinstance(model, nn.Module):
-            for parameter in model.parameters():
-                nn.init.normal_(parameter, float(parameter.ndim == 1), 0.15)
-        saved: Any = model
-        saved.save_pretrained(folder / part)
-    classes = {part: [type(model).__module__.split(".")[0], type(model).__name__] for part, model in parts.items()}
-    index = {"_class_name": "WanPipeline", "_diffusers_version": "0.42.1", **classes}
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    tiny.save_parts(folder, parts)
+    tiny.save_index(folder, "WanPipeline", parts)
     return folder
 
 
