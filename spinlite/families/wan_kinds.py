@@ -39,7 +39,7 @@ OTHERS = ("img_emb.proj.0.weight", "vace_blocks.0.after_proj.bias", "blocks.0.cr
 READERS: Readers = {
     "ComfyUI, SwarmUI": [("ldm", "diffusion_model."), ("original", "lora_unet_")],
     "diffusers": [("ldm", "diffusion_model."), ("original", "lora_unet_"), ("dotted", "transformer.")],
-    "A1111 1.10": [], "Forge": [], "sd-scripts": [],
+    "A1111 1.10": [], "Forge": [], "InvokeAI": [], "sd-scripts": [],  # InvokeAI has Wan 2.2 alone
 }  # fmt: skip
 
 

@@ -240,7 +240,7 @@ def test_a_lora_file_for_it_is_recognised_and_judged(tmp_path: Path):
     report: Any = inspect(tiny.save(tmp_path / "wan.safetensors", tensors))
     assert report.base == "Wan 2.1 T2V 1.3B" and report.modules == {"transformer": 300}
     right = {verdict.program: verdict.right for verdict in report.programs}
-    assert right == {"ComfyUI, SwarmUI": 300, "diffusers": 300, "A1111 1.10": 0, "Forge": 0, "sd-scripts": 0,
+    assert right == {"ComfyUI, SwarmUI": 300, "diffusers": 300, "A1111 1.10": 0, "Forge": 0, "InvokeAI": 0, "sd-scripts": 0,
                      "spinlite --init-lora": 300}  # fmt: skip
 
 
