@@ -91,7 +91,6 @@ def changes(step: int, root: Path, data: Path) -> str:
         lock = Path(str(path)).name == LOCK  # filelock can't be forked within; tests/runs/test_lock.py is about it
         for error in (-1, errno.ENOSPC, errno.EIO, errno.EACCES) if number % step == 0 and not lock else ():
             shutil.copytree(place, root / "kept")
-            faults.moved(place, root / "kept")
             child = os.fork()
             if not child:
                 failing = error

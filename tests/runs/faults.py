@@ -21,6 +21,7 @@ from spinlite.data import looks
 from spinlite.errors import SpinliteError
 from spinlite.runs import disk, journal, store
 from spinlite.runs.checksum import read_header
+from spinlite.runs.names import JOURNAL
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training import learn, opponent_errors
@@ -74,8 +75,6 @@ class Killed(BaseException):
 Fault = Callable[[Any], None]  # called with the file or folder that is touched
 CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "shutil.rmtree": 0}
 _watching: list[Callable[[str, Any], None]] = []
-_on_disk: dict[int, int] = {}  # {file's inode: how much of it was synced}
-_copies: dict[int, int] = {}  # {file's inode: that of the copy that took its place}
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -93,9 +92,10 @@ sys.addaudithook(_hook)
 @contextlib.contextmanager
 def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[None]:
     """Call `call(what, path)` before each change below `root`: opening for writing, renaming, removing, and waiting for the
-    disk ("sync", with the open file's number)."""
+    disk ("sync", with the open file and how much of it is on the disk)."""
 
     calling = False
+    journals = sum(path.stat().st_size for path in root.rglob(JOURNAL))  # the only file that is synced more than once
 
     def seen(what: str, path: Any) -> None:
         nonlocal calling
@@ -107,29 +107,24 @@ def at_each_change(root: Path, call: Callable[[str, Any], None]) -> Iterator[Non
                 calling = False
 
     def sync(handle: int) -> None:
-        seen("sync", handle)
+        seen("sync", (handle, 0))
         os.fsync(handle)
-        inode = os.fstat(handle).st_ino
-        while inode in _copies:
-            inode = _copies[inode]
-        _on_disk[inode] = os.fstat(handle).st_size
+
+    def sync_journal(handle: int) -> None:
+        nonlocal journals
+        size = os.fstat(handle).st_size  # before `call`, which may tear the file for a copy of this process
+        seen("sync", (handle, journals))
+        os.fsync(handle)
+        journals = size
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (disk, journal):
-            patch.setattr(module, "sync", sync)
+        patch.setattr(disk, "sync", sync)
+        patch.setattr(journal, "sync", sync_journal)
         _watching.append(seen)
         try:
             yield
         finally:
             _watching.clear()
-
-
-def moved(old: Path, new: Path) -> None:
-    """The files of a folder are gone, and copies stand in their place: what was synced, or will be, is so in these."""
-    for path in files_of(old):
-        if (copy := new / path.relative_to(old)).exists():
-            _copies[path.stat().st_ino] = copy.stat().st_ino
-            _on_disk[copy.stat().st_ino] = _on_disk.get(path.stat().st_ino, 0)
 
 
 def fail(error: int, what: str, path: Any, at_once: bool = False) -> None:
@@ -139,8 +134,8 @@ def fail(error: int, what: str, path: Any, at_once: bool = False) -> None:
     """
     if error < 0:
         if at_once and what == "sync":
-            there, size = _on_disk.get(os.fstat(path).st_ino, 0), os.fstat(path).st_size
-            os.ftruncate(path, (there + size) // 2 if there <= size else size // 2)
+            handle, on_disk = path
+            os.ftruncate(handle, min(os.fstat(handle).st_size, (on_disk + os.fstat(handle).st_size) // 2))
         raise Killed
     if what in ("open", "sync", "os.mkdir", "os.rename"):
         raise OSError(error, os.strerror(error), str(path))
