@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from spinlite.errors import SpinliteError
-from spinlite.runs.checksum import find_damage, seal
+from spinlite.runs.checksum import find_damage, read_header, seal
 from spinlite.runs.disk import remove_drafts, require_room, write_bytes
 from spinlite.runs.files import fingerprint
 from spinlite.runs.lock import hold
@@ -39,16 +39,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_tensors(path: Path, fix: str = "delete it and run the same command") -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file. Raises SpinliteError with this `fix` if it is missing or damaged.
 
-    The tensors are copies, because Windows can't replace a file that is mapped into memory.
+    The file is read as a whole: Windows can't replace one that is mapped into memory, and a `get_tensor` of safetensors leaks
+    64 bytes.
     """
     if not path.exists():
         raise SpinliteError(f"{path} is missing", fix=fix)
     try:
         if damage := find_damage(path):
             raise SpinliteError(f"{path} is damaged: {damage}", fix=fix)
-        with safe_open(path, "pt") as file:
-            metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "crc32"}
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
+        tensors = load(path.read_bytes())
+        return tensors, {key: value for key, value in read_header(path).items() if key != "crc32"}
     except SafetensorError as error:
         raise SpinliteError(f"{path} is damaged: {error}", fix=fix) from None
 
