@@ -4,6 +4,7 @@ Policy and opponent are measured with the same noise and timesteps, so chance ca
 dozen pairs is already precise.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -92,6 +93,16 @@ def won(recent: Sequence[Figures], batch: int) -> bool:
     """Whether the last LONG pairs were won so clearly that almost no pull is left: more updates would change nothing."""
     mean = _mean(recent, batch, LONG)
     return mean is not None and mean.get("pull", 1.0) < SPENT and mean["margin"] > 0
+
+
+def soonest_won(recent: Sequence[Figures], batch: int) -> int:
+    """After how many more updates `won` may be true at the soonest: the pull of an update is never below 0."""
+    count = updates_for(LONG, batch)
+    known = [each.get("pull", math.inf) for each in recent[-count:]]
+    return next((
+        more for more in range(max(count - len(known), 1), count)
+        if sum(known[len(known) + more - count :]) / count < SPENT
+    ), count)  # fmt: skip
 
 
 def keep_recent(recent: Sequence[Figures], batch: int) -> list[Figures]:

@@ -1,23 +1,20 @@
 """The learning of one round, from top to bottom:
 
 learn_round -> _resume (the policy as it stands), probe (the self-check at a round's start), _learn (batches, optimizer, what is
-saved on the way) -> learn (the loop over updates) -> _add_gradient (one update's pictures) -> step.
+saved on the way) -> learn (the loop over updates) -> update.add_gradient (one update's pictures) -> step.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spinlite.config.rounds import learning_rate
 from spinlite.config.settings import Learn
 from spinlite.families.family import Family
 from spinlite.lora.adapters import Slots
-from spinlite.memory import processes
 from spinlite.memory.device import Levers, averaged_weights, training_weights
 from spinlite.memory.oom import Fallback
 from spinlite.methods.registry import Method
@@ -26,16 +23,15 @@ from spinlite.runs.snapshots import update_of
 from spinlite.runs.store import read_tensors
 from spinlite.runs.trees import optimizer_tree, restore_optimizer
 from spinlite.training.average import Average
-from spinlite.training.batches import Batch, Batches, Errors, FakePaths, Fakes
+from spinlite.training.batches import Batches, FakePaths, Fakes
 from spinlite.training.fakes import compare_with_real, warn_of_few_steps
-from spinlite.training.guards import LONG, PAIRS, Diverged, keep_recent, look_out, pull, updates_for, won
+from spinlite.training.guards import LONG, PAIRS, Diverged, keep_recent, look_out, soonest_won, updates_for, won
 from spinlite.training.learn_state import LearnState
 from spinlite.training.opponent_errors import known_errors
 from spinlite.training.probe import probe
 from spinlite.training.session import Session
-from spinlite.training.step import figures, step
+from spinlite.training.update import Clipping, Made, Unread, add_gradient
 
-T = TypeVar("T")
 SAVE_SECONDS = 10.0  # a run that is killed loses at most so much learning, and the update under way
 CHEAP_SAVE = 0.1  # seconds: a save that takes longer comes as much less often, so that saving takes 1 % of the time at the most
 
@@ -114,137 +110,115 @@ def _learn(session: Session, k: int, state: LearnState, fakes: Fakes | None, pat
     draw, seed = session.settings.draw, session.settings.run.seed
     batches = Batches(session.family, session.encoded, session.train, fakes, settings, seed, k, draw, paths)
     batches.known = known_errors(session, k, batches)
-    good_every = updates_for(LONG, settings.batch) if guarded else 0
-    save_at = time.monotonic() + SAVE_SECONDS
     with session.watch.phase(session.title(k, "learn"), settings.length) as progress:
-
-        def after_update(measured: dict[str, float]) -> None:
-            nonlocal save_at
-            average.update(state.update)
-            session.run.log("update", round=k, **measured)
-            asked = _report(progress, state.update, settings.length, measured)
-            if state.update < settings.length:
-                _keep(session, k, state.update, good_every, optimizer, average)
-            began = time.monotonic()
-            if asked or began >= save_at:
-                tensors: dict[str, Any] = {"policy": session.slots.state("policy"), "optimizer": optimizer_tree(optimizer)}
-                session.run.save(tensors | {"average": average.state()}, round=k, stopped=None, **asdict(state))
-                now = time.monotonic()
-                save_at = now + SAVE_SECONDS * max(1.0, (now - began) / CHEAP_SAVE)
-            if asked:
-                raise asked
-
-        with training_weights(optimizer):
-            learn(
-                session.family, session.slots, session.method, batches, optimizer, settings, session.fallback, state,
-                after_update, guarded,
-            )  # fmt: skip
+        keeper = Keeper(session, k, state, optimizer, average, progress)
+        try:
+            with training_weights(optimizer):
+                learn(
+                    session.family, session.slots, session.method, batches, optimizer, average, settings, session.fallback,
+                    state, keeper, guarded,
+                )  # fmt: skip
+        except Diverged:
+            if keeper.asked:  # the run goes on from before the alarm, and comes to it again
+                raise keeper.asked from None
+            raise
     average.apply()
 
 
-def _keep(
-    session: Session, k: int, update: int, good_every: int, optimizer: torch.optim.Optimizer, average: Average
-) -> None:  # fmt: skip
-    """Keep the policy after an update, where it is due: as a snapshot within the round, and for a guard to go back to."""
-    every = session.settings.learn.snapshot_every, good_every
-    snapshot_due, good_due = (bool(count) and update % count == 0 for count in every)
-    if not (snapshot_due or good_due):
-        return
-    with averaged_weights(optimizer), average.applied():
-        if snapshot_due:
-            session.save_snapshot(f"{k}-{update}")
-        if good_due:
-            session.run.good.keep(k, update, session.slots.state("policy"))
+class Keeper:
+    """What is kept of a round while it learns: its journal, policies, and the state to go on from."""
 
+    def __init__(
+        self, session: Session, k: int, state: LearnState, optimizer: torch.optim.Optimizer, average: Average,
+        progress: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self._session, self._k, self._state, self._optimizer, self._average = session, k, state, optimizer, average
+        self._progress, self._length = progress, session.settings.learn.length
+        good_every = updates_for(LONG, session.settings.learn.batch) if session.settings.judge.stop else 0
+        self._every = session.settings.learn.snapshot_every, good_every
+        self._save_at = time.monotonic() + SAVE_SECONDS
+        self.asked: Stopped | None = None  # someone asked the run to stop
 
-def _report(progress: Callable[..., None], update: int, updates: int, measured: dict[str, float]) -> Stopped | None:
-    """Tell progress; returns what it raises if someone asked to stop, so that this update can be saved first."""
-    try:
-        progress(update, updates, **measured)
-    except Stopped as stop:
-        return stop
-    return None
+    def journal(self, measured: dict[str, float]) -> None:
+        """Journal the figures of an update, and tell progress."""
+        self._session.run.log("update", round=self._k, **measured)
+        try:
+            self._progress(measured["update"], self._length, **measured)
+        except Stopped as stop:
+            self.asked = stop
+
+    def due(self, update: int) -> list[bool]:
+        """Whether something has to be kept after an update: a snapshot within the round, a policy for a guard to go back to."""
+        return [bool(every) and update % every == 0 and update < self._length for every in self._every]
+
+    def keep(self) -> None:
+        """Keep what is due after the last update, which is journalled. Raises Stopped if someone asked for it."""
+        session = self._session
+        snapshot_due, good_due = self.due(self._state.update)
+        if snapshot_due or good_due:
+            with averaged_weights(self._optimizer), self._average.applied():
+                if snapshot_due:
+                    session.save_snapshot(f"{self._k}-{self._state.update}")
+                if good_due:
+                    session.run.good.keep(self._k, self._state.update, session.slots.state("policy"))
+        began = time.monotonic()
+        if self.asked or began >= self._save_at:
+            self._save()
+            now = time.monotonic()
+            self._save_at = now + SAVE_SECONDS * max(1.0, (now - began) / CHEAP_SAVE)
+        if self.asked:
+            raise self.asked
+
+    def _save(self) -> None:
+        policy, optimizer, average = self._session.slots.state("policy"), optimizer_tree(self._optimizer), self._average.state()
+        tensors = {"policy": policy, "optimizer": optimizer, "average": average}
+        self._session.run.save(tensors, round=self._k, stopped=None, **asdict(self._state))
 
 
 def learn(
-    family: Family, slots: Slots, method: Method, batches: Batches, optimizer: torch.optim.Optimizer, settings: Learn,
-    fallback: Fallback, state: LearnState, after_update: Callable[[dict[str, float]], None], guarded: bool = True,
+    family: Family, slots: Slots, method: Method, batches: Batches, optimizer: torch.optim.Optimizer, average: Average,
+    settings: Learn, fallback: Fallback, state: LearnState, keeper: Keeper, guarded: bool = True,
 ) -> None:  # fmt: skip
-    """Train from `state.update` to the round's end, and call `after_update` with the figures of each update.
+    """Train from `state.update` to the round's end. `keeper` is given the figures of every update, some updates at a time.
 
     If `guarded`, the round ends early when all its pairs are won, and a guard that sees it go wrong raises Diverged. A loss or
-    gradient that is not a number raises Diverged in any case, before the weights and `state` change.
+    gradient that is not a number raises Diverged in any case. Both come before anything more is kept.
 
-    Gradients are clipped to 3 x the running mean of their norms. A fixed limit would mean something else for every beta,
-    method and model. When memory runs out within an update, its gradients are dropped and the same pictures are tried again
-    with cheaper memory settings.
+    When memory runs out within an update, its gradients are dropped and the same pictures are tried again with cheaper memory
+    settings.
     """
     parameters, played = slots.parameters(), method.fakes == "played"
+    clipping, unread = Clipping(state.norm, parameters), Unread(parameters[0].device, settings.aim)
 
-    def try_update(levers: Levers) -> tuple[Tensor, Errors, dict[str, float]]:
+    def try_update(levers: Levers) -> Made:
         optimizer.zero_grad(set_to_none=True)
         family.set_checkpointing(levers.checkpointing)
-        return _add_gradient(family, slots, method, batches.for_update(state.update), levers, settings, state)
+        return add_gradient(family, slots, method, batches.for_update(state.update), levers, settings, state, clipping)
 
-    look_out(state.recent, settings.batch, played, state.update, guarded)  # the run may have ended between a save and a guard
     while state.update < settings.length and not (guarded and won(state.recent, settings.batch)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, state.update)
-        loss, errors, more = fallback.run("learn", settings.batch, try_update)
-        limit = 3 * state.norm if state.norm else float("inf")
-        norm = nn.utils.clip_grad_norm_(parameters, limit).item()
-        if not (torch.isfinite(loss) and norm < float("inf")):
-            problem = f"the loss ({loss.item():.3g}) or its gradient ({norm:.3g}) is not a number"
-            raise Diverged("numbers", problem, state.update)
+        unread.add(fallback.run("learn", settings.batch, try_update))
         optimizer.step()
-        clipped = min(norm, limit)
-        state.norm = clipped if state.norm is None else 0.9 * state.norm + 0.1 * clipped
         state.update += 1
-        measured = figures(errors) | more
-        state.recent = keep_recent([*state.recent, measured], settings.batch)
-        after_update({"update": state.update, "loss": loss.item(), "grad_norm": norm, **measured})
-        look_out(state.recent, settings.batch, played, state.update, guarded)
+        average.update(state.update)
+        last = state.update == settings.length
+        if last or any(keeper.due(state.update)) or unread.due(soonest_won(state.recent, settings.batch)):
+            found = unread.read()
+            for update, each in enumerate(found, state.update - len(found) + 1):
+                keeper.journal(_take_in(state, settings, each, update))
+                look_out(state.recent, settings.batch, played, update, guarded)
+            state.norm = clipping.mean
+            keeper.keep()
 
 
-def _add_gradient(
-    family: Family, slots: Slots, method: Method, batches: Sequence[Batch], levers: Levers, settings: Learn, state: LearnState
-) -> tuple[Tensor, Errors, dict[str, float]]:
-    """Add the gradient of an update's mean loss, one batch for each shape; returns (loss, errors, further figures).
-
-    An automatic beta changes from update to update. The loss is divided by it, so that gradients keep their size.
-    """
-    now = state.method(method, settings.aim)
-    beta = getattr(now, "beta", 1.0) if settings.aim else 1.0
-
-    def add_own() -> tuple[Tensor, list[Errors], list[Tensor]]:
-        losses, of_batches, weights = [torch.zeros((), device=batches[0].t.device)], [], []
-        for batch in (batch.share(processes.number(), processes.count()) for batch in batches):
-            if len(batch.t):  # each counts by its share of the update's pictures
-                share = len(batch.t) / settings.batch
-                part, errors = step(family, slots, now, batch, levers.one_graph, levers.micro_batch, share / beta)
-                losses.append(part)
-                of_batches.append(errors)
-                if batch.weight is not None:
-                    weights.append(batch.weight)
-        return _to_cpu((torch.stack(losses).sum(), of_batches, weights))
-
-    found = processes.gather(add_own)
-    processes.sum_gradients(slots.parameters())
-    loss = torch.stack([part for part, _, _ in found]).sum()
-    of_batches = [errors for _, each, _ in found for errors in each]
-    errors = {name: torch.cat([each[name] for each in of_batches]) for name in of_batches[0]}
-    weights = [weight for _, _, each in found for weight in each]
-    weight = torch.cat(weights) if weights else None
+def _take_in(state: LearnState, settings: Learn, made: Made, update: int) -> dict[str, float]:
+    """Update `state` by what an update found; returns its figures. Raises Diverged if they are not numbers."""
+    loss, norm = made.loss.item(), made.norm.item()
+    if not (math.isfinite(loss) and norm < math.inf):
+        raise Diverged("numbers", f"the loss ({loss:.3g}) or its gradient ({norm:.3g}) is not a number", update - 1)
     if settings.aim:
-        state.track_margins(errors, weight)
-    more = {"beta": beta} if settings.aim else {}
-    if "opponent_fake" in errors:
-        more["pull"] = pull(now, errors, weight)
-    return loss * beta, errors, more
-
-
-def _to_cpu(tree: T) -> T:
-    """A tree of tensors on the CPU, in one transfer: each one makes the host wait for the device."""
-    leaves, kind = tree_flatten(tree)
-    rows = torch.cat([leaf.flatten() for leaf in leaves]).cpu().split([leaf.numel() for leaf in leaves])
-    return tree_unflatten([row.view_as(leaf) for row, leaf in zip(rows, leaves, strict=True)], kind)
+        state.track_margins(made.errors, made.weight)
+    measured = made.figures(settings.aim)
+    state.recent = keep_recent([*state.recent, measured], settings.batch)
+    return {"update": update, "loss": loss, "grad_norm": norm, **measured}
