@@ -113,11 +113,12 @@ class Slots:
         overflows, they are scaled less (like the loss scaling of other trainers).
         """
         graph = error if error.requires_grad else measure_again()
-        if self._dtype != torch.float16 or not slope.any():
+        largest = slope.abs().max().item() if self._dtype == torch.float16 else 0.0
+        if not 0 < largest < math.inf:  # what is not a number has no size either
             graph.backward(slope)
             return
         parameters = self.parameters()
-        scale = 2.0 ** math.floor(math.log2(numbers / slope.abs().max().item()))
+        scale = 2.0 ** math.floor(math.log2(numbers / largest))
         gradients = torch.autograd.grad(graph, parameters, slope * scale)
         for _ in range(2):
             if all(g.isfinite().all() for g in gradients):

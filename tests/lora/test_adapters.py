@@ -1,6 +1,7 @@
 """LoRA on linear layers and convolutions: rank-stabilised scale, DoRA, snapshots."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,17 @@ def test_in_half_precision_weights_are_cast_once_in_a_block_and_learn_as_if_they
     with torch.no_grad():
         slots.parameters()[1].add_(1.0)
     assert not torch.equal(net(x), before), "after a block the weights are read again"
+
+
+@pytest.mark.parametrize("slope", [math.nan, math.inf, 0.0, 1e-7])
+def test_in_fp16_a_slope_of_any_size_gives_a_gradient(slope: float):
+    """What is not a number stays so, and the loop sees it in the gradient's norm."""
+    net = Net().to(torch.float16)
+    slots = Slots(net, ["conv", "linear"], rank=4, alpha=8.0, seed=1)
+    error = net(X.half()).float().square().mean(1)
+    slots.backward(error, torch.tensor([slope, 0.0]), 4, lambda: error)
+    norm = nn.utils.get_total_norm([p.grad for p in slots.parameters() if p.grad is not None]).item()
+    assert norm > 0 if slope == 1e-7 else norm == 0 if slope == 0 else not math.isfinite(norm)
 
 
 def test_dora_learns_magnitudes_and_a_snapshot_holds_them():
