@@ -3,6 +3,7 @@
 `python -m pytest -m gpu` runs it there. The same checks run on the CPU at a small size, so that they stay right.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spinlite.bench.run import Figures, bench
 from spinlite.bench.screen import APART, TARGETS
@@ -19,13 +21,21 @@ from spinlite.bench.turns import ratio
 from spinlite.bench.ways import ONE_GRAPH, SFT_WAY
 from spinlite.config.load import load_settings
 from spinlite.config.presets import shipped_presets
-from spinlite.config.settings import Model
+from spinlite.config.settings import Learn, Model
+from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
-from spinlite.memory.device import Device, Levers
+from spinlite.memory.device import Device, Levers, upload
+from spinlite.methods.kto import KTO
+from spinlite.methods.registry import Method
+from spinlite.methods.seppo import SePPO
+from spinlite.methods.sft import SFT
 from spinlite.methods.spin import SPIN
+from spinlite.training.average import Average
 from spinlite.training.batches import Batch
+from spinlite.training.learn_state import LearnState
 from spinlite.training.step import step
+from spinlite.training.update import Clipping, add_gradient
 
 CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here")]
 NAMES = [name for name in shipped_presets() if name.endswith("gb")]
@@ -107,18 +117,71 @@ def test_learning_from_a_pair_costs_what_is_promised(name: str):
     learning_is_as_cheap_as_promised(measured(name))
 
 
-def slopes(base: Path, where: str, **levers: Any) -> Tensor:
-    """The gradient of a step on a small network, all of it in a row."""
+def small(base: Path, where: str, **levers: Any) -> tuple[Family, Slots, Batch]:
+    """A small network with two LoRAs, and a batch for it that is still on the CPU."""
     found = load_family(Model(base=str(base)), Device(torch.device(where), "a test", Levers(**levers)))
     slots = Slots(found.net, found.lora_targets["all"], rank=4, alpha=4.0, seed=1)
     torch.manual_seed(5)
     for who in ("policy", "opponent"):
         slots.load(who, {k: torch.randn_like(v) * 0.02 if "lora_B" in k else v for k, v in slots.state(who).items()})
-    real, fake, eps = (torch.randn(2, *found.latent_shape).to(where) for _ in range(3))
-    cond = {name: value.to(where) for name, value in found.encode_captions(["a cat", "two dogs"]).items()}
-    batch = Batch(real, fake, eps, torch.tensor([50, 900]).to(where), cond)
-    step(found, slots, SPIN(beta=30.0), batch, levers.get("one_graph", False))
+    real, fake, eps = (torch.randn(2, *found.latent_shape) for _ in range(3))
+    cond = found.encode_captions(["a cat", "two dogs"])
+    return found, slots, Batch(real, fake, eps, torch.tensor([50, 900]), cond)
+
+
+def on(where: str, batch: Batch) -> Batch:
+    """The batch on the device."""
+    place = torch.device(where)
+    moved = {name: upload(getattr(batch, name), place) for name in ("real", "fake", "eps", "t")}
+    return replace(batch, **moved, cond={name: upload(value, place) for name, value in batch.cond.items()})
+
+
+def slopes(base: Path, where: str, **levers: Any) -> Tensor:
+    """The gradient of a step on a small network, all of it in a row."""
+    found, slots, batch = small(base, where, **levers)
+    step(found, slots, SPIN(beta=30.0), on(where, batch), levers.get("one_graph", False))
     return torch.cat([p.grad.flatten().double().cpu() for p in slots.parameters() if p.grad is not None])
+
+
+class Unread(TorchDispatchMode):
+    """Refuses operations whose result the host must know before it goes on."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"), f"the host reads: {name}"
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def nobody_waits(where: str) -> Iterator[None]:
+    """Within the block the host may not wait for the device. On a CPU only reading is seen."""
+    if where == "cpu":
+        with Unread():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=CARD)])
+@pytest.mark.parametrize(("kind", "method"), [("sdxl", SFT()), ("sd15", SPIN()), ("sd15", SePPO()), ("sdxl", KTO())], ids=str)
+def test_an_update_makes_the_host_wait_for_nothing(kind: str, method: Method, where: str, tiny_bases: Path):
+    """The first one puts on the card what stays there, such as the optimizer's state."""
+    found, slots, drawn = small(tiny_bases / kind, where, precision="bf16")
+    optimizer = Device(torch.device(where), "a test").optimizer("adamw8bit", slots.parameters(), 1e-4)
+    clipping, average = Clipping(None, slots.parameters()), Average(0.9, slots.parameters())
+    for turn in (1, 2):
+        with nobody_waits(where) if turn == 2 else contextlib.nullcontext():
+            optimizer.zero_grad(set_to_none=True)
+            made = add_gradient(
+                found, slots, method, [on(where, drawn)], Levers(), Learn(batch=2), LearnState(), clipping
+            )  # fmt: skip
+            optimizer.step()
+            average.update(turn)
+    assert made.norm > 0
 
 
 ON: list[tuple[dict[str, Any], float]] = [

@@ -62,8 +62,8 @@ class Klein(Flow):
     def denoise(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, prompt = self._device.dtype, cond["prompt"]
         ids: Any = Flux2KleinPipeline
-        places = ids._prepare_latent_ids(x_t[:1]).to(x_t.device)
-        words = ids._prepare_text_ids(prompt[:1]).to(x_t.device)
+        with x_t.device:  # made there: what is brought there makes the host wait
+            places, words = ids._prepare_latent_ids(x_t[:1]), ids._prepare_text_ids(prompt[:1])
         flat = self.net(
             hidden_states=x_t.to(dtype).flatten(2).transpose(1, 2), encoder_hidden_states=prompt.to(dtype), timestep=t,
             img_ids=places, txt_ids=words, guidance=None, return_dict=False,

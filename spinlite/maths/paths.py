@@ -3,7 +3,7 @@
 x0 is a clean sample, eps unit noise, x_t the noised sample at time t. x0, eps, x_t, prediction: (B, ...); u, t: (B,).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ class Path:
 
     prediction: Prediction
     alpha_bar: Tensor | None = None  # (T,), DDPM's cumulative alpha-bar; None for flow
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)  # alpha_bar on each device
 
     def __post_init__(self) -> None:
         if (self.alpha_bar is None) != (self.prediction == "flow"):
@@ -56,7 +57,9 @@ class Path:
         if self.alpha_bar is None:
             a, s = 1 - t.float(), t.float()
         else:
-            bar = self.alpha_bar.to(t.device)[t].float()
+            if t.device not in self._placed:  # once: a card that gets it makes the host wait
+                self._placed[t.device] = self.alpha_bar.to(t.device)
+            bar = self._placed[t.device][t].float()
             a, s = bar.sqrt(), (1 - bar).sqrt()
         shape = (-1,) + (1,) * (ndim - 1)
         return a.view(shape), s.view(shape)

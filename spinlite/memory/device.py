@@ -73,9 +73,9 @@ class Device:
                 from prodigyopt import Prodigy
 
                 return Prodigy(given, lr=lr, use_bias_correction=True, safeguard_warmup=True)
-        import bitsandbytes
+        from spinlite.memory.adamw8bit import AdamW8bit
 
-        return bitsandbytes.optim.AdamW8bit(given, lr=lr, weight_decay=0.0)
+        return AdamW8bit(given, lr=lr, weight_decay=0.0)
 
     def attention(self, head_sizes: Iterable[int]) -> tuple[str, str]:
         """("xformers" or "sdpa", why) for heads of these sizes. Raises SpinliteError if memory.attention can't be met."""
@@ -113,6 +113,11 @@ def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     yield
     if averaging:
         averaging.train()
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device. A card gets it from pinned memory: from any other, the host waits for the card."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def memory_in_use() -> int:

@@ -15,6 +15,7 @@ from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import draw, gaussian, generator, permutation, seed_of
 from spinlite.maths.times import TimeMap
 from spinlite.maths.weights import weigh
+from spinlite.memory.device import upload
 
 Errors = dict[str, Tensor]  # by name: {policy, opponent, base}_{real, fake} -> (B,)
 Fakes = Callable[[Sequence[Record]], Tensor]  # records -> their fakes' latents, (B, ...)
@@ -153,7 +154,7 @@ class Batches:
         dropped = [self._caption_chance(r, epoch) < self._settings.caption_dropout for r, epoch in rows]
         names = ("learn", *self._names)
         batch = make_batch(self._family, self._encoded, rows, self._fakes, dropped, names, self._draw, self.paths)
-        known = {name: value[list(places)].to(batch.t.device) for name, value in self.known.items()}
+        known = {name: upload(value[list(places)], batch.t.device) for name, value in self.known.items()}
         return replace(batch, known=known)
 
     def _caption_chance(self, record: Record, epoch: int) -> float:
@@ -177,9 +178,10 @@ def make_batch(
     real = encoded.real(records)
     mask = encoded.masks(records)
     draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
-    cond = {name: value.to(device) for name, value in encoded.cond(records, dropped).items()}
+    cond = encoded.cond(records, dropped)  # whole numbers, such as lengths, are for the host
+    cond = {name: upload(value, device) if value.is_floating_point() else value for name, value in cond.items()}
     spread = TimeMap(drawn.times, drawn.shift or family.shift(real.shape[1:]))
-    t = family.path.times(spread.within(torch.tensor([u for u, _ in draws]), drawn.low, drawn.high)).to(device)
+    t = upload(family.path.times(spread.within(torch.tensor([u for u, _ in draws]), drawn.low, drawn.high)), device)
     points, weight = None, None
     if paths:
         points = _path_points(paths(records), [epoch for _, epoch in rows], dropped or [False] * len(rows), device)
@@ -192,15 +194,15 @@ def make_batch(
     if drawn.noise == "separate" and fakes:
         eps_fake = torch.stack([gaussian(real.shape[1:], "eps", "fake", *names, r.key, epoch) for r, epoch in rows])
     return Batch(
-        real=real.to(device),
-        fake=fakes(records).to(device) if fakes else None,
-        eps=torch.stack([eps for _, eps in draws]).to(device),
+        real=upload(real, device),
+        fake=upload(fakes(records), device) if fakes else None,
+        eps=upload(torch.stack([eps for _, eps in draws]), device),
         t=t,
         cond=cond,
-        eps_fake=None if eps_fake is None else eps_fake.to(device),
+        eps_fake=None if eps_fake is None else upload(eps_fake, device),
         weight=weight,
         path_points=points,
-        mask=None if mask is None else mask.to(device),
+        mask=None if mask is None else upload(mask, device),
     )
 
 
@@ -211,4 +213,4 @@ def _path_points(kept: dict[str, Tensor], epochs: Sequence[int], dropped: Sequen
     chosen = {name: value[rows, turns] for name, value in kept.items()}
     no_caption = torch.tensor(dropped).view(-1, *[1] * (chosen["own"].ndim - 1))
     own = torch.where(no_caption, chosen["own_empty"], chosen["own"])
-    return PathPoints(chosen["x_t"].float().to(device), chosen["t"].to(device), own.float().to(device))
+    return PathPoints(*(upload(value, device) for value in (chosen["x_t"].float(), chosen["t"], own.float())))

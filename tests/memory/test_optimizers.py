@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.optim import AdamW8bit
 from torch import nn
 
 from spinlite.config.load import validate_settings
@@ -32,6 +33,20 @@ def test_an_optimizer_goes_down_a_valley(kind: str):
             weight.grad = weight.detach() - goal
             optimizer.step()
     assert (weight - goal).norm() < 0.1 * goal.norm()
+
+
+def test_8_bit_adamw_is_bitsandbytes_own_bit_for_bit():
+    torch.manual_seed(0)
+    start, slopes = torch.randn(70, 80), torch.randn(5, 70, 80)
+    found = []
+    for make in (lambda given: CPU.optimizer("adamw8bit", given, 0.01), lambda given: AdamW8bit(given, 0.01, weight_decay=0.0)):
+        weights = [nn.Parameter(start.clone()), nn.Parameter(start[0].clone()), nn.Parameter(torch.ones(3))]
+        optimizer = make(weights)
+        for slope in slopes:
+            weights[0].grad, weights[1].grad = slope.clone(), slope[0].clone()  # large: in 8 bits, small, without a gradient
+            optimizer.step()
+        found.append([*weights, *(v for w in weights for v in optimizer.state[w].values() if isinstance(v, torch.Tensor))])
+    assert len(found[0]) == 3 + 6 + 2 and all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_schedule_frees_snapshot_is_its_average_and_not_where_it_stands():
