@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -25,7 +26,10 @@ from spinlite.data.buckets import Grid
 from spinlite.data.encoded import Encoded
 from spinlite.data.looks import WORKERS, decode_all, read_headers
 from spinlite.data.survey import survey
+from spinlite.families.latents import scaling_of
+from spinlite.families.open import open_checkpoint
 from spinlite.families.toy import Toy
+from spinlite.families.vae import PIXELS, encode_images
 from spinlite.memory import device
 from spinlite.plan.make import card_for, make_plan
 from spinlite.plan.plan import HELDOUT, TRAIN, cache_folder
@@ -34,6 +38,7 @@ from spinlite.runs.store import Store
 LATENT, PROMPT = (4, 64, 64), (77, 768)  # shapes of SD 1.5
 ITEMS, BATCH = 2000, 16  # latents that are read, and latents per batch
 DECODED = 300  # pictures of 1024x768 that are decoded
+PICTURES, SMALL = 12, 128  # pictures that are encoded, at a side of so many px on a CPU
 TURNS = 3
 
 
@@ -48,11 +53,11 @@ def folder(place: Path, count: int, size: tuple[int, int]) -> Path:
     return place
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """How long a call takes."""
-    start = time.perf_counter()
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def decoding(place: Path) -> dict[str, float]:
@@ -85,6 +90,31 @@ def validating(place: Path, cache: Path) -> dict[str, float]:
     first, start = seconds(prepare), time.process_time()
     again = min(seconds(prepare) for _ in range(TURNS))
     return {"first": first, "again": again, "computed": (time.process_time() - start) / TURNS}
+
+
+def encoding(place: Path, cache: Path) -> dict[str, float]:
+    """Pictures per second from files to the store, and by the VAE alone from pixels: SD 1.5's, with random weights."""
+    where = device.choose_device(Memory())
+    on_card = where.device.type == "cuda"
+    side, clock = (512, time.perf_counter) if on_card else (SMALL, time.process_time)
+    vae: Any = open_checkpoint("blank:sd1").load("vae", where.dtype).to(where.device).eval()
+    model, settings = Toy(Model(base="0"), where), Data(folder=str(place))
+    model.size = side, side
+    encode: Any = lambda pictures, _: {"x0": encode_images(vae, [p.image for p in pictures], scaling_of(vae))}  # noqa: E731
+    model.encode_pictures = encode
+    pictures = survey(settings, cache=cache, grid=Grid(model.size, 8))
+    pixels = torch.randn(len(pictures.train), 3, side, side).to(where.device, vae.dtype).split(max(1, PIXELS // side**2))
+
+    def whole(turn: int) -> None:
+        Encoded(model, pictures.train, cache / str(turn), BATCH, lambda done, of: None, settings)
+
+    def alone(turn: int) -> None:
+        with torch.no_grad():
+            torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in pixels]).cpu()
+
+    took = [[seconds(lambda call=call, turn=turn: call(turn), clock) for call in (whole, alone)] for turn in range(TURNS + 1)]
+    best = [min(times) for times in zip(*took[1:], strict=True)]
+    return {name: len(pictures.train) / least for name, least in zip(("whole", "alone"), best, strict=True)}
 
 
 def reading(place: Path) -> float:
@@ -123,6 +153,9 @@ def figures(count: int, preset: str) -> Iterator[tuple[str, float]]:
         yield f"{count} pictures again, unchanged, s", times["again"]
         yield "of these computed, not waited for others, s", times["computed"]
         yield "memory of this process at the most, GB", _peak()
+        rates = encoding(folder(Path(made) / "encoded", PICTURES, (1024, 768)), Path(made) / "encoded-cache")
+        yield "encoded by SD 1.5's VAE, from files to the store, pictures/s", rates["whole"]
+        yield "encoded, against the VAE alone", rates["whole"] / rates["alone"]
         rate, need = reading(Path(made) / "store"), consumed(preset)
         yield "read from the store, latents with captions/s", rate
         yield f"learned from by {preset}, latents/s (plan)", need

@@ -256,11 +256,13 @@ def test_the_command_shows_the_tables(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_the_benchmark_of_data_says_every_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    for name, value in (("ITEMS", 32), ("DECODED", 3), ("TURNS", 1), ("consumed", lambda preset: 10.0)):
+    for name, value in (
+        ("ITEMS", 32), ("DECODED", 3), ("PICTURES", 2), ("SMALL", 16), ("TURNS", 1), ("consumed", lambda preset: 10.0)
+    ):  # fmt: skip
         monkeypatch.setattr(f"spinlite.bench.data.{name}", value)
     assert bench_data.main(["--pictures", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found) == 10 and all(figure > 0 for figure in found.values())
+    assert len(found) == 12 and all(figure > 0 for figure in found.values())
     read, learned = found["read from the store, latents with captions/s"], found["learned from by sd15-24gb, latents/s (plan)"]
     assert found["read, against learned from"] == read / learned
 
