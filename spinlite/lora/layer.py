@@ -53,8 +53,8 @@ class Adapted(nn.Module):
         """Whether the weights are stored in another precision than the one that they compute in."""
         return self.masters["policy"][0].dtype != self._dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        slot: str | None = self.active
+    def forward(self, input: Tensor) -> Tensor:  # networks may name it, as that of torch's layers
+        x, slot = input, self.active
         base: Any = self.base_layer
         if slot is None:
             return base(x)

@@ -47,8 +47,8 @@ class Quantized(nn.Linear):
         """The decoded weight, (out, in), in the precision that it had before."""
         return self._decode(self.codes, self._state).view(self.out_features, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _Product.apply(x, self)  # pyright: ignore[reportReturnType]
+    def forward(self, input: Tensor) -> Tensor:  # a network may name it
+        return _Product.apply(input, self)  # pyright: ignore[reportReturnType]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Quantized":
         super()._apply(fn, recurse)
