@@ -62,7 +62,7 @@ class Adapted(nn.Module):
             return self._forward_dora(x, slot)
         down, up = self.ready.get(slot) or [weight.to(self._dtype) for weight in self.masters[slot]]
         if self._exact and self._merging_is_less_work(x.numel() // x.shape[1 if self._conv else -1], down, up):
-            weight = torch.addmm(base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=self._scale).view_as(base.weight)
+            weight = base.weight + merged_change(down, up, self._scale)
             if self._conv:
                 return F.conv2d(x, weight, base.bias, base.stride, base.padding)
             return F.linear(x, weight, base.bias)
