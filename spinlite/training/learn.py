@@ -190,9 +190,14 @@ def learn(
     parameters, played = slots.parameters(), method.fakes == "played"
     clipping, unread = Clipping(state.norm, parameters), Unread(parameters[0].device, settings.aim)
 
+    checkpointing: bool | None = None
+
     def try_update(levers: Levers) -> Made:
+        nonlocal checkpointing
         optimizer.zero_grad(set_to_none=True)
-        family.set_checkpointing(levers.checkpointing)
+        if levers.checkpointing != checkpointing:  # setting it goes through all modules
+            family.set_checkpointing(levers.checkpointing)
+            checkpointing = levers.checkpointing
         return add_gradient(family, slots, method, batches.for_update(state.update), levers, settings, state, clipping)
 
     while state.update < settings.length and not (guarded and won(state.recent, settings.batch)):

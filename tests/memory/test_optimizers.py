@@ -14,7 +14,7 @@ from spinlite.config.settings import Learn, Settings
 from spinlite.errors import SpinliteError
 from spinlite.memory import device
 from spinlite.runs.run import Run
-from spinlite.runs.trees import optimizer_tree, restore_optimizer
+from spinlite.runs.trees import flatten, optimizer_tree, restore_optimizer
 from spinlite.selfplay import train
 from spinlite.training import learn as learn_module
 from tests.toy import Quiet, changed, made
@@ -35,18 +35,34 @@ def test_an_optimizer_goes_down_a_valley(kind: str):
     assert (weight - goal).norm() < 0.1 * goal.norm()
 
 
-def test_8_bit_adamw_is_bitsandbytes_own_bit_for_bit():
+LARGE, SMALL = [(70, 80), (5, 1000), (64, 64), (3, 5, 3, 100)], [(80,), (3, 7), (4095,)]
+
+
+@pytest.mark.parametrize("shapes", [LARGE + SMALL, LARGE, SMALL], ids=["both", "in 8 bits", "small"])
+def test_8_bit_adamw_is_bitsandbytes_own_bit_for_bit(shapes: list[tuple[int, ...]]):
+    """Also when it goes on from a saved state, when a weight has no gradient for once, and when weights are moved."""
     torch.manual_seed(0)
-    start, slopes = torch.randn(70, 80), torch.randn(5, 70, 80)
+    start = [torch.randn(shape) for shape in shapes]
+    slopes = [[torch.randn(shape) * 10.0 ** (-turn % 4) for shape in shapes] for turn in range(12)]
     found = []
     for make in (lambda given: CPU.optimizer("adamw8bit", given, 0.01), lambda given: AdamW8bit(given, 0.01, weight_decay=0.0)):
-        weights = [nn.Parameter(start.clone()), nn.Parameter(start[0].clone()), nn.Parameter(torch.ones(3))]
+        weights = [nn.Parameter(value.clone()) for value in start]
         optimizer = make(weights)
-        for slope in slopes:
-            weights[0].grad, weights[1].grad = slope.clone(), slope[0].clone()  # large: in 8 bits, small, without a gradient
+        for turn, slope in enumerate(slopes):
+            for i, weight in enumerate(weights):
+                weight.grad = None if turn == 8 and i == 1 else slope[i].clone()
+            if turn == 3:
+                tree = optimizer_tree(optimizer)
+                optimizer = make(weights)
+                restore_optimizer(optimizer, tree)
+            if turn == 6:
+                weights[0].data = weights[0].detach().clone()
             optimizer.step()
-        found.append([*weights, *(v for w in weights for v in optimizer.state[w].values() if isinstance(v, torch.Tensor))])
-    assert len(found[0]) == 3 + 6 + 2 and all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        tensors, numbers = flatten(optimizer_tree(optimizer))
+        found.append(({f"weight {i}": weight.detach() for i, weight in enumerate(weights)} | tensors, numbers))
+    (ours, our_numbers), (theirs, their_numbers) = found
+    assert our_numbers == their_numbers and ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_schedule_frees_snapshot_is_its_average_and_not_where_it_stands():
