@@ -47,7 +47,7 @@ def export(
     verified = exports.export(source, base, k, path, options)
     written = layout or base.layouts[0]
     console.show_facts({"LoRA": f"{path} (round {k}, {written} layout, {dtype})", "checked": verified})
-    if layout == "diffusers":
+    if layout == "diffusers" and base.layouts[0] == "kohya":
         console.say(exports.DIFFUSERS)
 
 

@@ -18,6 +18,7 @@ SAME = {  # our setting: their words for it
     "model.resolution": "max_resolution train_resolution image_size",
     "model.clip_skip": "text_encoder_layer_skip clip_layer_skip",
     "model.max_tokens": "max_token_length tokenizer_max_length",
+    "model.motion": "motion_adapter motion_module motion_module_path motion_module_ckpt_path",
     "model.zero_snr": "zero_terminal_snr rescale_betas_zero_snr rescale_noise_scheduler_to_zero_terminal_snr",
     "data.folder": "train_data_dir instance_data_dir instance_data_root folder_path image_dir data_dir dataset_path image_path",
     "data.recursive": "include_subdirectories",

@@ -20,6 +20,8 @@ from spinlite.maths.kinds import Times, Weight
 from spinlite.methods.registry import METHODS, Method
 
 METHOD = "spin"  # if [method] has no name
+Targets = Literal["linear", "all", "motion"]  # which layers of a network learn
+MOTION = "guoyww/animatediff-motion-adapter-v1-5-3"  # the newest motion module of AnimateDiff's authors
 TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "swanlab", "dvclive")
 
 
@@ -67,7 +69,7 @@ class Model(Section):
     vae: PathText | None = None  # a VAE to use instead of the base's: a diffusers folder, a hub id or a .safetensors file
     text_encoder: PathText | None = None  # the text encoder of a base that is the network alone: a .safetensors file or folder
     init_lora: PathText | None = None  # a LoRA file to start from: the first opponent is the base with this LoRA
-    targets: Literal["linear", "all"] = "linear"  # "linear": attention and feed-forward layers; "all": convolutions too
+    targets: Targets = "linear"  # "linear": attention and feed-forward layers; "all": convolutions too; "motion": model.motion
     rank: int = Field(default=16, ge=1, le=1024)  # size of the LoRA (dim): more can be learned, and the file grows
     alpha: float | None = Field(default=None, gt=0, examples=[16])  # the LoRA's scale is alpha / rank; none: alpha = rank
     rslora: bool = False  # scale = alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones
@@ -76,6 +78,14 @@ class Model(Section):
     clip_skip: int | None = Field(default=None, ge=1, le=12)  # 1: the last layer of CLIP is read, 2: the one before it, …
     frames: int | None = Field(default=None, ge=1, le=1000, examples=[33])  # of a clip, at the most; none: the base's own
     max_tokens: Literal[75, 150, 225] = 225  # longer captions are cut; above 75 they are encoded in chunks, as WebUIs do
+    motion: PathText | None = Field(default=None, examples=[MOTION])  # AnimateDiff's motion module: SD 1.x then makes clips
+
+    @model_validator(mode="after")
+    def _motion_needs_its_module(self) -> "Model":
+        if self.targets == "motion" and self.motion is None:
+            problem = "model.targets = 'motion' teaches a motion module, and model.motion names none"
+            raise SpinliteError(problem, fix=f"add --set model.motion={MOTION}, or --set model.targets=linear")
+        return self
 
 
 class Source(Section):

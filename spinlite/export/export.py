@@ -24,7 +24,7 @@ DIFFUSERS = (
 )
 CAREFUL = 0.1  # relative error of a DoRA as a plain LoRA, above which the export warns
 STRONGEST = 1000.0
-PLACES = {"folder", "dataset", "base", "vae", "init_lora"}  # settings with paths: only their last part is exported
+PLACES = {"folder", "dataset", "base", "vae", "text_encoder", "motion", "init_lora"}  # of paths only the last part is exported
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ STYLES = {  # how keys are named -> the layout, in words
     "blocks": "kohya, diffusers' block names", "original": "kohya, original block names", "text": "kohya",
     "dotted": "diffusers",
     "ldm": "ComfyUI, original block names",
-    "processor": "diffusers, older", "peft": "peft", "numbered": "cloneofsimo", "unknown": "kohya",
+    "processor": "diffusers, older", "peft": "peft", "numbered": "cloneofsimo", "motion": "AnimateDiff",
+    "unknown": "kohya",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from spinlite.families.flow_files import FlowFiles
 from spinlite.families.keys import has_scales
 from spinlite.families.kinds import KINDS, Kind
 from spinlite.families.load import layout_of, load_family
+from spinlite.families.motion_kinds import is_motion
 from spinlite.families.open import open_checkpoint
 from spinlite.families.record import Place
 from spinlite.families.single_file import SingleFile, read_header
@@ -160,7 +161,8 @@ def _changes_by_key(lora: Lora, base: Base) -> dict[str, list[tuple[Place, Pair]
             changes.setdefault(place.key, []).append((place, pair))
         if not at:
             what = f"{base.name} has no {name}, which the LoRA changes"
-            raise SpinliteError(what, fix=_fix_kind(base))
+            moves = is_motion(name.removeprefix("unet."))
+            raise SpinliteError(what, fix="keep it as a file: it is a motion LoRA" if moves else _fix_kind(base))
     return changes
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from spinlite.errors import SpinliteError
 from spinlite.families.family import Family
 from spinlite.lora.apply import applied
+from spinlite.lora.layouts import ENDS
 from spinlite.lora.tensors import Lora, Pair, distance, norm
 from spinlite.maths.draws import gaussian
 from spinlite.runs.store import read_tensors
@@ -51,8 +52,8 @@ def compare_modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str
     errors: dict[str, float] = {}
     for name, pair in lora.items():
         key = keys[name]
-        names = ("lora_down", "lora_up") if f"{key}.alpha" in written else ("lora_A", "lora_B")
-        down, up = [written.get(f"{key}.{part}.weight") for part in names]
+        down, up = [next((written[each] for part in parts if (each := f"{key}.{part}.weight") in written), None)
+                    for parts in zip(*ENDS.values(), strict=True)]  # fmt: skip
         if down is None or up is None:
             raise SpinliteError(f"{path} does not hold {name}", fix="report this as a bug")
         in_file = Pair(down.float(), up.float())

@@ -37,7 +37,7 @@ def lay_out(lora: Lora, family: Family, layout: Layout, dtype: torch.dtype) -> t
 
     if layout == "kohya":
         return to_kohya(complete_attention(lora), key_of, dtype)
-    return to_diffusers(lora, dtype, key_of), max(pair.rank for pair in lora.values())
+    return to_diffusers(lora, dtype, key_of, layout), max(pair.rank for pair in lora.values())
 
 
 def choose_layout(family: Family, wanted: Layout | None) -> Layout:

@@ -55,13 +55,14 @@ class Blank(Checkpoint):
             model = kind(kind.config_class(**config)) if "encoder" in part else kind.from_config(config)
         if "encoder" in part:
             model.tie_weights()
-        return _fill_weights(model, dtype)
+        return fill_weights(model, dtype)
 
     def fingerprint(self, *parts: str) -> str:
         return fingerprint(self.name)
 
 
-def _fill_weights(model: "nn.Module", dtype: "torch.dtype") -> "nn.Module":
+def fill_weights(model: "nn.Module", dtype: "torch.dtype") -> "nn.Module":
+    """The model with random weights in place of its own. Shapes stay."""
     import torch
     from torch import nn
 
@@ -95,4 +96,5 @@ def with_random_weights(model: Model) -> Model:
         base = BLANK + model.base
     else:
         base = BLANK + next((kind for kind, record in KINDS.items() if record.family == model.family), "sd1")
-    return model.model_copy(update={"base": base, "vae": None})
+    motion = BLANK + model.motion if model.motion and not model.motion.startswith(BLANK) else model.motion
+    return model.model_copy(update={"base": base, "vae": None, "motion": motion})

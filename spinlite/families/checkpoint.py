@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spinlite.errors import SpinliteError
 from spinlite.families.kinds import KINDS as KINDS
+from spinlite.families.picture import ClipRule
 from spinlite.families.record import Kind as Kind
 
 if TYPE_CHECKING:  # whoever only looks at a model needs no torch
@@ -60,6 +61,11 @@ class Checkpoint(ABC):
     @abstractmethod
     def fingerprint(self, *parts: str) -> str:
         """A hash of the weights; with `parts`, of at least the parts that have names with these beginnings."""
+
+    @property
+    def clips(self) -> ClipRule | None:
+        """Which clips it makes; None: pictures alone."""
+        return KINDS[self.kind].clips
 
     @property
     def factor(self) -> int:

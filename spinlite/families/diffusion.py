@@ -20,8 +20,9 @@ from spinlite.families.checkpoint import KINDS, Checkpoint, Kind, class_of, loca
 from spinlite.families.chunks import CHUNK, count_chunks, tokenize
 from spinlite.families.family import Family, Picture
 from spinlite.families.latents import scaling_of
-from spinlite.families.names import kohya_keys, kohya_name, module_shapes
-from spinlite.families.open import open_checkpoint
+from spinlite.families.motion_kinds import ANIMATED
+from spinlite.families.names import kohya_name, module_shapes
+from spinlite.families.open import open_base
 from spinlite.families.schedule import make_sampler, noise_scheduler, resolve_prediction
 from spinlite.families.vae import decode_latents, encode_images, load_vae, vae_fingerprint
 from spinlite.lora.apply import attach
@@ -42,11 +43,12 @@ CONVOLUTION = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers
 TARGETS = {"linear": LINEAR, "all": LINEAR + CONVOLUTION}
 LOADERS: dict[Kind, Any] = {
     "sd1": StableDiffusionLoraLoaderMixin,
+    ANIMATED: StableDiffusionLoraLoaderMixin,
     "sd2": StableDiffusionLoraLoaderMixin,
     "sdxl": StableDiffusionXLLoraLoaderMixin,
 }
 VARIANTS = 64  # compiled versions of one block: its sizes x policy, opponent, base x with and without gradient
-OWN_SKIP: dict[Kind, int] = {"sd1": 1, "sd2": 2, "sdxl": 2}  # the layer that a kind was trained with, from the end
+OWN_SKIP: dict[Kind, int] = {"sd1": 1, ANIMATED: 1, "sd2": 2, "sdxl": 2}  # the layer that a kind was trained with, from the end
 
 
 class Diffusion(Family):
@@ -61,7 +63,7 @@ class Diffusion(Family):
 
     def __init__(self, model: Model, device: Device) -> None:
         """Raises SpinliteError if the base can't be read, or the settings don't suit it."""
-        self._checkpoint = open_checkpoint(model.base)
+        self._checkpoint = open_base(model)
         self._kind: Kind = self._checkpoint.kind
         self._device, self._vae = device, locate(model.vae, "model.vae") if model.vae else None
         if self._kind not in self.kinds:
@@ -86,7 +88,8 @@ class Diffusion(Family):
 
     def start_from(self, path: FilePath) -> None:
         known = module_shapes(self.net)
-        self.start = read_lora_for(path, kohya_keys(known, self._kind), known, f"an {KINDS[self._kind].title} model")
+        record = KINDS[self._kind]
+        self.start = read_lora_for(path, record.lora.keys(known), known, f"an {record.title} model")
         self._text = text_encoder_part(self.start)
         for part in {name.partition(".")[0] for name in self._text}:
             attach(_without_weights(self._checkpoint, part), self._text, part=part)  # refuses what the encoder lacks, now

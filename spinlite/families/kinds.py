@@ -7,6 +7,7 @@ from typing import Any
 from spinlite.errors import SpinliteError
 from spinlite.families.anima_kinds import ANIMA
 from spinlite.families.flux2_kinds import KLEIN_4B, KLEIN_9B
+from spinlite.families.motion_kinds import ANIMATED, ANIMATEDIFF
 from spinlite.families.record import Kind, Record
 from spinlite.families.unet_kinds import SD1, SD2, SDXL
 from spinlite.families.wan_kinds import WAN
@@ -14,7 +15,7 @@ from spinlite.families.zimage_kinds import Z_IMAGE
 
 KINDS: dict[Kind, Record] = {
     "sd1": SD1, "sd2": SD2, "sdxl": SDXL, "klein-4b": KLEIN_4B, "klein-9b": KLEIN_9B, "anima": ANIMA,
-    "z-image": Z_IMAGE, "wan": WAN,
+    "z-image": Z_IMAGE, "wan": WAN, ANIMATED: ANIMATEDIFF,
 }  # fmt: skip
 FAMILIES = {record.family: record.made_by for record in KINDS.values()} | {"toy": "families.toy:Toy"}  # by model.family
 FIX_UNSUPPORTED = f"use one of these models or a finetune: {', '.join(record.title for record in KINDS.values())}"

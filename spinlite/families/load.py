@@ -88,7 +88,7 @@ def clip_rule(model: Model) -> ClipRule | None:
 
         own = clips_of(model.base)
     else:
-        own = KINDS[open_base(with_random_weights(model)).kind].clips
+        own = open_base(with_random_weights(model)).clips
     return with_frames(own, model.frames)
 
 
@@ -96,13 +96,14 @@ def note_of(model: Model) -> str:
     """`Family.note` of a base model, without loading it. Raises SpinliteError if it can't be read."""
     if model.family == "toy":
         return ""
-    return KINDS[open_checkpoint(with_random_weights(model).base, others_of(model)).kind].note
+    return KINDS[open_base(with_random_weights(model)).kind].note
 
 
 def token_counter(model: Model) -> TokenCounter | None:
     """What counts the tokens of captions for a base model, without loading it; None if its captions have no limit."""
     if model.family == "toy":
         return None
+    model = model.model_copy(update={"motion": None})  # which reads no captions
     base = with_random_weights(model).base.removeprefix(BLANK)
     checkpoint = open_checkpoint(f"{BLANK}{base}" if base in KINDS else base, others_of(model))
     if files := KINDS[checkpoint.kind].files:

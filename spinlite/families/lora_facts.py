@@ -8,8 +8,8 @@ from spinlite.families.faults import Fault
 
 # How a file names a module: kohya's keys with diffusers' blocks ("blocks"), with the original ones, or of a text encoder;
 # diffusers' dotted names, its older names with attention processors, peft's own names; dotted original names, as ComfyUI's;
-# cloneofsimo's numbers
-Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "ldm", "numbered", "unknown"]
+# cloneofsimo's numbers; those of AnimateDiff's motion LoRAs
+Style = Literal["blocks", "original", "text", "dotted", "processor", "peft", "ldm", "numbered", "motion", "unknown"]
 
 
 @dataclass(frozen=True)

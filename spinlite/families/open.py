@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spinlite.config.presets import PACKAGE
-from spinlite.config.settings import Model
+from spinlite.config.settings import MOTION, Model
 from spinlite.families.blank import BLANK, Blank
 from spinlite.families.checkpoint import Checkpoint, locate, require_file
 from spinlite.families.flow_files import FlowFiles
 from spinlite.families.hub import list_files
 from spinlite.families.kinds import KINDS
+from spinlite.families.motion import Animated
+from spinlite.families.motion_kinds import ANIMATED
 from spinlite.families.single_file import SingleFile, read_header
 
 NET = "transformer"  # the part of a flow model that learns, in diffusers' layout
@@ -19,14 +21,23 @@ def open_checkpoint(base: str, others: Mapping[str, str] | None = None) -> Check
     """A base model by its path or hub id; "demo" is the one that ships with spinlite. Raises SpinliteError if it can't be used.
 
     "blank:" and a kind ("sd1", "sdxl", "klein-4b", …) or another base gives the same networks with random weights. `others`
-    gives the places of parts that are not in the base's file: "vae", "text_encoder".
+    gives the places of parts that are not in the base's file: "vae", "text_encoder", "motion".
     """
+    given = dict(others or {})
+    motion = given.pop("motion", None)
+    if base == BLANK + ANIMATED:
+        base, motion = f"{BLANK}sd1", motion or BLANK + MOTION
+    checkpoint = _open(base, given)
+    return Animated(checkpoint, motion) if motion else checkpoint
+
+
+def _open(base: str, others: Mapping[str, str]) -> Checkpoint:
     if base.startswith(BLANK):
         shape = base.removeprefix(BLANK)
-        return Blank(shape, None if shape in KINDS else open_checkpoint(shape, others))
+        return Blank(shape, None if shape in KINDS else _open(shape, others))
     place = base if base == "demo" else locate(base, "model.base")
     if place.lower().endswith(".safetensors"):
-        return _open_file(Path(place), others or {})
+        return _open_file(Path(place), others)
     from spinlite.families.folder import Folder  # with diffusers, which takes seconds to import
 
     if base == "demo":
@@ -46,7 +57,7 @@ def open_base(model: Model) -> Checkpoint:
 
 def others_of(model: Model) -> dict[str, str]:
     """Parts that the settings place elsewhere than in the base's file."""
-    given = {"vae": model.vae, "text_encoder": model.text_encoder}
+    given = {"vae": model.vae, "text_encoder": model.text_encoder, "motion": model.motion}
     return {part: place for part, place in given.items() if place}
 
 

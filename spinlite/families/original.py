@@ -12,6 +12,7 @@ from torch import Tensor
 from spinlite.errors import SpinliteError
 from spinlite.families.checkpoint import Checkpoint
 from spinlite.families.kinds import KINDS, Kind
+from spinlite.families.motion_kinds import is_motion
 from spinlite.families.names import original_name
 from spinlite.families.record import Place
 from spinlite.families.single_file import ENCODERS, NET, has_published_size
@@ -34,6 +35,8 @@ ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_ou
 def find_places(name: str, kind: Kind, keys: Container[str]) -> list[Place]:
     """Where a module, by its full name, is in a file with these keys: nowhere, once, or twice if the file has EMA weights."""
     part, _, module = name.partition(".")
+    if is_motion(module):
+        return []
     if part == "unet":
         key = f"{NET}{original_name(module, kind == 'sdxl')}.weight"
         average = "model_ema." + key.removeprefix("model.").removesuffix(".weight").replace(".", "") + "weight"

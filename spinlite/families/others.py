@@ -7,8 +7,9 @@ from spinlite.families.keys import NET
 from spinlite.families.recognise import name_other_model
 
 Shapes = Mapping[str, tuple[int, ...]]
+MOTION = r".*motion_modules\."
 KINDS_OF_FILES = {  # pattern at the beginning of a key -> what the file is
-    r".*motion_modules\.": "is a motion module (AnimateDiff)",
+    MOTION: "is a motion module (AnimateDiff)",
     r"control_model\.|controlnet_|.*input_hint_block|.*zero_convs": "is a ControlNet",
     r"image_proj\.|ip_adapter\.": "is an IP-Adapter",
     r"emb_params$|clip_[lg]$|string_to_param": "is an embedding (textual inversion)",
@@ -34,6 +35,8 @@ def describe_file(shapes: Shapes) -> str:
     plain = {key.removeprefix(NET): shape for key, shape in shapes.items()}
     if any("lora_" in key or key.endswith((".lokr_w1", ".hada_w1_a")) for key in shapes):
         return "is a LoRA, not a base model"
+    if all(".motion_modules." in key for key in shapes):
+        return KINDS_OF_FILES[MOTION]
     if any(key.startswith(("down_blocks.", "unet.down_blocks.")) for key in shapes):
         return "is a network in diffusers' layout, without its text encoders"
     for pattern, what in KINDS_OF_FILES.items():

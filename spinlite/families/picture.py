@@ -27,11 +27,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class ClipRule:
-    """Which clips a family takes: `fps` frames a second, and 1, 1 + step, 1 + 2 x step, … frames, up to `most`."""
+    """Which clips a family takes: `fps` frames a second, and 1, 1 + step, 1 + 2 x step, … frames, up to `most`.
+
+    `most` may be set, but not above `longest`, if there is one.
+    """
 
     fps: float
     step: int
     most: int
+    longest: int | None = None
 
     def length(self, frames: int) -> int:
         """How many frames are taken of so many."""
@@ -52,6 +56,9 @@ def with_frames(own: ClipRule | None, frames: int | None) -> ClipRule | None:
     if rule.length(frames) != frames:
         problem = f"model.frames = {frames}, but this model's clips have 1, {1 + own.step}, {1 + 2 * own.step}, … frames"
         raise SpinliteError(problem, fix=f"set model.frames = {rule.length(frames)}")
+    if rule.longest and frames > rule.longest:
+        problem = f"model.frames = {frames}, but this model's clips have {rule.longest} frames at the most"
+        raise SpinliteError(problem, fix=f"set model.frames = {rule.longest}")
     return rule
 
 

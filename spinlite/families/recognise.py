@@ -90,7 +90,7 @@ def _naming_style(key: str, name: str | None, files: Files | None) -> Style:
     if "base_model.model." in key:
         return "peft"
     if ".processor." in key:
-        return "processor"
+        return "motion" if ".temporal_transformer." in key else "processor"
     if LDM.fullmatch(key) or CLIP.fullmatch(key):
         return "ldm"
     if "." in key:

@@ -104,7 +104,8 @@ class SingleFile(Checkpoint):
         ]  # fmt: skip
         if len(first) != 4 or len(kinds) != 1 or first[1] != 4:
             why = describe_inputs(first[1]) if len(first) == 4 and first[1] != 4 else describe_file(shapes)
-            raise SpinliteError(f"{self.name} {why}", fix=FIX_UNSUPPORTED)
+            motion = f"name an SD 1.5 as the base, and add --set model.motion={self._path.as_posix()}"
+            raise SpinliteError(f"{self.name} {why}", fix=motion if "(AnimateDiff)" in why else FIX_UNSUPPORTED)
         label = self._metadata.get("modelspec.architecture", "")
         if any(label.startswith(start) and kind != kinds[0] for start, kind in ARCHITECTURES.items()):
             raise SpinliteError(

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from spinlite.lora.tensors import Lora, Pair
 
-Layout = Literal["kohya", "diffusers", "peft"]  # "peft": peft's ends on names that the family chooses
+Layout = Literal["kohya", "diffusers", "peft", "animatediff"]  # the last two have names that the family chooses
+ENDS: dict[Layout, tuple[str, str]] = {  # what the keys of down and up end in, before ".weight"
+    "kohya": ("lora_down", "lora_up"), "diffusers": ("lora_A", "lora_B"), "peft": ("lora_A", "lora_B"),
+    "animatediff": ("down", "up"),
+}  # fmt: skip
 ATTENTION = re.compile(r"(text_encoder.*\.self_attn)\.(q_proj|k_proj|v_proj|out_proj)")
 LEAST = 2.0**-10  # the smallest alpha: fp16 holds it exactly, and it is not 0, which sd-scripts reads as "alpha = rank"
 
@@ -36,16 +40,17 @@ def to_kohya(lora: Lora, key_of: Callable[[str], str], dtype: torch.dtype) -> tu
     return tensors, alpha
 
 
-def to_diffusers(lora: Lora, dtype: torch.dtype, key_of: Callable[[str], str] = str) -> dict[str, Tensor]:
-    """`KEY.lora_A.weight` and `lora_B.weight`, KEY by default the full name.
+def to_diffusers(
+    lora: Lora, dtype: torch.dtype, key_of: Callable[[str], str] = str, layout: Layout = "diffusers"
+) -> dict[str, Tensor]:
+    """`KEY.lora_A.weight` and `lora_B.weight`, or what else the layout ends keys in; KEY is by default the full name.
 
     Every scale is folded in: alpha = rank, so no header is needed.
     """
     tensors: dict[str, Tensor] = {}
     for name, pair in lora.items():
-        down, up = balance(pair)
-        tensors[f"{key_of(name)}.lora_A.weight"] = down.to(dtype).contiguous()
-        tensors[f"{key_of(name)}.lora_B.weight"] = up.to(dtype).contiguous()
+        for end, matrix in zip(ENDS[layout], balance(pair), strict=True):
+            tensors[f"{key_of(name)}.{end}.weight"] = matrix.to(dtype).contiguous()
     return tensors
 
 

@@ -42,8 +42,8 @@ def make_plan(
     @functools.cache
     def costs_of(precision: str, quantize: str) -> PhaseCosts:
         take_no_memory = {"family", "alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}
-        own_length = {"frames"} if settings.model.frames is None else set()
-        model = with_random_weights(settings.model).model_dump(exclude=take_no_memory | own_length)
+        unset = {name for name in ("frames", "motion") if getattr(settings.model, name) is None}
+        model = with_random_weights(settings.model).model_dump(exclude=take_no_memory | unset)
         name = cache_name("stage", model, settings.learn.optimizer, precision, quantize, settings.memory.encoders)
         return PhaseCosts(settings, precision, quantize, cache, name)
 

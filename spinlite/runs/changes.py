@@ -13,7 +13,7 @@ MEMORY_SETTINGS = {f"memory.{name}" for name in Memory.model_fields} - {"memory.
 SHOWN = {"judge.captions", "judge.prompts", "report.trackers", "report.on_end"}  # nothing of these is learned
 ALWAYS = {"about", "run.rounds", "judge.stop"} | SHOWN | MEMORY_SETTINGS  # may change whenever a run is continued
 NOT_SETTINGS = ("train", "heldout", "updates", "draws")  # what the journal's begin event counts beside the settings
-PLACES = ("data.folder", "model.base", "model.vae", "model.init_lora")  # compared as places, not letter by letter
+PLACES = {f"model.{key}" for key in ("base", "vae", "text_encoder", "motion", "init_lora")} | {"data.folder"}  # may have moved
 AFTER_GUARD = {"learn.lr", "method.beta"}  # may change too after a guard undid a round
 
 
