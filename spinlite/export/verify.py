@@ -39,17 +39,18 @@ def verify(path: Path, lora: Lora, family: Family, keys: Mapping[str, str]) -> V
 
     Raises SpinliteError if a module is missing, or further off than the file's precision explains.
     """
-    errors = compare_modules(path, lora, keys)
-    return Verified(len(errors), max(errors.values()), compare_step(path, lora, family))
+    errors, held = compare_modules(path, lora, keys)
+    return Verified(len(errors), max(errors.values()), compare_step(path, held, family))
 
 
-def compare_modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str, float]:
-    """Module -> relative error of its weight change in the file.
+def compare_modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> tuple[dict[str, float], Lora]:
+    """(module -> relative error of its weight change in the file, the LoRA as the file holds it, rounded).
 
     A change is read as other programs do: alpha / rank x up @ down, or up @ down without an alpha. Raises as `verify`.
     """
     written, _ = read_tensors(path)
     errors: dict[str, float] = {}
+    held: Lora = {}
     for name, pair in lora.items():
         key = keys[name]
         down, up = [next((written[each] for part in parts if (each := f"{key}.{part}.weight") in written), None)
@@ -58,18 +59,20 @@ def compare_modules(path: Path, lora: Lora, keys: Mapping[str, str]) -> dict[str
             raise SpinliteError(f"{path} does not hold {name}", fix="report this as a bug")
         in_file = Pair(down.float(), up.float())
         scale = written[f"{key}.alpha"].item() / in_file.rank if f"{key}.alpha" in written else 1.0
-        errors[name] = distance(pair, in_file.times(scale).change)
+        held[name] = in_file.times(scale)
+        errors[name] = distance(pair, held[name].change)
         if not errors[name] <= WORST[down.dtype]:
             raise _mismatch(path, f"{name} is off by {errors[name]:.1%}")
-    return errors
+    return errors, held
 
 
 @torch.no_grad()
 def compare_step(path: Path, lora: Lora, family: Family) -> float | None:
     """Error of one prediction with the file, as another program loads it, relative to what the LoRA itself changes.
 
-    None if the LoRA changes nothing. The strength is raised on both sides until the change stands out from rounding. Raises as
-    `verify`.
+    `lora` is what the file holds: with a very strong LoRA a network makes much of the file's rounding, which is no fault of the
+    file. None if the LoRA changes nothing. The strength is raised on both sides until the change stands out from rounding.
+    Raises as `verify`.
     """
     if not any(norm(pair) for name, pair in lora.items() if name.startswith("unet.")):
         return None

@@ -21,7 +21,7 @@ from spinlite.config.load import load_settings, validate_settings
 from spinlite.config.settings import Model, Settings
 from spinlite.errors import SpinliteError
 from spinlite.export.export import ExportOptions, _without_folders, choose_round, export
-from spinlite.export.verify import compare_modules
+from spinlite.export.verify import compare_modules, compare_step
 from spinlite.export.write import write_lora
 from spinlite.families.load import load_family
 from spinlite.families.names import kohya_name
@@ -205,6 +205,25 @@ def test_a_file_that_is_not_what_was_trained_is_an_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(StableDiffusion, "export_name", lambda self, name, layout: "lora_unet_down_blocks_0_resnets_0_conv2")
     with pytest.raises(SpinliteError, match=r"a denoising step.*differs by"):
         write_lora(path, lora, base, about(), "kohya", torch.float16)
+
+
+def test_the_files_rounding_may_be_much_of_what_a_strong_lora_does(toy: Settings, tmp_path: Path):
+    """Its weights are large, and cancel for the pictures that there are: only a step shows what rounding them does."""
+    base = load_family(toy.model, CPU)
+    torch.manual_seed(0)
+    last, read = base.net.get_submodule("last"), list[torch.Tensor]()
+    hook = last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    lora = {"unet.last": pair_for(tuple(last.weight.shape), 4)}  # pyright: ignore
+    write_lora(tmp_path / "x.safetensors", lora, base, about(), "kohya", torch.float16)
+    hook.remove()
+    seen = read[0].flatten(0, -2)
+    down = 100 * torch.randn_like(lora["unet.last"].down)
+    down -= down @ torch.linalg.pinv(seen) @ seen - lora["unet.last"].down
+    strong = {"unet.last": Pair(down, lora["unet.last"].up)}
+    found = write_lora(tmp_path / "x.safetensors", strong, base, about(), "kohya", torch.float16)
+    assert found.worst < 1e-3 and found.step is not None and found.step < 1e-3
+    with pytest.raises(SpinliteError, match="differs by"):
+        compare_step(tmp_path / "x.safetensors", strong, base)
 
 
 @pytest.fixture
