@@ -45,9 +45,8 @@ def base(tiny_bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(base: Path, motion: Path | None = None, levers: Levers | None = None, **model: Any) -> Any:
     where = Device(torch.device("cpu"), "a test", levers or Levers())
-    return load_family(
-        Model(base=str(base), motion=str(motion or base), **{"frames": FRAMES, "resolution": SIDE} | model), where
-    )
+    chosen: dict[str, Any] = {"frames": FRAMES, "resolution": SIDE} | model
+    return load_family(Model(base=str(base), motion=str(motion or base), **chosen), where)
 
 
 @pytest.fixture(scope="module")
