@@ -45,7 +45,7 @@ FLOORS: dict[str, tuple[int, set[str]]] = {
             "PIL",
         },
     ),
-    "bench": (9, {"torch", "peft", "PIL", "psutil", "rich"}),
+    "bench": (9, {"torch", "bitsandbytes", "peft", "PIL", "psutil", "rich"}),
     "demo": (9, {"torch", "diffusers", "transformers", "PIL", "safetensors"}),
     "report": (8, {"jinja2", "PIL", "tomli_w", "accelerate", "numpy", "trackio"}),
     "summary": (9, set()),

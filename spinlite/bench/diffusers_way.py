@@ -38,7 +38,12 @@ class DiffusersWay:
         self._parameters = [p for p in net.parameters() if p.requires_grad]
         for parameter in self._parameters:
             parameter.data = parameter.data.float()  # as the script does it: its passes are under autocast then
-        self.optimizer = where.optimizer(optimizer, self._parameters, 1e-6)
+        if optimizer == "adamw8bit":  # as bitsandbytes has it; ours takes all weights at once
+            from bitsandbytes.optim import AdamW8bit
+
+            self.optimizer: torch.optim.Optimizer = AdamW8bit(self._parameters, lr=1e-6, weight_decay=0.0)
+        else:
+            self.optimizer = where.optimizer(optimizer, self._parameters, 1e-6)
 
     def update(self, batch: Batch) -> Tensor:
         """One update; returns its loss."""
