@@ -18,7 +18,7 @@ from spinlite.maths.draws import gaussian
 from spinlite.memory.device import Device
 from spinlite.plan.phase_costs import PhaseCosts, Workload
 from spinlite.training.batches import Batch
-from spinlite.training.play import sample
+from spinlite.training.play import count_steps, sample
 from spinlite.training.step import measure, required_errors, step
 
 SAMPLER_STEPS = 3  # sampling steps that are run of a fake; time and work are scaled up to all of them
@@ -90,10 +90,11 @@ class PhaseCalls:
         most = self.where.levers.play_batch
         count = most if self.where.device.type == "cuda" else min(most, self.samples)
         cond = {name: value[:1].expand(count, *value.shape[1:]) for name, value in batch.cond.items()}
-        short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, self.settings.play.walked)})
+        steps = count_steps(self.family, self.settings.play, self.workload.latent_shape)
+        short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, steps), "start": 1.0})
         noise = gaussian((count, *self.workload.latent_shape), "bench", "play")
 
-        scale, planned = self.settings.play.walked / short.steps, self.costs.playing(count)
+        scale, planned = steps / short.steps, self.costs.playing(count)
         run = lambda: sample(self.family, noise, cond, cond, short)  # noqa: E731
         return Call("play", "fake", count, run, scale=scale, planned=planned, around=self.as_opponent)
 

@@ -71,7 +71,7 @@ def bench(
     if on_card:
         where, _ = plan_device("bench", settings, where, TRAIN, HELDOUT, cache_folder())
     levers = where.levers
-    costs = PhaseCosts(settings, levers.precision, levers.quantize, None, "bench")
+    costs = PhaseCosts(settings, levers.precision, levers.quantize, None)
     if not on_card:
         _refuse_too_large(settings, costs)
     base = load_family(settings.model, where)
@@ -83,7 +83,7 @@ def bench(
         samples, shape, left_out = _shrink(base, settings, costs, measure_card(where), steps, seconds)
     workload = Workload(shape, _pixels(base, shape), at_once(base) if on_card else 1)
     if not on_card:
-        costs = PhaseCosts(settings, levers.precision, levers.quantize, None, "bench", workload)
+        costs = PhaseCosts(settings, levers.precision, levers.quantize, None, workload)
     calls = PhaseCalls(base, slots, settings, where, samples, workload, costs)
     kinds = 12 + (opponent is not None) + (peer is not None)
     measure = _measurer(base, steps, where, (steps + 2) * kinds, progress)
@@ -155,7 +155,7 @@ def _shrink(
 
     def forward() -> float:
         share = math.prod(shape) / math.prod(base.latent_shape)
-        return costs.forward.seconds(share * samples, card.operations, card.bytes, card.start)
+        return costs.forward(samples).seconds(share * samples, card.operations, card.bytes, card.start)
 
     while len(shape) >= 3 and forward() * WORK * (steps + 2) > seconds:
         if samples > 1:

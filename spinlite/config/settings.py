@@ -138,11 +138,6 @@ class Play(Section):
     start: float = Field(default=1.0, gt=0, le=1)  # noise that fakes begin with: 1 alone; below 1 your picture shows through
 
     @property
-    def walked(self) -> int:
-        """How many of the steps a fake takes, if they lie evenly: `start` leaves out those with more noise."""
-        return max(1, round(self.steps * self.start))
-
-    @property
     def identity(self) -> dict[str, Any]:
         """All of it, for names of what is made with it."""
         return self.model_dump(exclude={"start"} if self.start == 1 else None)  # as before there was a start

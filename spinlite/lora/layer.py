@@ -75,14 +75,8 @@ class Adapted(nn.Module):
         return add(rows @ down.t(), up.t(), alpha=self._scale).view(*x.shape[:-1], -1)
 
     def _merging_is_less_work(self, places: int, down: Tensor, up: Tensor) -> bool:
-        """Whether it is less work to add B A to W than to apply A and B to x, whose `places` each hold a value per input.
-
-        B A takes out * in products for each rank; A and B take out + in for each rank and place. A gradient takes twice as
-        many again, and by way of W out * in for each place.
-        """
-        ins, outs, learns = down[0].numel(), len(up), torch.is_grad_enabled() and up.requires_grad
-        merging = ins * outs * self._rank * (3 if learns else 1) + ins * outs * places * learns
-        return merging < places * self._rank * (ins + outs) * (3 if learns else 1)
+        learns = torch.is_grad_enabled() and up.requires_grad
+        return merging_is_less_work(places, down[0].numel(), len(up), self._rank, learns)
 
     def _forward_dora(self, x: Tensor, slot: str) -> Tensor:
         base: Any = self.base_layer
@@ -100,6 +94,16 @@ class Adapted(nn.Module):
             change, shape = F.linear(F.linear(x, down), up), (-1,)
         bare = plain if base.bias is None else plain - base.bias.view(shape)
         return (plain + (factor - 1) * bare + factor * self._scale * change).to(plain.dtype)
+
+
+def merging_is_less_work(places: int, ins: int, outs: int, rank: int, learns: bool) -> bool:
+    """Whether it is less work to add B A to W than to apply A and B to x, whose `places` each hold a value per input.
+
+    B A takes out * in products for each rank; A and B take out + in for each rank and place. A gradient, if the LoRA `learns`,
+    takes twice as many again, and by way of W out * in for each place.
+    """
+    merging = ins * outs * rank * (3 if learns else 1) + ins * outs * places * learns
+    return merging < places * rank * (ins + outs) * (3 if learns else 1)
 
 
 class _Magnitude(nn.Module):

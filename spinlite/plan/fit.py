@@ -72,16 +72,22 @@ class Fit:
         )
 
     def _rows(self, quantize: str) -> Iterator[Combination]:
-        """For each way to keep activations, the largest batches that fit, or else the smallest; the plainest way first."""
+        """For each way to keep activations, the largest batches that fit, or else the smallest; the plainest way first.
+
+        Where there is no room for the base itself, it is only the way that needs least.
+        """
         memory = self._settings.memory
-        ways = [(checkpointing, one_graph) for checkpointing in (False, True) for one_graph in (False, True)]
         pairs = sum(name.startswith("policy") for name in self._names) > 1
+        ways = [
+            (checkpointing, one_graph)
+            for checkpointing in (False, True) if memory.checkpointing in (None, checkpointing)
+            for one_graph in (False, True) if memory.one_graph in (None, one_graph)
+            if pairs or memory.one_graph is not None or not one_graph
+        ]  # fmt: skip
+        if self._card.needs(self._costs_of(self._card.precision, quantize).net) > self._card.memory:
+            ways = ways[-1:]
         first: Combination | None = None
         for checkpointing, one_graph in ways:
-            if memory.checkpointing not in (None, checkpointing) or memory.one_graph not in (None, one_graph):
-                continue
-            if one_graph and not pairs and memory.one_graph is None:
-                continue
             if checkpointing and first and first.peak <= self._card.memory and not first.levers.micro_batch:
                 continue  # a whole batch fits without it, and computing activations twice is never faster
             levers = Levers(quantize=quantize, checkpointing=checkpointing, one_graph=one_graph)
@@ -123,40 +129,41 @@ class Fit:
         return ahead < GAIN * in_step
 
     def _bytes(self, costs: PhaseCosts, levers: Levers) -> dict[str, int]:
-        """Peak of tensors in each phase. If the LoRA is merged for playing, the weights without it are kept too."""
+        """Peak of tensors in each phase."""
         s, play, names = costs.sizes, levers.play_batch, self._names
         policy = sum(name.startswith("policy") for name in names)
-        played = costs.playing(play) + s.targets * levers.merge
+        played = costs.playing(play, levers.merge)
         live = len(names) > policy and not levers.cache_opponent
         pixels = max(0, play - PICTURES) * 3 * s.width * s.height * 4
         return {
             "encode": costs.encoding() + pixels,
             "play": played,
             "learn": costs.learning(policy, live, levers, self._settings.learn.batch),
-            "judge": max(played, costs.drawing(), costs.measuring(play)),
+            "judge": max(played + s.cast, costs.drawing(), costs.measuring(play)),
         }
 
-    def _sample_seconds(self, costs: PhaseCosts, samples: int) -> float:
+    def _sample_seconds(self, costs: PhaseCosts, samples: int, merged: bool = False) -> float:
         """Seconds per sample of a forward pass with so many samples."""
         card = self._card
-        return costs.forward.seconds(samples, card.operations, card.bytes, card.start) / samples
+        return costs.forward(samples, merged).seconds(samples, card.operations, card.bytes, card.start) / samples
 
     def _seconds(self, costs: PhaseCosts, levers: Levers) -> dict[str, float]:
         """Seconds of each phase of a round."""
         settings, card = self._settings, self._card
         guided = 2 if settings.play.guidance > 1 else 1
-        forward = guided * self._sample_seconds(costs, levers.play_batch * guided)
-        fake = settings.play.steps * forward
+        forward = guided * self._sample_seconds(costs, levers.play_batch * guided, levers.merge)
+        alone = settings.play.model_copy(update={"start": 1.0})  # held-out fakes always begin with noise alone
+        fake = costs.steps(alone) * forward
         samples = settings.learn.length * settings.learn.batch
         micro = levers.micro_batch or settings.learn.batch
         policy = sum(name.startswith("policy") for name in self._names)
         rows = micro * (1 if levers.one_graph else policy)  # real and fake are one batch, or take turns
-        graph = costs.graph(levers.checkpointing).seconds(rows, card.operations, card.bytes, card.start) / rows
+        graph = costs.graph(levers.checkpointing, rows).seconds(rows, card.operations, card.bytes, card.start) / rows
         again = (policy - 1) * self._sample_seconds(costs, micro) if levers.one_graph else 0
         others = (len(self._names) - policy) * self._sample_seconds(costs, levers.play_batch if levers.cache_opponent else rows)
         errors = 5 * settings.judge.draws * self._sample_seconds(costs, levers.play_batch)
         return {
-            "play": self._train * settings.play.walked * forward if self._method.fakes == "played" else 0.0,
+            "play": self._train * costs.steps(settings.play) * forward if self._method.fakes == "played" else 0.0,
             "learn": samples * (policy * graph + again + others),
             "judge": self._heldout * (2 * fake + errors),
         }

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from spinlite.config.rounds import with_pictures
 from spinlite.config.settings import Settings
-from spinlite.families.blank import with_random_weights
 from spinlite.memory.device import Device, Levers, choose_device
 from spinlite.plan.card import CONTEXT, FRAGMENTS, GIB, PYTHON, Card, measure_card, typical_card
 from spinlite.plan.fit import Combination, Fit
 from spinlite.plan.phase_costs import PhaseCosts
-from spinlite.plan.plan import Plan, cache_name
+from spinlite.plan.plan import Plan
 from spinlite.progress import describe_size
 
 
@@ -41,11 +40,7 @@ def make_plan(
 
     @functools.cache
     def costs_of(precision: str, quantize: str) -> PhaseCosts:
-        take_no_memory = {"family", "alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}
-        unset = {name for name in ("frames", "motion") if getattr(settings.model, name) is None}
-        model = with_random_weights(settings.model).model_dump(exclude=take_no_memory | unset)
-        name = cache_name("stage", model, settings.learn.optimizer, precision, quantize, settings.memory.encoders)
-        return PhaseCosts(settings, precision, quantize, cache, name)
+        return PhaseCosts(settings, precision, quantize, cache)
 
     chosen, tried = Fit(settings, card, costs_of, train, heldout).choose(kept)
     sizes = costs_of(chosen.levers.precision, chosen.levers.quantize).sizes
@@ -57,7 +52,8 @@ def make_plan(
         "snapshots": (rounds + 1) * lora + lora + sizes.states + lora // 2 + lora * (settings.learn.ema > 0),
     }
     ram = chosen.peak if card.kind == "cpu" else round(max(sizes.weights, 2 * lora) + PYTHON + CONTEXT)
-    title = f"{settings.model.base}, {sizes.width}x{sizes.height} px"
+    clips = f"{sizes.frames} frames of " if sizes.frames else ""
+    title = f"{settings.model.base}, {clips}{sizes.width}x{sizes.height} px"
     return Plan(
         preset, title, type(method).__name__, card.name, round(card.memory), asdict(chosen.levers), chosen.memory,
         chosen.seconds, rounds, ram, disk, [_row(t, t is chosen, card) for t in tried], _assumed(settings, lora, card),

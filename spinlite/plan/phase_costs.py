@@ -5,28 +5,31 @@ takes more memory or time: activations grow with the pixels, and so does attenti
 model's own size and the most frames.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from spinlite.config.settings import Settings
+from spinlite.config.settings import Play, Settings
 from spinlite.families.blank import with_random_weights
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.memory.device import Device, Levers
-from spinlite.plan.simulation import META, SAMPLES, Cost, Simulation, simulate
+from spinlite.plan.known import Known
+from spinlite.plan.simulation import META, SAMPLES, Cost, Simulation, simulate, simulating
+from spinlite.plan.sizes import Sizes, state_bytes
 from spinlite.training.batches import Batch
+from spinlite.training.play import count_steps
 from spinlite.training.step import measure
 
 PICTURES = 8  # encoded and decoded in a simulation; other numbers are scaled from it. Of clips one, since they go one by one
+TAKE_NO_MEMORY = {"family", "alpha", "prediction", "zero_snr", "clip_skip", "max_tokens"}  # of the model's settings
 LATENTS = 8  # that a sampler holds per fake: state, noise, both guidance halves, predictions, a solver's earlier ones
 
 
@@ -39,40 +42,29 @@ class Workload:
     pictures: int
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What stays in memory for a whole phase, in bytes unless noted."""
-
-    width: int  # px
-    height: int
-    weights: int  # of the network
-    targets: int  # of the network's layers with a LoRA
-    adapters: int  # both LoRA slots
-    learnt: int  # numbers in the policy's LoRA
-    states: int  # of the optimizer
-    latent: int  # one, in fp32
-    cond: int  # of one sample
-
-
 class PhaseCosts:
-    """Costs of a preset's networks in one precision. Each is simulated at first use, and kept in a file.
+    """Costs of a preset's networks in one precision. Each is simulated at first use, and kept.
 
-    Methods named after a phase return its peak, in bytes of tensors.
+    Presets share what their texts, their pictures, and their steps take, as far as they are of the same kind and size. Methods
+    named after a phase return its peak, in bytes of tensors.
     """
 
     def __init__(
-        self, settings: Settings, precision: str, quantize: str, cache: Path | None, name: str,
-        workload: Workload | None = None,
-    ) -> None:  # fmt: skip
-        """Costs are kept as `name` in the folder `cache`; without one nothing is kept."""
+        self, settings: Settings, precision: str, quantize: str, cache: Path | None, workload: Workload | None = None
+    ) -> None:
+        """Costs are kept in the folder `cache`; without one they are not."""
         self._settings, self._workload = settings, workload
         self._levers = Levers(precision, quantize, encoders=settings.memory.encoders or "none")
-        self._file = cache / f"{name}.json" if cache else None
-        self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file and self._file.exists() else {}
+        model = with_random_weights(settings.model).model_dump(exclude=TAKE_NO_MEMORY)
+        size = {name: model.pop(name) for name in ("resolution", "frames")}
+        lora = {name: model.pop(name) for name in ("rank", "targets", "rslora", "dora")}
+        kept = partial(Known, cache, model, precision, workload and asdict(workload))
+        self._texts, self._pictures = kept("texts", self._levers.encoders), kept("pictures", size)
+        self._network = kept("network", size, lora, quantize, settings.learn.optimizer)
 
     @cached_property
     def sizes(self) -> Sizes:
-        return Sizes(**self._recall("sizes", lambda: asdict(self._sizes())))
+        return Sizes(**self._network.recall("sizes", 1, lambda: self._tree(self._sizes)))
 
     @property
     def net(self) -> int:
@@ -85,14 +77,14 @@ class PhaseCosts:
         texts = 0 if self._levers.encoders == "cpu" else self.captions.peak(1)
         return self.net + max(self.encode.peak(1), vae + texts)
 
-    def playing(self, fakes: int) -> int:
-        """Peak of making so many fakes at once."""
-        rows = fakes * (2 if self._settings.play.guidance > 1 else 1)
-        return self.net + self.forward.peak(rows, (self.sizes.cond, 0)) + fakes * LATENTS * self.sizes.latent
+    def playing(self, fakes: int, merge: bool = False) -> int:
+        """Peak of the opponent's making so many fakes at once. If its LoRA is merged, the weights without it are kept too."""
+        s, rows = self.sizes, fakes * (2 if self._settings.play.guidance > 1 else 1)
+        return self.net + s.targets * merge + self.forward(rows, merge).peak(rows, (s.cond, 0)) + fakes * LATENTS * s.latent
 
     def measuring(self, samples: int) -> int:
-        """Peak of measuring an error of so many samples at once."""
-        return self.net + self.forward.peak(samples)
+        """Peak of measuring an error of so many samples at once, the policy's too."""
+        return self.net + self.sizes.cast + self.forward(samples).peak(samples)
 
     def drawing(self) -> int:
         """Peak of decoding latents to pictures."""
@@ -102,39 +94,49 @@ class PhaseCosts:
         """Peak of a step with so many `policy` errors per sample; `live`: with the opponent's too."""
         s, micro = self.sizes, levers.micro_batch or batch
         together = 1 if levers.one_graph else policy  # errors of a sample that go through the network in one batch
-        rows = micro * together
-        step = self.graph(levers.checkpointing).peak(rows)
-        step = max(step, self.forward.peak(rows)) if live else step
-        step += rows * (2 * s.latent + s.cond) if together > 1 else 0  # copies: real and fake one after the other
+        rows, copied = micro * together, together > 1
+        step = self.graph(levers.checkpointing, rows).peak(rows, copied=copied)
+        step = max(step, self.forward(rows).peak(rows, (0, s.cast), copied)) if live else step
         gradients = 4 * s.learnt  # already there at the peak if an earlier graph ran its backward pass
         step = step + gradients if micro < batch or (levers.one_graph and policy > 1) else max(step, gradients)
         average = 4 * s.learnt if self._settings.learn.ema else 0
         return self.net + s.states + average + batch * (3 * s.latent + s.cond) + step
 
+    def steps(self, play: Play) -> int:
+        """How many steps of the network a fake takes."""
+        name = f"steps {play.sampler} {play.spacing} {play.steps} {play.eta} {play.start}"
+        return self._network.recall(name, 1, lambda: count_steps(self._made[0], play))
+
     @cached_property
     def encode(self) -> Cost:
         """Encoding pictures with the VAE."""
-        return self._cost("encode", lambda: self._part_cost(lambda base, n: base.encode_pictures([self._picture()] * n)))
+        return self._cost(
+            self._pictures, "encode", lambda: self._part_cost(lambda base, n: base.encode_pictures([self._picture()] * n))
+        )
 
     @cached_property
     def captions(self) -> Cost:
         """Encoding as many captions with the text encoders."""
-        return self._cost("captions", lambda: self._part_cost(lambda base, n: base.encode_captions([""] * n)))
+        return self._cost(self._texts, "captions", lambda: self._part_cost(lambda base, n: base.encode_captions([""] * n)))
 
     @cached_property
     def decode(self) -> Cost:
         """Decoding as many pictures with the VAE."""
-        return self._cost("decode", lambda: self._part_cost(lambda base, n: base.decode(torch.empty((n, *base.latent_shape)))))
+        return self._cost(
+            self._pictures, "decode", lambda: self._part_cost(lambda base, n: base.decode(torch.empty((n, *base.latent_shape))))
+        )
 
-    @cached_property
-    def forward(self) -> Cost:
-        """One denoising error without a graph: a forward pass."""
+    def forward(self, samples: int, merged: bool = False) -> Cost:
+        """One denoising error without a graph: a forward pass; `merged`: by a LoRA that is in the base's weights already."""
+        who = "base" if merged else "opponent"
         with torch.no_grad():
-            return self._cost("forward", lambda: simulate(lambda: self._error("opponent_real")))
+            return self._cost(self._network, f"forward of {who}", lambda: self._error_cost(f"{who}_real"), samples)
 
-    def graph(self, checkpointing: bool) -> Cost:
+    def graph(self, checkpointing: bool, samples: int) -> Cost:
         """One denoising error of the policy with its backward pass; gradients already exist."""
-        return self._cost(f"graph{' checkpointed' * checkpointing}", lambda: self._graph(checkpointing))
+        return self._cost(
+            self._network, f"graph{' checkpointed' * checkpointing}", lambda: self._graph_cost(checkpointing), samples
+        )
 
     @cached_property
     def _made(self) -> tuple[Family, Slots, int, int]:
@@ -153,12 +155,26 @@ class PhaseCosts:
     @cached_property
     def _cond(self) -> Cond:
         """The conditioning of a simulated batch, on the meta device."""
+        of_pictures = self._pictures.recall(
+            "cond", 1, lambda: self._shapes(lambda base: base.encode_pictures([self._picture()]))
+        )
+        shapes = of_pictures | self._texts.recall("cond", 1, lambda: self._shapes(lambda base: base.encode_captions([""])))
+        return {
+            name: torch.empty((SAMPLES, *shape), dtype=getattr(torch, dtype), device=META)
+            for name, (shape, dtype) in shapes.items() if name != "x0"
+        }  # fmt: skip
+
+    def _shapes(self, encode: Callable[[Family], Cond]) -> dict[str, tuple[list[int], str]]:
         base = self._made[0]
         with torch.device(META), torch.no_grad(), Simulation(1):
-            cond = base.encode_pictures([self._picture()]) | base.encode_captions([""])
+            made = encode(base)
             base.free()
-            del cond["x0"]
-            return {name: torch.empty((SAMPLES, *value.shape[1:]), dtype=value.dtype) for name, value in cond.items()}
+            return {name: (list(value.shape[1:]), str(value.dtype).removeprefix("torch.")) for name, value in made.items()}
+
+    @cached_property
+    def _latents(self) -> torch.Tensor:
+        """The latents of a simulated batch, on the meta device."""
+        return torch.empty((SAMPLES, *self._made[0].latent_shape), device=META)
 
     def _picture(self) -> Picture:
         base = self._made[0]
@@ -167,11 +183,14 @@ class PhaseCosts:
 
     def _sizes(self) -> Sizes:
         base, slots, weights, adapters = self._made
+        with Simulation(1) as mode, slots.use("policy"):
+            cast = mode.now[1]
         numbers = [p.numel() for p in slots.parameters()]
-        states = sum(_state_bytes(self._settings.learn.optimizer, n) for n in numbers)
+        states = sum(state_bytes(self._settings.learn.optimizer, n) for n in numbers)
         cond = sum(value.numel() * value.element_size() for value in self._cond.values()) // SAMPLES
         latent = 4 * math.prod(base.latent_shape)
-        return Sizes(*base.size, weights, slots.target_bytes, adapters, sum(numbers), states, latent, cond)
+        frames = base.clips.most if base.clips else 0
+        return Sizes(*base.size, frames, weights, slots.target_bytes, adapters, cast, sum(numbers), states, latent, cond)
 
     def _part_cost(self, call: Callable[[Family, int], object]) -> Cost:
         """The cost of `call(family, n)`, with the part that it loads first (VAE or text encoders) as a fixed size."""
@@ -184,47 +203,42 @@ class PhaseCosts:
             part = sum(simulate(load, 1).kept)
             cost = simulate(lambda: call(base, self._workload.pictures if self._workload else at_once(base)), 1)
         base.free()
-        return replace(cost, peaks=[(each, part + fixed) for each, fixed in cost.peaks], kept=(0, part + sum(cost.kept)))
+        return replace(cost, peaks=[(0, part + fixed, 0) for _, fixed, _ in cost.peaks], kept=(0, part + sum(cost.kept)))
 
-    def _error(self, name: str) -> torch.Tensor:
+    def _error_cost(self, name: str) -> Cost:
         base, slots, _, _ = self._made
-        with torch.device(META):
-            latents = torch.empty((SAMPLES, *base.latent_shape))
-            batch = Batch(latents, latents, latents, base.path.times(torch.empty(SAMPLES)), self._cond)
-        return measure(base, slots, name, batch)
+        with simulating() as mode, slots.use(name.partition("_")[0]):  # pyright: ignore[reportArgumentType]
+            error = measure(base, slots, name, self._batch(mode))
+            if error.requires_grad:
+                error.sum().backward()
+            return mode.cost()
 
-    def _graph(self, checkpointing: bool) -> Cost:
+    def _graph_cost(self, checkpointing: bool) -> Cost:
         base, slots, _, _ = self._made
         base.set_checkpointing(checkpointing)
         for parameter in slots.parameters():
             parameter.grad = torch.empty_like(parameter)
-        return simulate(lambda: self._error("policy_real"), back=True)
+        return self._error_cost("policy_real")
 
-    def _cost(self, name: str, make: Callable[[], Cost]) -> Cost:
-        tree = self._recall(name, lambda: asdict(make()))
-        return Cost([(a, b) for a, b in tree["peaks"]], tuple(tree["kept"]), [tuple(row) for row in tree["work"]])  # pyright: ignore
+    def _batch(self, mode: Simulation) -> Batch:
+        """Samples to measure. Copies are the conditioning and, in place of fakes, what the network sees and should say."""
+        base = self._made[0]
+        with torch.device(META):
+            t = base.path.times(torch.empty(SAMPLES))
+            fake, cond = mode.copy(lambda: (
+                torch.empty((2, *self._latents.shape)), {name: torch.empty_like(value) for name, value in self._cond.items()}
+            ))  # fmt: skip
+        return Batch(self._latents, fake, self._latents, t, cond)
 
-    def _recall(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if name not in self._known:
-            assert self._cond  # builds the networks, which must exist before anything is counted
-            self._known[name] = make()
-            if self._file:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.write_text(json.dumps(self._known), encoding="utf-8")
-        return self._known[name]
+    def _tree(self, make: Callable[[], Cost | Sizes]) -> dict[str, Any]:
+        assert self._made and self._cond  # networks and samples must exist before anything is counted
+        return asdict(make())
+
+    def _cost(self, known: Known, name: str, make: Callable[[], Cost], samples: int = 1) -> Cost:
+        tree = known.recall(name, samples, lambda: self._tree(make))
+        return Cost([tuple(line) for line in tree["peaks"]], tuple(tree["kept"]), [tuple(row) for row in tree["work"]])  # pyright: ignore
 
 
 def at_once(base: Family) -> int:
     """How many pictures, or clips, a simulation encodes and decodes."""
     return 1 if base.clips else PICTURES
-
-
-def _state_bytes(optimizer: str, numbers: int) -> int:
-    """Bytes of optimizer state for a tensor. bitsandbytes: 32 bits below 4096 numbers, else 8 and a scale per 256."""
-    match optimizer:
-        case "adamw8bit":
-            return 8 * numbers if numbers < 4096 else 2 * (numbers + 4 * math.ceil(numbers / 256))
-        case "prodigy":
-            return 16 * numbers
-        case _:
-            return 8 * numbers

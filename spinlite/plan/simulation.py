@@ -5,36 +5,42 @@ counts from its creation until nothing holds it, in the backward pass too.
 """
 
 import contextlib
+import math
+import operator
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
 SAMPLES = 61  # in a simulated batch: a prime that divides no layer width shows what grows with the batch
 MOST = 512  # largest batch that a cost is computed for
 Size = tuple[int, int]  # bytes: (per sample, fixed)
+Line = tuple[int, int, int]  # bytes: (per sample, fixed, per sample that is copied)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call needs, for every batch size n: memory at each moment is a straight line, per sample x n + fixed."""
+    """What a call needs, for every batch size n: memory at each moment is a straight line, per sample x n + fixed.
 
-    peaks: list[Size]  # lines of allocated memory; the peak is the highest of them
-    kept: Size  # what the finished graph holds, before the backward pass
+    Samples that are put together from others are copied; what only that takes is counted apart.
+    """
+
+    peaks: list[Line]  # of allocated memory; the peak is the highest of them
+    kept: Size  # what is still there at its end
     work: list[tuple[int, int, int, int]]  # (times, operations a sample, bytes moved a sample, fixed bytes)
 
-    def peak(self, samples: int, under: Size = (0, 0)) -> int:
-        """Peak in bytes, with `under` held all the time."""
-        return max(samples * (each + under[0]) + fixed + under[1] for each, fixed in self.peaks)
+    def peak(self, samples: int, under: Size = (0, 0), copied: bool = False) -> int:
+        """Peak in bytes, with `under` held all the time; `copied`: the samples are put together from others."""
+        return max(samples * (each + under[0] + copy * copied) + fixed + under[1] for each, fixed, copy in self.peaks)
 
     def seconds(self, samples: float, operations: float, bytes_: float, start: float) -> float:
         """Seconds on a device with so many operations and bytes per second. A step takes the longer one, at least `start`."""
@@ -49,20 +55,46 @@ class Cost:
 
 
 class Simulation(TorchDispatchMode):
-    """Counts storages and work while it is active. Results moved to the CPU stay on the meta device, and no longer count."""
+    """Counts storages and work while it is active. Results moved to the CPU stay on the meta device, and no longer count.
+
+    A storage grows with the batch if its size can be divided by the number of samples, or if it is made of one sample of those
+    that do: some networks take their samples one by one. Sizes that grow are those of the whole batch here.
+    """
 
     def __init__(self, samples: int = SAMPLES) -> None:
         super().__init__()
         self._samples = samples
-        self._alive: dict[int, tuple[Any, Size]] = {}
-        self.now: Size = (0, 0)
-        self._peaks: list[Size] = [(0, 0)]
+        self._alive: dict[int, tuple[Any, Line]] = {}
+        self._copying = False
+        self._now: Line = (0, 0, 0)
+        self._peaks: list[Line] = [self._now]
         self._work: Counter[tuple[int, int, int]] = Counter()
+
+    @property
+    def now(self) -> Size:
+        """What is alive, without copies."""
+        return self._per_sample(self._now)[:2]
+
+    def copy(self, make: Callable[[], T]) -> T:
+        """What `make` returns; its storages count as copies."""
+        self._copying = True
+        try:
+            return make()
+        finally:
+            self._copying = False
 
     def cost(self) -> Cost:
         """The cost of everything since the mode was entered; `kept` is what is alive now."""
-        highest = {max(self._peaks, key=lambda line, n=n: n * line[0] + line[1]) for n in range(1, MOST + 1)}
+        lines = [self._per_sample(line) for line in self._peaks]
+        highest = {
+            max(lines, key=lambda line, n=n, copied=copied: n * (line[0] + copied * line[2]) + line[1])
+            for n in range(1, MOST + 1) for copied in (0, 1)
+        }  # fmt: skip
         return Cost(sorted(highest), self.now, [(times, *row) for row, times in sorted(self._work.items())])
+
+    def _per_sample(self, line: Line) -> Line:
+        grows, fixed, copied = line
+        return math.ceil(grows / self._samples), fixed, math.ceil(copied / self._samples)
 
     def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Count the storages that are new in the outputs until nothing holds them."""
@@ -72,19 +104,31 @@ class Simulation(TorchDispatchMode):
             key = storage._cdata
             if key in self._alive or key in old:
                 continue
-            size = self._split(storage.nbytes())
-            self._alive[key] = (weakref.ref(storage, lambda _, key=key: self._drop(key)), size)
-            self.now = (self.now[0] + size[0], self.now[1] + size[1])
-            if not any(each >= self.now[0] and fixed >= self.now[1] for each, fixed in self._peaks):
-                self._peaks = [p for p in self._peaks if p[0] > self.now[0] or p[1] > self.now[1]] + [self.now]
+            grows, fixed = self._split(storage.nbytes())
+            if fixed and any(map(self._is_of_one_sample, inputs)):
+                grows, fixed = fixed, 0
+            line = (0, fixed, grows) if self._copying else (grows, fixed, 0)
+            self._alive[key] = (weakref.ref(storage, lambda _, key=key: self._drop(key)), line)
+            self._add(line, 1)
+            if not any(all(map(operator.ge, peak, self._now)) for peak in self._peaks):
+                self._peaks = [peak for peak in self._peaks if any(map(operator.gt, peak, self._now))] + [self._now]
 
     def _drop(self, key: int) -> None:
-        _, size = self._alive.pop(key)
-        self.now = (self.now[0] - size[0], self.now[1] - size[1])
+        self._add(self._alive.pop(key)[1], -1)
+
+    def _add(self, line: Line, sign: int) -> None:
+        grows, fixed, copied = self._now
+        self._now = (grows + sign * line[0], fixed + sign * line[1], copied + sign * line[2])
+
+    def _is_of_one_sample(self, tensor: Tensor) -> bool:
+        """Whether a tensor is what one of the samples has of something that grows."""
+        storage = tensor.untyped_storage()
+        _, (grows, _, copied) = self._alive.get(storage._cdata, (None, (*self._split(storage.nbytes()), 0)))
+        return grows + copied > 0 and tensor.numel() % self._samples > 0
 
     def _split(self, number: int) -> Size:
-        each, rest = divmod(number, self._samples)
-        return (0, number) if rest or self._samples == 1 else (each, 0)
+        """A size as (of the whole batch, fixed)."""
+        return (0, number) if number % self._samples or self._samples == 1 else (number, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -92,18 +136,24 @@ class Simulation(TorchDispatchMode):
         result = func(*args, **(kwargs | {"device": META} if to_cpu else kwargs))
         if to_cpu:
             return result
-        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        inputs, outputs = [*_tensors(args), *_tensors(kwargs.values())], list(_tensors((result,)))
         self._follow(inputs, outputs)
         if not func.is_view and (inputs or outputs):
             sizes = [self._split(t.numel() * t.element_size()) for t in inputs + outputs]
             formula = flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=result) if formula else 0
-            self._work[flops // self._samples, sum(each for each, _ in sizes), sum(fixed for _, fixed in sizes)] += 1
+            each = sum(grows for grows, _ in sizes) // self._samples
+            self._work[flops // self._samples, each, sum(fixed for _, fixed in sizes)] += 1
         return result
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_meta]
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 @contextlib.contextmanager
@@ -121,16 +171,22 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = usual
 
 
-def simulate(call: Callable[[], Any], samples: int = SAMPLES, back: bool = False) -> Cost:
-    """The cost of a call on meta tensors of so many samples; with `back`, of the backward pass from its sum too.
+@contextlib.contextmanager
+def simulating(samples: int = SAMPLES) -> Iterator[Simulation]:
+    """A block whose calls on meta tensors of so many samples are simulated."""
+    with fused_attention(), Simulation(samples) as mode:
+        yield mode
+
+
+def simulate(call: Callable[[], Any], samples: int = SAMPLES) -> Cost:
+    """The cost of a call on meta tensors of so many samples. What it returns is counted as kept.
 
     The call ends early where it reads numbers, which meta tensors do not have; by then a picture has been computed.
     """
-    with fused_attention(), Simulation(samples) as mode:
+    with simulating(samples) as mode:
         result = None
         with contextlib.suppress(TypeError, NotImplementedError):
             result = call()
-        kept = mode.now
-        if back:
-            result.sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
-        return replace(mode.cost(), kept=kept)
+        cost = mode.cost()
+        del result
+        return cost

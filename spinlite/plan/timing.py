@@ -12,6 +12,7 @@ from spinlite.maths.draws import gaussian
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import Method
 from spinlite.training.batches import Batch
+from spinlite.training.play import count_steps
 from spinlite.training.step import step
 
 FEW = 5
@@ -22,8 +23,8 @@ def expected_seconds(
 ) -> float:
     """Seconds of one round, from one forward pass and one training step timed here.
 
-    Forward passes: play has train x play.walked (twice as many with guidance, none if the method does not play); judge has
-    heldout x (as many per picture + 5 errors x draws). Learn has learn.updates steps.
+    Forward passes: play has train x the steps of a fake (twice as many with guidance, none if the method does not play); judge
+    has heldout x (as many per picture + 5 errors x draws). Learn has learn.updates steps.
     """
     device = next(family.net.parameters()).device
     size = settings.learn.batch
@@ -48,8 +49,9 @@ def expected_seconds(
 
     one_forward, one_step = _timed(forward, device) / len(part.t), _timed(learn, device)
     guided = 2 if settings.play.guidance > 1 else 1
-    passes = settings.play.steps * guided
-    play = train * settings.play.walked * guided if method.fakes == "played" else 0
+    alone = settings.play.model_copy(update={"start": 1.0})
+    passes = count_steps(family, alone) * guided
+    play = train * count_steps(family, settings.play) * guided if method.fakes == "played" else 0
     judge = heldout * (passes + 5 * settings.judge.draws)
     return (play + judge) * one_forward + settings.learn.length * one_step
 

@@ -126,6 +126,15 @@ def make_scheduler(family: Family, settings: Play, device: torch.device | str, s
     return scheduler
 
 
+def count_steps(family: Family, settings: Play, shape: Sequence[int] = ()) -> int:
+    """How many times the network is asked for a fake of this shape (else of the family's own); guidance asks twice in one.
+
+    Raises SpinliteError if the settings don't go together.
+    """
+    scheduler = make_scheduler(family, settings, "cpu", shape)
+    return len(scheduler.timesteps) - (_first_step(scheduler, settings.start) if settings.start < 1 else 0)
+
+
 @torch.no_grad()
 def sample(
     family: Family, noise: Tensor, cond: Cond, empty: Cond, settings: Play, chance: Sequence[torch.Generator] = (),
@@ -147,8 +156,8 @@ def sample(
     options: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     if chance and "generator" in _step_options(scheduler):
         options["generator"] = list(chance)
-    both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond}
-    captioned = {name: value.to(device) for name, value in cond.items()}
+    both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond if settings.guidance > 1 or see}
+    captioned = {name: both[name][len(noise) :] if both else value.to(device) for name, value in cond.items()}
     whole = scheduler.config.num_train_timesteps  # guidance_low, guidance_high and start are shares of it
     if real is None:
         times, x = scheduler.timesteps, noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)

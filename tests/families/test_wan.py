@@ -279,7 +279,7 @@ def test_its_clips_have_17_frames_and_its_tokens_are_counted(flow_configs: Path)
 
 def test_bench_halves_clips_as_far_as_the_network_can_read_them(flow_configs: Path):
     settings = validate_settings({"model": {"base": str(flow_configs / "wan"), "resolution": 320}, "learn": {"batch": 2}})
-    costs = PhaseCosts(settings, "fp32", "none", None, "bench")
+    costs = PhaseCosts(settings, "fp32", "none", None)
     slow = Card("a slow card", "cpu", 2**34, "fp32", 1.0, 1.0, 1.0, True)
     samples, shape, _ = _shrink(load(flow_configs / "wan", resolution=320, frames=17), settings, costs, slow, 1, 1.0)
     assert (samples, shape) == (1, (4, 5, 10, 10)), "it reads 2 x 2 as one"

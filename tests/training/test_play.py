@@ -9,12 +9,13 @@ from spinlite import summary
 from spinlite.config.settings import Model, Play, Settings
 from spinlite.data.records import Survey
 from spinlite.errors import SpinliteError
+from spinlite.families.flow_schedule import flow_schedule
 from spinlite.families.schedule import OTHERS, SAMPLERS
 from spinlite.families.sd import StableDiffusion
 from spinlite.maths.draws import gaussian, generator
 from spinlite.maths.transitions import transition
 from spinlite.memory.device import Device
-from spinlite.training.play import PathRecorder, coarseness, make_scheduler, sample
+from spinlite.training.play import PathRecorder, coarseness, count_steps, make_scheduler, sample
 
 CAPTIONS = ["a red square", "a blue circle", "a green tree"]
 
@@ -151,9 +152,10 @@ def test_a_fake_may_begin_with_a_noised_picture(family: StableDiffusion, name: s
     settings = Play(sampler=name, steps=4, guidance=1.0)
     usual = fakes(family, settings)
     count = len(seen)
-    half = fakes(family, settings.model_copy(update={"start": 0.5}), real=real)
+    half = fakes(family, begun := settings.model_copy(update={"start": 0.5}), real=real)
     again = seen[count:]
     assert again[0][0] == 499 and len(again) <= (count + 1) // 2
+    assert (count, len(again)) == (count_steps(family, settings), count_steps(family, begun))
     assert_close(again[0][1], family.path.noise(real, eps, torch.full((3,), 499)), atol=1e-3, rtol=1e-3)
     gone = [(x - real).square().mean() for x in (half, usual)]
     assert half.isfinite().all() and gone[0] < gone[1]
@@ -168,9 +170,10 @@ def test_a_start_that_leaves_no_step_is_refused(family: StableDiffusion):
     fakes(family, settings.model_copy(update={"start": 0.25}), real=torch.zeros(3, *family.latent_shape))
 
 
-def test_steps_that_lie_evenly_are_left_out_in_proportion():
-    for steps, start, walked in ((20, 1.0, 20), (20, 0.5, 10), (10, 0.3, 3), (3, 0.1, 1)):
-        assert Play(steps=steps, start=start).walked == walked
+def test_where_steps_lean_to_noise_more_of_them_are_left_out(family: StableDiffusion, monkeypatch: pytest.MonkeyPatch):
+    """With a shift of 3 the time after half of the steps is 0.75, so that a start of 0.5 leaves fewer than half."""
+    monkeypatch.setattr(family, "schedule", lambda name, spacing, steps, *_: flow_schedule(name, spacing, steps, 3.0, "cpu"))
+    assert [count_steps(family, Play(sampler="euler", steps=20, start=start)) for start in (1.0, 0.75, 0.5)] == [20, 10, 5]
 
 
 def test_whole_paths_can_not_begin_with_a_picture():
