@@ -72,13 +72,14 @@ class Actions:
     def _export(self) -> None:
         with dialog("Write LoRA") as opened:
             k = ui.select(self._rounds(), value="best", label="round").props("outlined")
-            layouts = {"kohya": "kohya: every WebUI loads it", "diffusers": "diffusers: no WebUI does"}
-            layout = ui.select(layouts, value="kohya", label="layout").props("outlined")
+            layouts = {"usual": "usual: every WebUI loads it", "diffusers": "diffusers: no WebUI does"}
+            layout = ui.select(layouts, value="usual", label="layout").props("outlined")
             strength = ui.number("strength to bake in", value=1.0, step=0.1).props("outlined")
             said = ui.element("div").classes("stack")
 
             async def write() -> None:
-                words = ["--round", k.value, "--format", layout.value, "--strength", f"{strength.value or 1:g}"]
+                words = ["--round", k.value, "--strength", f"{strength.value or 1:g}"]
+                words += ["--format", layout.value] if layout.value != "usual" else []  # a base's usual layout has no one name
                 await _show_run(said, "writing the file, and reading it back", "export", str(self._folder), *words)
 
             self._buttons(opened, "Write", write)
