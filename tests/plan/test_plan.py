@@ -38,7 +38,7 @@ from tests.toy import TOY, Quiet, changed
 
 
 def card(gb: float, kind: str = "cuda") -> Card:
-    return Card("a card", kind, gb * GIB, "fp32", 1e13, 3e11, 1e-5, False)
+    return Card("a card", kind, gb * GIB, "bf16", 1e13, 3e11, 1e-5, False)
 
 
 def tiny(tiny_bases: Path, **sections: Any) -> Settings:
