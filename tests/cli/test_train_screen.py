@@ -79,7 +79,7 @@ def test_a_resumed_run_says_from_where_it_goes_on(command: Command, swatches: Pa
 
     def interrupted(*given: object) -> object:
         calls[0] += 1
-        if calls[0] == 29:  # of 21 a round: at its start and after each update
+        if calls[0] == 28:  # of 20 a round: after each update, before it is kept
             raise KeyboardInterrupt
         return find(*given)  # pyright: ignore[reportArgumentType]
 
