@@ -54,7 +54,7 @@ def describe_levers(play: Levers, learn: Levers, batch: int) -> str:
     """The memory settings that matter, in words: for play, and for learning with `batch` samples per update."""
     base = {"none": [], "int8": ["base in 8 bits"], "nf4": ["base in 4 bits"]}[learn.quantize]
     samples = min(learn.micro_batch or batch, batch)
-    words = [*base, f"play {play.play_batch} pictures per batch", f"learn {samples} of {batch} pictures per step"]
+    words = [*base, f"play {play.play_batch} samples per batch", f"learn {samples} of {batch} samples per step"]
     words += ["saves memory: one activation graph at a time"] * learn.one_graph + ["checkpointing"] * learn.checkpointing
     words += ["opponent measured first"] * learn.cache_opponent
     return ", ".join(words)
@@ -83,14 +83,15 @@ def run_facts(settings: Settings, base: Family, survey: Survey, method: Method, 
     shape_count = len({r.bucket for r in survey.train + survey.heldout})
     chunks = base.count_chunks(list({r.caption: None for r in survey.train + survey.heldout}))
     long = f"; the longest takes {chunks} chunks of tokens, so all have {chunks}" if chunks > 1 else ""
+    thing, frames = ("clip", f"{base.clips.most} frames of ") if base.clips else ("picture", "")
     shapes = f", in {shape_count} shapes" if shape_count > 1 else ""
     return {
-        "model": f"{base.title}, {width}x{height} px",
+        "model": f"{base.title}, {frames}{width}x{height} px",
         **({"note": base.note} if base.note else {}),
-        "data": f"{train} pictures to learn from, {heldout} for validation{shapes} ({describe_sources(settings.data)})",
+        "data": f"{train} {thing}s to learn from, {heldout} for validation{shapes} ({describe_sources(settings.data)})",
         "captions": ", ".join(f"{count} from {origin}" for origin, count in survey.origins.most_common()) + long,
         "method": f"{type(method).__name__}{opponent}{': ' * bool(values)}{values}",
-        "rounds": f"{settings.run.rounds} of {describe_round(settings.learn, train)}",
+        "rounds": f"{settings.run.rounds} of {describe_round(settings.learn, train, thing)}",
         "LoRA": f"rank {settings.model.rank} on {settings.model.targets} layers",
         "device": where,
         "attention": base.attention,

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import torch
 from PIL import Image, ImageDraw
+
+from spinlite.families.family import Picture
 
 BRIGHTER = 8  # levels that each frame is brighter than the one before
 
@@ -31,6 +34,13 @@ def number(frame: Image.Image) -> int:
     """Which frame of `numbered` it is."""
     grey = frame.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     return round(float(grey) / BRIGHTER)  # pyright: ignore[reportArgumentType]
+
+
+def noise_clips(count: int, frames: int, side: int) -> list[Picture]:
+    """Square clips of noise, always the same, as a family encodes them."""
+    made = torch.randint(0, 256, (count, frames, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    clips = [[Image.fromarray(pixels.numpy()) for pixels in clip] for clip in made]
+    return [Picture(first, first.size, (0, 0), tuple(rest)) for first, *rest in clips]
 
 
 def write_video(path: Path, frames: Sequence[Image.Image], fps: int = 8, turned: int = 0, wide: int = 1) -> Path:

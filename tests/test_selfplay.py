@@ -1,8 +1,6 @@
 """The whole pipeline, on points in the plane."""
 
-import contextlib
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from spinlite.selfplay import Outcome, train
 from spinlite.training import learn as learn_module
 from spinlite.training import probe as probe_module
 from spinlite.training.session import Session
-from tests.toy import TOY, Quiet, changed, made, paired
+from tests.toy import TOY, Quiet, changed, made, paired, train_with_cuts
 
 
 def test_a_run_leaves_what_it_promises(toy: Settings, tmp_path: Path):
@@ -73,18 +71,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     if "each" in method:
         settings = changed(settings, method__reference="each", learn__snapshot_every=8)
     train(settings, tmp_path / "a" / "r", Quiet())
-    chance = random.Random(method)
-    for _ in range(6):  # killed at a random call of a random phase, six times
-        left = chance.randint(1, 60)
-
-        def plug(title: str, done: int) -> bool:
-            nonlocal left
-            left -= 1
-            return left == 0
-
-        with contextlib.suppress(KeyboardInterrupt):
-            train(settings, tmp_path / "b" / "r", Quiet(plug))
-    train(settings, tmp_path / "b" / "r", Quiet())
+    train_with_cuts(settings, tmp_path / "b" / "r", cuts=6, calls=60, seed=method)
     assert made(tmp_path / "a" / "r") == made(tmp_path / "b" / "r")
 
 

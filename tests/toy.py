@@ -1,6 +1,7 @@
 """Small runs on the toy family: its preset, a watch that remembers, and what tests compare of a run's folder."""
 
 import contextlib
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from spinlite.config.load import validate_settings
 from spinlite.config.settings import Settings
 from spinlite.runs.journal import Journal
 from spinlite.runs.store import read_tensors
+from spinlite.selfplay import train
 
 TOY = str(Path(__file__).with_name("toy.toml"))
 
@@ -51,6 +53,16 @@ def changed(settings: Settings, **values: Any) -> Settings:
             tree["method"] = {}
         tree[section][key] = value
     return validate_settings(tree)
+
+
+def train_with_cuts(settings: Settings, folder: Path, cuts: int, calls: int, seed: int | str) -> None:
+    """A run to its end that is cut off so many times, each at one of so many calls of its watch, in a random phase."""
+    chance = random.Random(seed)
+    for _ in range(cuts):
+        countdown = iter(range(chance.randint(1, calls) - 1, -1, -1))
+        with contextlib.suppress(KeyboardInterrupt):
+            train(settings, folder, Quiet(lambda title, done, left=countdown: next(left, None) == 0))
+    train(settings, folder, Quiet())
 
 
 def made(folder: Path) -> dict[str, Any]:

@@ -65,15 +65,8 @@ def bench(
     SpinliteError if the network does not fit.
     """
     settings = settings.model_copy(update={"model": with_random_weights(settings.model)})
-    where = choose_device(settings.memory)
-    limit = _limit(settings, where.device)
-    on_card = where.device.type == "cuda"
-    if on_card:
-        where, _ = plan_device("bench", settings, where, TRAIN, HELDOUT, cache_folder())
-    levers = where.levers
-    costs = PhaseCosts(settings, levers.precision, levers.quantize, None)
-    if not on_card:
-        _refuse_too_large(settings, costs)
+    where, limit, costs = _choose(settings)
+    levers, on_card = where.levers, where.device.type == "cuda"
     base = load_family(settings.model, where)
     opponent, peer = (copy.deepcopy(base.net).to("cpu") if _has_room(base.net, more) else None for more in (1, 2))
     slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
@@ -101,6 +94,19 @@ def bench(
         base.title, str(where), workload.size, base.size, samples, settings.learn.batch, limit, asdict(levers), left_out,
         phases, rows, _times_seen(settings), found,
     )  # fmt: skip
+
+
+def _choose(settings: Settings) -> tuple[Device, float | None, PhaseCosts]:
+    """The device with its memory settings, the limit of its memory in GB, and what the preset costs there."""
+    where = choose_device(settings.memory)
+    limit = _limit(settings, where.device)
+    on_card = where.device.type == "cuda"
+    if on_card:
+        where, _ = plan_device("bench", settings, where, TRAIN, HELDOUT, cache_folder())
+    costs = PhaseCosts(settings, where.levers.precision, where.levers.quantize, None)
+    if not on_card:
+        _refuse_too_large(settings, costs)
+    return where, limit, costs
 
 
 def _measurer(

@@ -81,9 +81,7 @@ def examine_sources(
     enlarged = {survey.names[r.path]: fill_scale(survey.looks[r.path].size, r.bucket or grid.native) for r in pictures}
     cut = {survey.names[r.path]: 1 - kept_share(survey.looks[r.path].size, r.bucket or grid.native) for r in pictures}
     return Findings(
-        place=describe_sources(settings),
-        model=model,
-        full=full,
+        place=describe_sources(settings), model=model, full=full,
         pictures=survey.listed,
         learned=count_pictures(survey.train),
         heldout=count_pictures(survey.heldout),
@@ -105,7 +103,7 @@ def examine_sources(
         words=dict(_words(r.caption for r in records).most_common(WORDS)),
         survey=survey,
         seconds=time.monotonic() - began,
-    )
+    )  # fmt: skip
 
 
 def format_size(size: Shape) -> str:

@@ -34,13 +34,12 @@ def evaluate(
     """Compare models by known scorers. Draws base, rounds and LoRAs with the same noise; says who wins, with intervals."""
     from spinlite.cli import evaluate_screen as screen
     from spinlite.cli.console import Console
-    from spinlite.progress import Silent
-
-    console = Console()
     from spinlite.evaluate import evaluate as evaluations
     from spinlite.evaluate.page import write
     from spinlite.evaluate.tables import as_json
+    from spinlite.progress import Silent
 
+    console = Console()
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance}
     request = evaluations.Request(
         [path for path in what if not path.is_file()], [path for path in what if path.is_file()], base, prompts,

@@ -35,7 +35,7 @@ def plan(
     if json:
         typer.echo(plan_screen.as_json(made))
     else:
-        plan_screen.show(console.screen, made, count.words, _train_command(preset, data))
+        plan_screen.show(console.screen, made, count.words.format(things=f"{made.thing}s"), _train_command(preset, data))
 
 
 def _train_command(preset: str, data: str | None) -> str:
@@ -54,7 +54,7 @@ def _train_command(preset: str, data: str | None) -> str:
 
 @dataclass(frozen=True)
 class Count:
-    """How many pictures a run would take; `words` says so."""
+    """How many pictures, or clips, a run would take; `words` says so, with {things} for either."""
 
     train: int  # pictures with a caption each, to learn from
     heldout: int
@@ -83,7 +83,7 @@ def find_plan(preset: str, vram: float | None, data: str | None, set_: list[str]
             made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
     else:
         made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
-    made = replace(made, round=describe_round(settings.learn, count.pictures), note=note_of(settings.model))
+    made = replace(made, round=describe_round(settings.learn, count.pictures, made.thing), note=note_of(settings.model))
     save_plan(shelf, name, made)
     return made
 
@@ -109,14 +109,14 @@ def _count(preset: str, data: str | None, set_: list[str]) -> Count:
     settings = load_settings(preset, set_, data__folder=data)
     sources = sources_of(settings.data)
     if not sources:
-        return Count(TRAIN, HELDOUT, TRAIN, "100 pictures (add --data FOLDER to count yours)")
+        return Count(TRAIN, HELDOUT, TRAIN, "100 {things} (add --data FOLDER to count yours)")
     if any(source.dataset is not None for source in sources):
-        return Count(TRAIN, HELDOUT, TRAIN, "100 pictures (those of a data set are counted when they are fetched)")
+        return Count(TRAIN, HELDOUT, TRAIN, "100 {things} (those of a data set are counted when they are fetched)")
     survey = examine(settings.data, settings.build_method().fakes == "given", grid=grid_of(settings), headers=True)
     if survey.stop:
         raise survey.stop
     train, heldout = count_pictures(survey.train), count_pictures(survey.heldout)
-    words = f"{train} captioned pictures to learn from and {heldout} for validation"
+    words = f"{train} captioned {{things}} to learn from and {heldout} for validation"
     if few := explain_few(survey.heldout):
         words += f" ({few})"
     return Count(len(survey.train), len(survey.heldout), train, words)

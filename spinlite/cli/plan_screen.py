@@ -22,8 +22,8 @@ DOING = {  # what a run does in each phase, in words
 }  # fmt: skip
 
 
-def show(screen: Screen, plan: Plan, pictures: str, command: str) -> None:
-    """Everything, for people. `pictures` says in words how many pictures the times are for, `command` what to type next."""
+def show(screen: Screen, plan: Plan, data: str, command: str) -> None:
+    """Everything, for people. `data` says in words how much there is to learn from, `command` what to type next."""
     _show_facts(screen, {
         "model": plan.model, "note": plan.note, "method": plan.method,
         "card": f"{plan.card}: {plan.limit / GIB:.1f} GB for this run",
@@ -32,12 +32,13 @@ def show(screen: Screen, plan: Plan, pictures: str, command: str) -> None:
     phases = ", ".join(f"{name} {describe_duration(value)}" for name, value in plan.seconds.items() if value)
     total = describe_duration(plan.rounds * sum(plan.seconds.values()))
     highest = max(plan.memory, key=lambda phase: plan.memory[phase])
+    played = plan.levers["play_batch"]
     files = ", ".join(f"{name} {describe_size(value)}" for name, value in plan.disk.items())
     _show_facts(screen, {
         "peak": f"{plan.peak / GIB:.1f} GB of VRAM, while it {DOING.get(highest, highest)}; "
-                f"it plays {plan.levers['play_batch']} pictures at once",
+                f"it plays {played} {plan.thing}{'s' * (played > 1)} at once",
         "rounds": f"{plan.rounds} of {plan.round}",
-        "time": f"about {total} for {plan.rounds} rounds with {pictures}",
+        "time": f"about {total} for {plan.rounds} rounds with {data}",
         "a round": phases,
         "disk": f"{describe_size(sum(plan.disk.values()))} ({files})",
         "RAM": f"{plan.ram / GIB:.1f} GB",
@@ -61,12 +62,12 @@ def _show_ways(screen: Screen, plan: Plan) -> None:
         for row, cells in zip(plan.tried, rows, strict=True):
             phases = ", ".join(f"{name} {cell} GB" for name, cell in zip(plan.memory, cells[2:-1], strict=True))
             mark = "→" if row["chosen"] else " "
-            screen.print(Text(f"  {mark} {cells[0]}, {cells[1]} pictures at once: {phases}; time {cells[-1]}"))
+            screen.print(Text(f"  {mark} {cells[0]}, {cells[1]} {plan.thing}s at once: {phases}; time {cells[-1]}"))
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column("ways to learn")
-    for heading in ("pictures\nat once", *(f"{phase}\nGB" for phase in plan.memory), "time"):
+    for heading in (f"{plan.thing}s\nat once", *(f"{phase}\nGB" for phase in plan.memory), "time"):
         table.add_column(heading, justify="right")
     for row, cells in zip(plan.tried, rows, strict=True):
         style = "bold" if row["chosen"] else "" if row["fits"] else "dim"

@@ -28,11 +28,11 @@ def with_pictures(settings: Settings, train: int, heldout: int) -> Settings:
     return settings.model_copy(update={"learn": learn, "judge": judge})
 
 
-def describe_round(learn: Learn, pictures: int) -> str:
+def describe_round(learn: Learn, pictures: int, thing: str = "picture") -> str:
     """The work of a round, in words: "100 steps (updates), batch 32: each picture is seen 32 times a round on average"."""
     times = learn.length * learn.batch / max(pictures, 1)
     number = f"{times:.0f}" if times >= 9.5 else f"{times:.1f}".removesuffix(".0")
-    return f"{learn.length} steps (updates), batch {learn.batch}: each picture is seen {number} times a round on average"
+    return f"{learn.length} steps (updates), batch {learn.batch}: each {thing} is seen {number} times a round on average"
 
 
 def learning_rate(settings: Learn, update: int) -> float:

@@ -92,7 +92,7 @@ class Fallback:
         was = getattr(levers, lever)
         self.dropped.append({"time": round(time.time(), 6), "phase": phase, "lever": lever, "was": was, "to": to})
         words = {"one_graph": "one activation graph at a time", "checkpointing": "gradient checkpointing"}
-        how = words.get(lever, f"{to} pictures per batch" if to > 1 else "1 picture per batch")
+        how = words.get(lever, f"{to} samples per batch" if to > 1 else "1 sample per batch")
         self._tell(f"out of memory while {PHASE_WORDS[phase]}: continuing with {how} (memory.{lever} was {_in_words(was)})")
 
     def _cheaper(self, phase: Phase, levers: Levers, size: int) -> tuple[str, bool | int]:
@@ -106,7 +106,7 @@ class Fallback:
         if together > 1:
             return lever, (together + 1) // 2
         raise SpinliteError(
-            f"out of memory while {PHASE_WORDS[phase]}, even with 1 picture per batch and every memory setting at its cheapest",
+            f"out of memory while {PHASE_WORDS[phase]}, even with 1 sample per batch and every memory setting at its cheapest",
             fix="close other programs that use this memory and run the same command"
             + ('; or start a run with memory.quantize = "nf4" and another --name' if levers.quantize == "none" else ""),
         )

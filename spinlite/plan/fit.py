@@ -173,8 +173,8 @@ def describe_levers(levers: Levers, batch: int) -> str:
     """The memory settings of a combination, in words."""
     base = {"none": "", "int8": "base in 8 bits, ", "nf4": "base in 4 bits, "}[levers.quantize]
     way = "saves memory: one activation graph at a time" if levers.one_graph else "fast: real and fake in one batch"
-    pictures = f"{levers.micro_batch or batch} of {batch} pictures per batch"
-    return f"{base}{way}{', checkpointing' * levers.checkpointing}, {pictures}"
+    samples = f"{levers.micro_batch or batch} of {batch} samples per batch"
+    return f"{base}{way}{', checkpointing' * levers.checkpointing}, {samples}"
 
 
 def _halves(batch: int) -> list[int]:

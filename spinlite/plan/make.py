@@ -57,6 +57,7 @@ def make_plan(
     return Plan(
         preset, title, type(method).__name__, card.name, round(card.memory), asdict(chosen.levers), chosen.memory,
         chosen.seconds, rounds, ram, disk, [_row(t, t is chosen, card) for t in tried], _assumed(settings, lora, card),
+        thing="clip" if sizes.frames else "picture",
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class Plan:
     assumed: list[str]  # what is estimated, in words
     note: str = ""  # what a user of the base must know, in words
     round: str = ""  # how long a round is and how often it shows each picture, in words
+    thing: str = "picture"  # what is learned: pictures, or clips
 
     @property
     def peak(self) -> int:

@@ -175,35 +175,32 @@ def make_batch(
     drawn = drawn or Draw()
     device = next(family.net.parameters()).device
     records = [r for r, _ in rows]
-    real = encoded.real(records)
-    mask = encoded.masks(records)
+    real, mask = encoded.real(records), encoded.masks(records)
     draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
-    cond = encoded.cond(records, dropped)  # whole numbers, such as lengths, are for the host
-    cond = {name: upload(value, device) if value.is_floating_point() else value for name, value in cond.items()}
+    cond = {
+        name: upload(value, device) if value.is_floating_point() else value  # whole numbers, such as lengths, are for the host
+        for name, value in encoded.cond(records, dropped).items()
+    }
     spread = TimeMap(drawn.times, drawn.shift or family.shift(real.shape[1:]))
     t = upload(family.path.times(spread.within(torch.tensor([u for u, _ in draws]), drawn.low, drawn.high)), device)
-    points, weight = None, None
+    points = weight = eps_fake = None
     if paths:
         points = _path_points(paths(records), [epoch for _, epoch in rows], dropped or [False] * len(rows), device)
         t = family.path.nearest(points.t)
     if drawn.weight != "constant" or paths:
         share = family.path.share(t)
-        inside = (share >= drawn.low) & (share <= drawn.high)
-        weight = weigh(family.path, drawn.weight, t, drawn.low, drawn.high, spread) * inside
-    eps_fake = None
+        weight = weigh(family.path, drawn.weight, t, drawn.low, drawn.high, spread)
+        weight = weight * ((share >= drawn.low) & (share <= drawn.high))
     if drawn.noise == "separate" and fakes:
         eps_fake = torch.stack([gaussian(real.shape[1:], "eps", "fake", *names, r.key, epoch) for r, epoch in rows])
     return Batch(
         real=upload(real, device),
         fake=upload(fakes(records), device) if fakes else None,
         eps=upload(torch.stack([eps for _, eps in draws]), device),
-        t=t,
-        cond=cond,
+        t=t, cond=cond, weight=weight, path_points=points,
         eps_fake=None if eps_fake is None else upload(eps_fake, device),
-        weight=weight,
-        path_points=points,
         mask=None if mask is None else upload(mask, device),
-    )
+    )  # fmt: skip
 
 
 def _path_points(kept: dict[str, Tensor], epochs: Sequence[int], dropped: Sequence[bool], device: torch.device) -> PathPoints:

@@ -159,10 +159,7 @@ def sample(
     both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond if settings.guidance > 1 or see}
     captioned = {name: both[name][len(noise) :] if both else value.to(device) for name, value in cond.items()}
     whole = scheduler.config.num_train_timesteps  # guidance_low, guidance_high and start are shares of it
-    if real is None:
-        times, x = scheduler.timesteps, noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
-    else:
-        times, x = _from_real(family, scheduler, real.to(device), noise.to(device), settings.start)
+    times, x = _begin(family, scheduler, noise.to(device), None if real is None else real.to(device), settings.start)
     for i, timestep in enumerate(times):
         x_t = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         guided = settings.guidance > 1 and settings.guidance_low <= timestep.item() / whole <= settings.guidance_high
@@ -180,8 +177,10 @@ def sample(
     return x.float().cpu()
 
 
-def _from_real(family: Family, scheduler: Any, real: Tensor, noise: Tensor, start: float) -> tuple[Tensor, Tensor]:
-    """(the times that are left from this share on, `real` noised to the first of them in the sampler's own scale)."""
+def _begin(family: Family, scheduler: Any, noise: Tensor, real: Tensor | None, start: float) -> tuple[Tensor, Tensor]:
+    """(times, x_t at the first of them in the sampler's own scale): noise alone, or `real` noised to this share of times."""
+    if real is None:
+        return scheduler.timesteps, noise * getattr(scheduler, "init_noise_sigma", 1.0)
     times, first = scheduler.timesteps, _first_step(scheduler, start)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)

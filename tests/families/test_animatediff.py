@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, StableDiffusionPipeline
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -29,7 +28,7 @@ from spinlite.selfplay import train
 from spinlite.training.batches import Batch
 from spinlite.training.play import sample
 from spinlite.training.step import step
-from tests.clips import ball, captioned
+from tests.clips import ball, captioned, noise_clips
 from tests.families import tiny, tiny_motion
 from tests.toy import Quiet
 
@@ -72,10 +71,7 @@ def pipeline(base: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def clips() -> list[Picture]:
-    """Two clips of noise."""
-    made = torch.randint(0, 256, (2, FRAMES, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    images = [[Image.fromarray(pixels.numpy()) for pixels in clip] for clip in made]
-    return [Picture(first, first.size, (0, 0), tuple(rest)) for first, *rest in images]
+    return noise_clips(2, FRAMES, SIDE)
 
 
 def batch_of(family: Family) -> Batch:

@@ -37,7 +37,7 @@ from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training.batches import Batch
 from spinlite.training.play import sample
-from tests.clips import ball, captioned
+from tests.clips import ball, captioned, noise_clips
 from tests.families import tiny, tiny_wan
 from tests.toy import Quiet
 
@@ -66,10 +66,7 @@ def pipeline(flow_bases: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def clips() -> list[Picture]:
-    """Two clips of noise."""
-    made = torch.randint(0, 256, (2, FRAMES, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    frames = [[Image.fromarray(pixels.numpy()) for pixels in clip] for clip in made]
-    return [Picture(first, first.size, (0, 0), tuple(rest)) for first, *rest in frames]
+    return noise_clips(2, FRAMES, SIDE)
 
 
 def batch_of(family: Family) -> Batch:

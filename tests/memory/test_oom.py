@@ -73,8 +73,8 @@ def test_learning_gives_up_speed_step_by_step():
     assert tried == [(False, False, None), (True, False, None), *[(True, True, size) for size in (None, 3, 2, 1)]]
     begin = "out of memory while learning: continuing with"
     assert said[0] == f"{begin} one activation graph at a time (memory.one_graph was false)"
-    assert said[2] == f"{begin} 3 pictures per batch (memory.micro_batch was the whole batch)"
-    assert "1 picture per batch" in end.problem and "memory.quantize" in end.fix
+    assert said[2] == f"{begin} 3 samples per batch (memory.micro_batch was the whole batch)"
+    assert "1 sample per batch" in end.problem and "memory.quantize" in end.fix
 
 
 def test_a_method_of_one_error_has_one_graph_anyway():
@@ -220,7 +220,7 @@ def test_a_run_cut_off_after_it_ran_out_of_memory_goes_on_with_the_cheaper_setti
     outcome = train(small, tmp_path / "r", tight)
     assert tight.raised == 4 and len(outcome.run.events("lowered")) == 4
     assert "saves memory: one activation graph at a time, checkpointing" in next(
-        text for text in tight.said if text.startswith("memory: play 16 pictures per batch, learn 2 of 8 pictures per step, ")
+        text for text in tight.said if text.startswith("memory: play 16 samples per batch, learn 2 of 8 samples per step, ")
     )
 
 
@@ -237,7 +237,7 @@ def test_other_memory_settings_start_from_the_top_again(small: Settings, tmp_pat
 def test_memory_that_does_not_suffice_for_one_sample_is_an_error_for_people(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(SpinliteError, match="out of memory while learning, even with 1 picture per batch"):
+    with pytest.raises(SpinliteError, match="out of memory while learning, even with 1 sample per batch"):
         train(small, tmp_path / "r", Limited(monkeypatch, "learn", 0, LACKS[1]))
 
 

@@ -1,7 +1,6 @@
 """Optimizers: each learns, goes on bit for bit, and takes the learning rate that it means."""
 
 import contextlib
-import random
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from spinlite.runs.run import Run
 from spinlite.runs.trees import flatten, optimizer_tree, restore_optimizer
 from spinlite.selfplay import train
 from spinlite.training import learn as learn_module
-from tests.toy import Quiet, changed, made
+from tests.toy import Quiet, changed, made, train_with_cuts
 
 KINDS = ["adamw8bit", "adamw", "schedulefree", "prodigy"]
 CPU = device.Device(torch.device("cpu"), "a test")
@@ -88,18 +87,7 @@ def test_a_run_with_another_optimizer_goes_on_bit_for_bit(
     del tree["learn"]["lr"]
     settings = validate_settings(tree)
     train(settings, tmp_path / "a" / "r", Quiet())
-    chance = random.Random(kind)
-    for _ in range(4):  # killed at a random call of a random phase, four times
-        left = chance.randint(1, 60)
-
-        def plug(title: str, done: int) -> bool:
-            nonlocal left
-            left -= 1
-            return left == 0
-
-        with contextlib.suppress(KeyboardInterrupt):
-            train(settings, tmp_path / "b" / "r", Quiet(plug))
-    train(settings, tmp_path / "b" / "r", Quiet())
+    train_with_cuts(settings, tmp_path / "b" / "r", cuts=4, calls=60, seed=kind)
     assert made(tmp_path / "a" / "r") == made(tmp_path / "b" / "r")
 
 

@@ -302,7 +302,7 @@ def test_a_run_takes_the_levers_of_its_plan_and_says_why(small: Settings, tmp_pa
     outcome = train(on(large, vram=least(on(large, micro_batch=64, **pins)), **pins), tmp_path / "r", watch)
     assert outcome.run.events("begin")[0]["levers"]["micro_batch"] == 64 and not outcome.run.events("levers")
     memory, peak = (line for line in watch.said if line.startswith(("memory:", "peak:")))
-    assert "learn 64 of 256 pictures per step" in memory and "0.6 of 0.6 GB at most (" in peak
+    assert "learn 64 of 256 samples per step" in memory and "0.6 of 0.6 GB at most (" in peak
     assert watch.phases.index("plan what fits the card") < watch.phases.index("encode pictures and captions")
 
 

@@ -1,6 +1,5 @@
 """What an update found is read some updates at a time where reading makes the host wait; a run is the same."""
 
-import contextlib
 import math
 import random
 from pathlib import Path
@@ -18,7 +17,7 @@ from spinlite.training import learn as learn_module
 from spinlite.training import update as update_module
 from spinlite.training.guards import LONG, soonest_won, won
 from spinlite.training.update import Clipping, Unread
-from tests.toy import TOY, Quiet, changed, made, paired
+from tests.toy import TOY, Quiet, changed, made, paired, train_with_cuts
 
 ENDS: dict[str, dict[str, Any]] = {
     "at the round's length": {"learn__updates": 13, "learn__ema": 0.9, "learn__snapshot_every": 5},
@@ -78,18 +77,7 @@ def test_a_run_that_is_read_some_updates_at_a_time_resumes_bit_for_bit(
     train(settings, tmp_path / "a" / "r", Quiet())
     monkeypatch.setattr(learn_module, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(update_module, "MOST_UNREAD", {"cpu": 3})
-    chance = random.Random(3)
-    for _ in range(4):
-        left = chance.randint(1, 40)
-
-        def plug(title: str, done: int) -> bool:
-            nonlocal left
-            left -= 1
-            return left == 0
-
-        with contextlib.suppress(KeyboardInterrupt):
-            train(settings, tmp_path / "b" / "r", Quiet(plug))
-    train(settings, tmp_path / "b" / "r", Quiet())
+    train_with_cuts(settings, tmp_path / "b" / "r", cuts=4, calls=40, seed=3)
     assert made(tmp_path / "a" / "r") == made(tmp_path / "b" / "r")
 
 
