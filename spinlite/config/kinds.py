@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from spinlite.config.settings import PathText, expand
+from spinlite.config.field_types import PathText, expand
 
 YES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list[str]: "text, or a list of texts"}

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from spinlite.config.field_types import Section, expand
 from spinlite.config.kinds import Kind
-from spinlite.config.settings import Section, expand
 from spinlite.config.spelling import show
 from spinlite.errors import SpinliteError
 

@@ -1,20 +1,10 @@
 """The settings of a run: frozen and validated. Each default is written once: here, or in its method."""
 
-import os
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from spinlite.config.field_types import PathText, Section, Texts, Trackers
 from spinlite.errors import SpinliteError
 from spinlite.maths.kinds import Times, Weight
 from spinlite.methods.registry import METHODS, Method
@@ -22,43 +12,6 @@ from spinlite.methods.registry import METHODS, Method
 METHOD = "spin"  # if [method] has no name
 Targets = Literal["linear", "all", "motion"]  # which layers of a network learn
 MOTION = "guoyww/animatediff-motion-adapter-v1-5-3"  # the newest motion module of AnimateDiff's authors
-TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "swanlab", "dvclive")
-
-
-class Section(BaseModel):
-    """A table of a preset. It can't be changed, and takes no unknown keys and no infinite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _countable(cls, value: Any) -> Any:
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise ValueError("should have fewer digits")
-        return value
-
-
-def expand(text: str) -> str:
-    """A path with ~ and environment variables filled in. Raises ValueError for one that can't be meant."""
-    if not text.strip():
-        raise ValueError("should not be empty")
-    if re.search(r"[\x00-\x1f\x7f]", text):  # "D:\\training" in TOML's double quotes holds a tab
-        raise ValueError("should not hold a tab, a new line or the like")
-    return os.path.expanduser(os.path.expandvars(text))
-
-
-PathText = Annotated[str, AfterValidator(expand)]
-
-
-def _one_or_more(value: Any) -> Any:
-    """A single text stands for a list of one."""
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ValueError("should be text, or a list of texts")
-    return value
-
-
-Texts = Annotated[list[str], BeforeValidator(_one_or_more)]
 
 
 class Model(Section):
@@ -112,7 +65,7 @@ class Source(Section):
 
 
 class Data(Source):
-    sources: list[Source] = []  # more sources, each written as [[data.sources]]
+    sources: list[Source] = Field(default=[])  # more sources, each written as [[data.sources]]
     background: str = "white"  # the colour behind transparent pictures, by name or as #rrggbb
     buckets: bool = True  # aspect ratio bucketing; false: every picture is cropped to the model's own size
     upscale: float = Field(default=1.5, ge=1, le=16)  # how much a picture may be enlarged; smaller pictures get smaller shapes
@@ -223,17 +176,6 @@ class Run(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)  # another seed draws other noise, and holds out other pictures
 
 
-def _known_trackers(value: Any) -> Any:
-    """Names between commas, or a list of them."""
-    names = [name.strip().lower() for name in value.split(",")] if isinstance(value, str) else _one_or_more(value)
-    if unknown := [name for name in names if name not in TRACKERS]:
-        raise ValueError(f"holds {unknown[0]!r}: the trackers are {', '.join(TRACKERS)}")
-    return list(dict.fromkeys(names))
-
-
-Trackers = Annotated[list[str], BeforeValidator(_known_trackers)]
-
-
 class Report(Section):
     trackers: Trackers = Field(default=[], examples=["tensorboard"])  # figures and sheets go there too: tensorboard, wandb, …
     on_end: str = Field(default="", examples=["notify"])  # when the run ends: "notify" (on the desktop), or a command
@@ -245,7 +187,7 @@ class Settings(Section):
     about: str = ""  # what the preset is for, in a line
     model: Model = Model()
     data: Data = Data()
-    method: dict[str, Any] = {"name": METHOD}
+    method: dict[str, Any] = Field(default={"name": METHOD})
     play: Play = Play()
     draw: Draw = Draw()
     learn: Learn = Learn()
