@@ -22,7 +22,8 @@ from spinlite.families.load import load_family
 from spinlite.lora.adapters import Slots
 from spinlite.memory.device import Device, Levers
 from spinlite.plan.known import Known
-from spinlite.plan.simulation import META, SAMPLES, Cost, Simulation, simulate, simulating
+from spinlite.plan.meta import META
+from spinlite.plan.simulation import SAMPLES, Cost, Simulation, simulate, simulating
 from spinlite.plan.sizes import Sizes, state_bytes
 from spinlite.training.batches import Batch
 from spinlite.training.play import count_steps

@@ -9,7 +9,7 @@ import math
 import operator
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-META = torch.device("meta")
+from spinlite.plan.meta import META, meta_tensors, run_on_meta
+
 SAMPLES = 61  # in a simulated batch: a prime that divides no layer width shows what grows with the batch
 MOST = 512  # largest batch that a cost is computed for
 Size = tuple[int, int]  # bytes: (per sample, fixed)
@@ -133,10 +134,11 @@ class Simulation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         to_cpu = func is torch.ops.aten._to_copy.default and args[0].is_meta and "cpu" in str(kwargs.get("device"))
-        result = func(*args, **(kwargs | {"device": META} if to_cpu else kwargs))
         if to_cpu:
-            return result
-        inputs, outputs = [*_tensors(args), *_tensors(kwargs.values())], list(_tensors((result,)))
+            return func(*args, **kwargs | {"device": META})
+        inputs = [*meta_tensors(args), *meta_tensors(kwargs.values())]
+        result = run_on_meta(func, args, kwargs, inputs)
+        outputs = list(meta_tensors((result,)))
         self._follow(inputs, outputs)
         if not func.is_view and (inputs or outputs):
             sizes = [self._split(t.numel() * t.element_size()) for t in inputs + outputs]
@@ -145,15 +147,6 @@ class Simulation(TorchDispatchMode):
             each = sum(grows for grows, _ in sizes) // self._samples
             self._work[flops // self._samples, each, sum(fixed for _, fixed in sizes)] += 1
         return result
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            if value.is_meta:
-                yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 @contextlib.contextmanager
@@ -185,8 +178,11 @@ def simulate(call: Callable[[], Any], samples: int = SAMPLES) -> Cost:
     """
     with simulating(samples) as mode:
         result = None
-        with contextlib.suppress(TypeError, NotImplementedError):
+        try:
             result = call()
+        except (TypeError, NotImplementedError) as error:
+            if "meta" not in str(error):
+                raise
         cost = mode.cost()
         del result
         return cost

@@ -29,9 +29,10 @@ from spinlite.plan.card import DESKTOP, GIB, PYTHON, Card
 from spinlite.plan.fit import Fit
 from spinlite.plan.known import Known
 from spinlite.plan.make import make_plan
+from spinlite.plan.meta import META
 from spinlite.plan.phase_costs import PhaseCosts
 from spinlite.plan.plan import HELDOUT, PEAKS, TRAIN, Plan
-from spinlite.plan.simulation import META, simulate, simulating
+from spinlite.plan.simulation import simulate, simulating
 from spinlite.runs.run import Run
 from spinlite.selfplay import train
 from tests.toy import TOY, Quiet, changed
