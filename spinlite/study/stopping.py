@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from spinlite.runs.best import latest_near
+from spinlite.runs.best import best_round, latest_near
 from spinlite.study.results import BASE
 
 Line = dict[str, Any]
@@ -16,13 +16,25 @@ def _lowest(figure: str) -> Callable[[Sequence[Line]], Line]:
     return lambda rounds: min(rounds, key=lambda line: line["signals"][figure])
 
 
-def _latest_near(rounds: Sequence[Line]) -> Line:
+def _events(rounds: Sequence[Line]) -> list[dict[str, Any]]:
+    """What a run that judged these rounds alone would know of them."""
     ordered = sorted(rounds, key=lambda line: line["round"])
-    chosen = latest_near([line["signals"] | {"round": line["round"]} for line in ordered])["round"]
-    return next(line for line in ordered if line["round"] == chosen)
+    return [line["signals"] | {"round": line["round"], "previous_real": line["signals"]["base_real"]} for line in ordered]
 
 
-RULES: dict[str, Callable[[Sequence[Line]], Line]] = {
+def _best(rounds: Sequence[Line]) -> Line | None:
+    """The round that the run's own rule chooses; none: the base."""
+    chosen = best_round(_events(rounds))
+    return next((line for line in rounds if line["round"] == chosen), None)
+
+
+def _latest_near(rounds: Sequence[Line]) -> Line:
+    chosen = latest_near(_events(rounds))["round"]
+    return next(line for line in rounds if line["round"] == chosen)
+
+
+RULES: dict[str, Callable[[Sequence[Line]], Line | None]] = {
+    "a run's own rule: the next one, of rounds whose error on unseen pictures is hardly above the base's": _best,
     "energy distance of samples: the latest that chance may put above the lowest": _latest_near,
     "energy distance of samples: the lowest": _lowest("distance"),
     "error on unseen pictures: the lowest": _lowest("policy_real"),
@@ -47,7 +59,7 @@ def choices(lines: Sequence[Line]) -> dict[str, list[tuple[float, bool]]]:
         if len(rounds) < 2:
             continue
         for rule, choose in RULES.items():
-            found[rule].append(_regret(choose(rounds), [*rounds, *([base] if base else [])]))
+            found[rule].append(_regret(choose(rounds) or base, [*rounds, *([base] if base else [])]))
     return found
 
 
