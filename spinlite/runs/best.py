@@ -11,7 +11,7 @@ Judged = Mapping[str, Any]  # the figures of a judge event
 def best_round(rounds: Sequence[Judged]) -> int:
     """The best round, by the energy distance of its samples from the pictures; 0, the start, if no round is better.
 
-    It must be nearer than the start, and its error on held-out pictures no larger, or hardly. A round that the judge stopped the run
+    It must be nearer than the start, and its error on held-out pictures hardly larger. A round that the judge stopped the run
     after is left out. Where held-out pictures are too few to notice that pictures are learned by heart, it is the last round.
     Where distances were not measured, the lowest error on held-out pictures decides.
     """
