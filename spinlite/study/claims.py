@@ -66,5 +66,5 @@ def judged(table: Table, claim: Claim) -> tuple[str, str]:
         return "not run", "–"
     finding = f"{MEASURES[claim.measure][0]} {plain(found, claim.measure)}, {found.seeds} seed{'s' * (found.seeds > 1)}"
     if not found.sure:
-        return finding, "reproduces" if claim.sign == 0 else "not told apart"
+        return finding, "not told apart"  # which does not prove that two are alike
     return finding, "**does not**" if found.value * claim.sign <= 0 else "reproduces"
