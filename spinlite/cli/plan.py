@@ -79,7 +79,7 @@ def find_plan(preset: str, vram: float | None, data: str | None, set_: list[str]
 
     train, heldout = count.train, count.heldout
     if console:
-        with console.screen.status("Working out what fits your card (once per model and settings, 1–2 minutes)"):
+        with console.screen.status("Working out what fits your card (once per model and settings, up to a minute)"):
             made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)
     else:
         made = make_plan(preset, settings, card_for(settings, vram), train, heldout, shelf)

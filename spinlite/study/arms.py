@@ -104,6 +104,7 @@ ARMS = (
     Arm("spin-rounds", "SPIN, 10 rounds", "rounds", SPIN, 3, rounds=10, judged=(3, 6, 10)),
     Arm("sft-rounds", "SFT, 10 rounds", "rounds", SFT, 3, rounds=10, judged=(3, 6, 10)),
     Arm("dpo-rounds", "DPO, fakes of the base, 10 rounds", "rounds", DPO, 3, rounds=10, judged=(3, 6, 10)),
+    Arm("spin-anchored", "SPIN, anchor 1, 10 rounds", "rounds", SPIN | {"anchor": 1.0}, 3, rounds=10, judged=(3, 6, 10)),
     *(
         Arm(f"spin-anchor-{share}", f"SPIN, anchor {share}", "anchor", SPIN | {"anchor": share}, 3, judged=(1, 2, 3))
         for share in (0.05, 0.2)
