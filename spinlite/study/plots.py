@@ -9,13 +9,13 @@ from spinlite.study.results import BASE, Table
 
 COLOURS = {  # Okabe & Ito: told apart by the colour-blind too
     "sft": "#D55E00", "near": "#D55E00", "spin": "#0072B2", "seppo": "#009E73", "sudo": "#CC79A7", "dpo": "#E69F00",
-    "dro": "#56B4E9",
+    "dro": "#56B4E9", "spin-anchored": "#56B4E9",
 }  # fmt: skip
 PANELS = (
     ("kid", "KID, to the base", "lower is better", 1.0),
+    ("look", "looks like the pictures, %, to the base", "higher is better", 100.0),
     ("alignment", "alignment, to the base", "higher is better", 1.0),
     ("error", "held-out error × 1000, to the base", "lower is better", 1000.0),
-    ("diversity", "diversity, to the base", "higher: samples are less alike", 1.0),
 )
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
@@ -50,8 +50,8 @@ def colour(name: str) -> str:
 
 
 def rounds(table: Table) -> Any:
-    """The headline arms over the work they were given, four measures."""
-    names = [arm.name for arm in ARMS if arm.group == "headline" and table.rounds(arm.name)]
+    """The arms of many rounds over the work they were given, four measures."""
+    names = [arm.name for arm in ARMS if arm.group == "rounds" and table.rounds(arm.name)]
     if not names:
         return None
     end = max(map(table.last, names))
@@ -59,16 +59,16 @@ def rounds(table: Table) -> Any:
     for axis, (measure, title, better, scale) in zip(axes.flat, PANELS, strict=True):
         for i, name in enumerate(names):
             found = [(k, table.difference(measure, name, k, BASE, 0)) for k in table.rounds(name)]
-            known = [(k + 0.04 * (i - len(names) / 2), e) for k, e in found if e]
+            known = [(k + 0.1 * (i - (len(names) - 1) / 2), e) for k, e in found if e]
             x, y = [0.0, *(k for k, _ in known)], [0.0, *(scale * e.value for _, e in known)]
             axis.plot(x, y, color=colour(name), marker="o", markersize=4, label=NAMED[name].title)
             for k, e in known:
                 axis.plot([k, k], [scale * e.low, scale * e.high], color=colour(name), alpha=0.45, linewidth=2)
         _zero(axis)
         axis.set_title(f"{title}  ({better})")
-        axis.set_xticks(range(end + 1), ["base", *(f"round {k + 1}" for k in range(end))])
+        axis.set_xticks(range(end + 1), ["base", *map(str, range(1, end + 1))])
     axes.flat[0].legend(frameon=False, fontsize=8)
-    title = f"Equal policy passes, {FULL.passes} a round. Bars: 95 %, paired over captions and seeds"
+    title = f"Over rounds, at equal policy passes, {FULL.passes} a round. Bars: 95 %, paired over captions and seeds"
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
