@@ -50,8 +50,9 @@ def colour(name: str) -> str:
 
 
 def rounds(table: Table) -> Any:
-    """The arms of many rounds over the work they were given, four measures."""
-    names = [arm.name for arm in ARMS if arm.group == "rounds" and table.rounds(arm.name)]
+    """The arms of many rounds, or else the headline arms, over the work they were given: four measures."""
+    of_group = {group: [a.name for a in ARMS if a.group == group and table.rounds(a.name)] for group in ("rounds", "headline")}
+    names = of_group["rounds"] or of_group["headline"]
     if not names:
         return None
     end = max(map(table.last, names))

@@ -59,7 +59,8 @@ def choices(lines: Sequence[Line]) -> dict[str, list[tuple[float, bool]]]:
         if len(rounds) < 2:
             continue
         for rule, choose in RULES.items():
-            found[rule].append(_regret(choose(rounds) or base, [*rounds, *([base] if base else [])]))
+            if chosen := choose(rounds) or base:
+                found[rule].append(_regret(chosen, [*rounds, *([base] if base else [])]))
     return found
 
 
