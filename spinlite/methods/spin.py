@@ -16,14 +16,15 @@ class SPIN:
     beta    the leash: the larger, the less far a round moves. A margin of 1/beta gives a logit of 1 (mean squared errors,
             without DPO's factor 1/2)
     bound   the error on a fake counts up to (1 + bound) x the opponent's: there is no reward for making it even worse
-    anchor  weight of plain denoising beside the preference. The preference's own weight on real is sigmoid(-logit) <= 1
+    anchor  weight of plain denoising (SFT) beside the preference, which alone melts shapes after some rounds (docs/study.md).
+            The preference's own weight on real is sigmoid(-logit) <= 1
 
     With bound = inf and anchor = 0 the loss is the paper's.
     """
 
     beta: float = field(default=5000.0, metadata={"gt": 0})
     bound: float = field(default=0.5, metadata={"gt": 0})
-    anchor: float = field(default=0.01, metadata={"ge": 0})
+    anchor: float = field(default=1.0, metadata={"ge": 0})
 
     opponent: ClassVar[str] = "previous"
     fakes: ClassVar[str] = "played"
