@@ -68,7 +68,7 @@ def rounds(table: Table) -> Any:
         _zero(axis)
         axis.set_title(f"{title}  ({better})")
         axis.set_xticks(range(end + 1), ["base", *map(str, range(1, end + 1))])
-    axes.flat[0].legend(frameon=False, fontsize=8)
+    axes.flat[1].legend(frameon=False, fontsize=8, loc="lower right")
     title = f"Over rounds, at equal policy passes, {FULL.passes} a round. Bars: 95 %, paired over captions and seeds"
     figure.suptitle(title, x=0.01, ha="left")
     return figure
