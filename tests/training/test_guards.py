@@ -91,9 +91,8 @@ def other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         enter(session, snapshot)
         if snapshot == 0 and late:
             torch.manual_seed(3)
-            session.slots.load(
-                "opponent", {name: x + 0.2 * torch.randn_like(x) for name, x in session.load_snapshot(snapshot).items()}
-            )
+            own = sorted(session.load_snapshot(snapshot).items())  # a file gives its tensors in any order
+            session.slots.load("opponent", {name: x + torch.randn_like(x) for name, x in own})
 
     monkeypatch.setattr(Session, "play", from_round_2)
     monkeypatch.setattr(Session, "load_opponent", broken)
