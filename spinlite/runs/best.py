@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SLACK = 0.005  # of an error: so far above the start's it may be by chance (docs/internals.md); melted shapes show more
+SLACK = 0.005  # of an error: how far above the start's it may be (docs/internals.md says why)
 Judged = Mapping[str, Any]  # the figures of a judge event
 
 

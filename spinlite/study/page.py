@@ -19,6 +19,14 @@ BESIDE = {  # rows beside a group's own, where SPIN's alone is not enough
     "time": ["sft", "sudo", "spin", "seppo", "dpo"], "gates": ["seppo"],
     "near": [], "rate": ["sft", "spin"], "data": ["sft", "spin"], "long": ["sft", "spin"],
 }  # fmt: skip
+PAIRS = (  # arm and round, less another's
+    ("pure SPIN, round 10 less round 3", "spin-rounds", 10, "spin-rounds", 3),
+    ("pure SPIN less SFT, round 10", "spin-rounds", 10, "sft-rounds", 10),
+    ("SPIN with the anchor, round 10 less round 3", "spin-anchored", 10, "spin-anchored", 3),
+    ("SPIN with the anchor less pure SPIN, round 10", "spin-anchored", 10, "spin-rounds", 10),
+    ("SPIN with the anchor less SFT, round 10", "spin-anchored", 10, "sft-rounds", 10),
+    ("SPIN with the anchor less DPO, round 10", "spin-anchored", 10, "dpo-rounds", 10),
+)
 HEADLINE = [arm.name for arm in ARMS if arm.group == "headline"]
 
 
@@ -29,7 +37,7 @@ def write_page(page: Path, figures: Path, table: Table) -> None:
     """
     text = page.read_text(encoding="utf-8") if page.exists() else bare()
     blocks = {"headline": headline(table), "measures": measures(table), "claims": claims_table(table)}
-    blocks |= {"done": done(table), "stopping": markdown(stopping_table(table.lines)), "regimes": ""}
+    blocks |= {"pairs": pairs(table), "done": done(table), "stopping": markdown(stopping_table(table.lines)), "regimes": ""}
     blocks |= {group: group_table(table, group) for group in GROUPS if group != "headline"}
     draw(table, figures)
     write_samples_sheet(figures)
@@ -88,6 +96,15 @@ def group_table(table: Table, group: str) -> str:
             *(difference(table, measure, name, last) for measure in ("kid", "look", "alignment", "error")),
             seconds(table, name, last),
         ])  # fmt: skip
+    return markdown(rows)
+
+
+def pairs(table: Table) -> str:
+    """What sets arms and rounds apart, seed by seed."""
+    measured = ("kid", "look", "alignment", "error")
+    rows = [["", *(MEASURES[measure][0] for measure in measured)]]
+    for title, *sides in PAIRS:
+        rows.append([title, *(signed(table.difference(measure, *sides), measure) for measure in measured)])
     return markdown(rows)
 
 
