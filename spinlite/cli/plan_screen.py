@@ -32,11 +32,10 @@ def show(screen: Screen, plan: Plan, data: str, command: str) -> None:
     phases = ", ".join(f"{name} {describe_duration(value)}" for name, value in plan.seconds.items() if value)
     total = describe_duration(plan.rounds * sum(plan.seconds.values()))
     highest = max(plan.memory, key=lambda phase: plan.memory[phase])
-    played = plan.levers["play_batch"]
     files = ", ".join(f"{name} {describe_size(value)}" for name, value in plan.disk.items())
     _show_facts(screen, {
         "peak": f"{plan.peak / GIB:.1f} GB of VRAM, while it {DOING.get(highest, highest)}; "
-                f"it plays {played} {plan.thing}{'s' * (played > 1)} at once",
+                f"it plays {_at_once(plan, plan.levers['play_batch'])}",
         "rounds": f"{plan.rounds} of {plan.round}",
         "time": f"about {total} for {plan.rounds} rounds with {data}",
         "a round": phases,
@@ -62,7 +61,7 @@ def _show_ways(screen: Screen, plan: Plan) -> None:
         for row, cells in zip(plan.tried, rows, strict=True):
             phases = ", ".join(f"{name} {cell} GB" for name, cell in zip(plan.memory, cells[2:-1], strict=True))
             mark = "→" if row["chosen"] else " "
-            screen.print(Text(f"  {mark} {cells[0]}, {cells[1]} {plan.thing}s at once: {phases}; time {cells[-1]}"))
+            screen.print(Text(f"  {mark} {cells[0]}, {_at_once(plan, cells[1])}: {phases}; time {cells[-1]}"))
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
@@ -73,6 +72,11 @@ def _show_ways(screen: Screen, plan: Plan) -> None:
         style = "bold" if row["chosen"] else "" if row["fits"] else "dim"
         table.add_row("→" if row["chosen"] else "", *cells, style=style)
     screen.print(table)
+
+
+def _at_once(plan: Plan, count: int | str) -> str:
+    """ "1 clip at once", "all pictures at once"."""
+    return f"{count} {plan.thing}{'s' * (str(count) != '1')} at once"
 
 
 def _cells(row: dict[str, Any], phases: dict[str, int], fastest: float) -> list[str]:

@@ -163,6 +163,7 @@ def test_every_preset_fits_the_card_it_names_and_takes_what_its_list_says(name: 
     chosen = [row for row in plan.tried if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["levers"] == plan.levers
     assert ("17 frames of 480x480 px" in plan.model) == (name == "wan-16gb")
+    assert plan.thing == ("clip" if name.startswith("wan") or "animatediff" in name else "picture")
     assert not name.endswith("gb") or name.endswith(f"-{settings.memory.vram:g}gb")
     assert (plan.levers["quantize"] == "int8") == (name in ("sdxl-8gb", "klein-12gb", "zimage-12gb", "zimage-16gb"))
     assert set(plan.memory) == {"encode", "play", "learn", "judge"}
@@ -232,6 +233,17 @@ def test_a_plan_says_what_a_user_of_the_base_must_know(capsys: pytest.CaptureFix
         assert sum(line.split()[:1] == ["note"] for line in capsys.readouterr().out.splitlines()) == lines
     assert note_of(toy.model) == "" and "forbids commercial use" in note_of(Model(base="blank:klein-9b"))
     assert "CircleStone" in note_of(load_settings("anima-12gb").model) and not note_of(load_settings("sdxl-12gb").model)
+
+
+def test_a_plan_counts_pictures_or_clips_by_their_number(capsys: pytest.CaptureFixture[str], toy: Settings):
+    made = make_plan("x", toy, card(8), 90, 10, None)
+    one = [row | {"levers": row["levers"] | {"micro_batch": 1}} for row in made.tried]
+    clips = replace(made, thing="clip", levers=made.levers | {"play_batch": 1}, tried=one)
+    plan_screen.show(Screen(width=200), made, "", "")
+    plan_screen.show(Screen(width=200), clips, "", "")
+    counted = re.findall(r"\w+ (?:picture|clip)s? at once", capsys.readouterr().out)
+    ways = len(made.tried)
+    assert counted == [*["all pictures at once"] * ways, "16 pictures at once", *["1 clip at once"] * ways, "1 clip at once"]
 
 
 def test_a_plan_for_what_is_free_is_made_again_when_that_has_changed(command: Command, monkeypatch: pytest.MonkeyPatch):
