@@ -103,8 +103,9 @@ def pairs(table: Table) -> str:
     """What sets arms and rounds apart, seed by seed."""
     measured = ("kid", "look", "alignment", "error")
     rows = [["", *(MEASURES[measure][0] for measure in measured)]]
-    for title, *sides in PAIRS:
-        rows.append([title, *(signed(table.difference(measure, *sides), measure) for measure in measured)])
+    for title, arm, round_, other, other_round in PAIRS:
+        differences = (table.difference(measure, arm, round_, other, other_round) for measure in measured)
+        rows.append([title, *map(signed, differences, measured)])
     return markdown(rows)
 
 
