@@ -17,7 +17,7 @@ from spinlite.study.words import MEASURES, number, signed
 
 BESIDE = {  # rows beside a group's own, where SPIN's alone is not enough
     "time": ["sft", "sudo", "spin", "seppo", "dpo"], "gates": ["seppo"],
-    "near": [], "rate": ["sft", "spin"], "data": ["sft", "spin"], "long": ["sft", "spin"],
+    "near": [], "rate": ["sft", "spin"], "data": ["sft", "spin"],
 }  # fmt: skip
 PAIRS = (  # arm and round, less another's
     ("pure SPIN, round 10 less round 3", "spin-rounds", 10, "spin-rounds", 3),

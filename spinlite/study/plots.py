@@ -25,7 +25,6 @@ REGIMES = (  # what is said of the regime, SFT's arm, SPIN's arm
     ("16 pictures", "sft-data-16", "spin-data-16"),
     ("48 pictures", "sft-data-48", "spin-data-48"),
     ("128 pictures", "sft", "spin"),
-    ("128 pictures, 4 × the work", "sft-long", "spin-long"),
     ("after much SFT", "near-sft", "near-spin"),
 )
 
