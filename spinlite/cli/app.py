@@ -168,7 +168,7 @@ def main() -> None:
 
     try:
         with explained():
-            code = _run(sys.argv[1:] or ["--help"])
+            code = _run(_typed(sys.argv[1:]) or ["--help"])
             sys.stdout.flush()
     except SpinliteError as error:
         Console().error(" ".join(error.problem.split()), " ".join(error.fix.split()))
@@ -180,6 +180,11 @@ def main() -> None:
         code = 1
     quiet_streams()
     sys.exit(code)
+
+
+def _typed(words: list[str]) -> list[str]:
+    """The words before a comment: Windows' cmd hands over what follows a #, other shells do not."""
+    return words[: words.index("#")] if "#" in words else words
 
 
 def _run(words: list[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from spinlite.config.decode import decode
 from spinlite.config.fields import SECTIONS, fields_of, method_model
 from spinlite.config.kinds import Kind
 from spinlite.config.mistakes import explain, nearest, no_preset, other_file, outside_sections, repair, unknown_section
@@ -111,11 +112,7 @@ def _parse(path: Path) -> dict[str, Any]:
     """The tree of a TOML file. Raises SpinliteError for what is none."""
     if other := other_file(path, path.stat().st_size > LARGEST):
         raise other
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        fix = "save it as UTF-8 in your editor, or name another file"
-        raise SpinliteError(f"{path} is not text in UTF-8", fix=fix) from None
+    text = decode(path.read_bytes(), str(path))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -36,6 +36,7 @@ SAME = {  # our setting: their words for it
     "play.sampler": "sample_sampler validation_noise_scheduler",
     "play.steps": "sample_steps validation_num_inference_steps num_inference_steps diffusion_steps",
     "play.guidance": "guidance_scale cfg_scale cfg validation_guidance",
+    "draw.shift": "discrete_flow_shift flow_shift flow_schedule_shift timestep_shift",
     "draw.low": "min_noising_strength",
     "draw.high": "max_noising_strength",
     "learn.lr": "learning_rate unet_lr unet_learning_rate",
@@ -64,6 +65,8 @@ MEANT = {  # their word: our setting, and the value that does the same
     "loss_weight_fn": ("draw.weight", "min-snr"),
     "conv_dim": ("model.targets", "all"), "conv_alpha": ("model.targets", "all"), "conv": ("model.targets", "all"),
     "bucket_no_upscale": ("data.upscale", 1), "random_crop": ("data.crop", "random"),
+    "timestep_sampling": ("draw.times", "logit-normal"), "timestep_type": ("draw.times", "logit-normal"),
+    "weighting_scheme": ("draw.times", "logit-normal"), "timestep_distribution": ("draw.times", "logit-normal"),
     "use_8bit_adam": ("learn.optimizer", "adamw8bit"),
     "fp8_base": ("memory.quantize", "int8"), "fp8_base_unet": ("memory.quantize", "int8"),
     "base_model_precision": ("memory.quantize", "int8"), "load_in_8bit": ("memory.quantize", "int8"),
@@ -71,6 +74,7 @@ MEANT = {  # their word: our setting, and the value that does the same
 }  # fmt: skip
 OPTIONS = {  # an option that is no setting: their words for it
     "--name my-style": "output_name model_name save_name",
+    "--processes 2": "num_processes num_gpus multi_gpu",
     "--runs my-runs": "output_dir output_model_destination workspace_dir training_folder logging_dir log_dir",
 }
 REASONS = {  # why there is no such setting, and what to do instead: their words
@@ -106,7 +110,7 @@ REASONS = {  # why there is no such setting, and what to do instead: their words
     "the error is the plain squared one, which the methods are made of; leave it out, or type --set draw.weight=min-snr":
         "loss_type huber_schedule huber_c debiased_estimation_loss scale_v_pred_loss_like_noise_pred v_pred_like_loss",
     "times run from 0 (clean) to 1 (noise) here; type --set draw.low=0.2 for 200 of 1000":
-        "min_timestep max_timestep timestep_bias_strategy timestep_sampling timestep_type",
+        "min_timestep max_timestep timestep_bias_strategy",
     "the guards of a run watch for that by themselves; leave it out":
         "max_grad_norm scale_weight_norms network_dropout rank_dropout module_dropout clip_grad_norm",
     "precision is chosen so that nothing overflows, the VAE's too; leave it out":
@@ -120,7 +124,7 @@ REASONS = {  # why there is no such setting, and what to do instead: their words
     "pictures are read while the card works, with as many threads as help; leave it out":
         "max_data_loader_n_workers persistent_data_loader_workers dataloader_threads num_workers",
     "colours are part of the look that is learned; leave it out": "color_aug face_crop_aug_range color_jitter",
-    "one card trains; leave it out": "num_processes multi_gpu ddp_timeout deepspeed num_gpus",
+    "several cards train with --processes 2, and nothing else needs to be set; leave it out": "ddp_timeout deepspeed",
 }  # fmt: skip
 COUNTED = {"learn.updates": " (counted for each round)", "learn.epochs": " (counted for each round)"}
 PLACES = {word: place for place, words in SAME.items() for word in words.split()}

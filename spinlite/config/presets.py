@@ -4,6 +4,9 @@ import re
 import tomllib
 from pathlib import Path
 
+from spinlite.config.decode import decode
+from spinlite.errors import SpinliteError
+
 PACKAGE = Path(__file__).parents[1]  # the folder spinlite/
 USUAL = "sdxl-12gb"  # the preset that messages suggest for one's own pictures
 
@@ -26,9 +29,9 @@ def preset_texts(preset: str) -> list[str]:
     path: Path | None = shipped_presets().get(preset) or Path(preset)
     while path and len(texts) < 100:
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = decode(path.read_bytes(), str(path))
             parent = tomllib.loads(text).get("extends")
-        except (OSError, ValueError):
+        except (OSError, ValueError, SpinliteError):
             return texts
         texts.append(text)
         path = (shipped_presets().get(parent) or path.parent / parent) if isinstance(parent, str) else None

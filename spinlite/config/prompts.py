@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from spinlite.config.decode import decode
 from spinlite.config.field_types import Section, expand
 from spinlite.config.kinds import Kind
 from spinlite.config.spelling import show
@@ -75,14 +76,10 @@ def parse_prompt(line: str, where: str) -> Prompt:
 def _read_file(name: str) -> Iterator[Prompt]:
     try:
         path = Path(expand(name))
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
+        content = path.read_bytes()
     except (OSError, ValueError) as error:
         problem = f"can't read the prompts of {name}: {getattr(error, 'strerror', None) or error}"
         raise SpinliteError(problem, fix="check the name after @") from None
-    if "\0" in text:  # UTF-16 without a mark passes as UTF-8
-        raise SpinliteError(f"{name} is not UTF-8 (UTF-16?)", fix="save it as UTF-8: in Windows' Notepad, Save as, Encoding")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(decode(content, name).splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield parse_prompt(line, f"line {number} of {name}")

@@ -46,7 +46,9 @@ def entries() -> Iterator[Entry]:
         for key, field in fields_of(section).items():
             place = f"{section}.{key}"
             text = setting_texts().get(place, "")
-            yield Entry(place, str(Kind(field)), describe_default(field.default), text, options.get(place, ""))
+            kind = Kind(field)
+            default = "not set" if field.default is None and "none" in kind.choices else describe_default(field.default)
+            yield Entry(place, str(kind), default, text, options.get(place, ""))
 
 
 def find(words: Sequence[str]) -> list[Entry]:
@@ -80,7 +82,12 @@ def describe_default(value: Any) -> str:
 
 
 def _method_entries() -> Iterator[Entry]:
-    yield Entry("method.name", ", ".join(METHODS), describe_default(METHOD), "the loss, and who plays against whom")
+    yield Entry(
+        "method.name",
+        ", ".join(METHODS),
+        describe_default(METHOD),
+        "the loss, and who plays against whom; each has its own defaults",
+    )
     for name, method in METHODS.items():
         texts = method_texts(inspect.getdoc(method) or "")
         for key, field in fields_of("method", name).items():

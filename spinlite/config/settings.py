@@ -53,9 +53,9 @@ class Source(Section):
     caption_column: str | None = None  # none: caption, captions, text, prompt or tags, or the only column with text
     limit: int | None = Field(default=None, ge=1, examples=[1000])  # how many rows of a data set to read at most; none: all
     weight: float = Field(default=1.0, gt=0, le=1000)  # repeats: how often each picture is shown, relative to other sources
-    trigger: str = ""  # trigger words, put in place of [trigger] in a caption, or in front of it
+    trigger: str = ""  # trigger words, put in place of [trigger] in a caption, or as a tag in front
     lines: Literal["join", "each"] = "join"  # lines of a .txt: joined into one caption, or a caption each
-    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: left out; by file name; `caption`; stop
+    uncaptioned: Literal["skip", "name", "fixed", "error"] = "skip"  # without caption: left out; stop; `caption`; the file name
     caption: str = ""  # the caption for pictures without one, with uncaptioned = "fixed"
     shuffle: bool = False  # shuffle captions: the tags between commas come in another order each time a picture is learned
     keep_tokens: int = Field(default=0, ge=0)  # how many tags at the start stay as they are; the trigger always does
@@ -139,21 +139,21 @@ class Learn(Section):
 
 
 class Memory(Section):
-    """How a run fits into memory. The plan chooses every setting that is none: the fastest way that fits."""
+    """How a run fits into memory. The plan chooses what is not set: the fastest way that fits."""
 
     vram: float | None = Field(default=None, gt=0, examples=[12])  # GB (2^30 bytes) that the run may use; none: what is free
     precision: Literal["bf16", "fp16", "fp32"] | None = None  # precision of the frozen base; LoRA and losses are always fp32
-    quantize: Literal["none", "int8", "nf4"] | None = None  # linear layers of the frozen base in 8 or 4 bits
+    quantize: Literal["none", "int8", "nf4"] | None = None  # linear layers of the base in 8 or 4 bits; none: at full size
     attention: Literal["sdpa", "xformers"] | None = None  # how attention is computed: sdpa is PyTorch's own
     checkpointing: bool | None = None  # gradient checkpointing: less VRAM, since activations are computed again
-    one_graph: bool | None = None  # one activation graph at a time: the activations of plain LoRA training, for 16 % more work
+    one_graph: bool | None = None  # one activation graph at a time: activations as of plain LoRA training, a sixth more work
     cache_opponent: bool | None = None  # measure the opponent's errors once, before learning
     micro_batch: int | None = Field(default=None, ge=1, examples=[1])  # samples at once; steps stay learn.batch
     play_batch: int | None = Field(default=None, ge=1, examples=[4])  # pictures per batch for play, encoding and judging
     channels_last: bool | None = None  # another order of numbers in memory, which is faster on some cards
     compile: bool | None = None  # torch.compile of repeated blocks: takes minutes at the start, then runs faster
     merge: bool | None = None  # merge the opponent's LoRA into the base while it plays or is measured ahead
-    encoders: Literal["none", "int8", "nf4", "cpu"] | None = None  # text encoders as they are, in 8 or 4 bits, or on the CPU
+    encoders: Literal["none", "int8", "nf4", "cpu"] | None = None  # text encoders in 8 or 4 bits, or on the CPU; none: as is
 
 
 class Judge(Section):

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from spinlite.config.decode import decode
 from spinlite.config.settings import Source
 from spinlite.errors import SpinliteError
 
 BESIDE = (".txt", ".caption", ".json")  # if several exist, the first is used
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FIELDS = ("caption", "captions", "text", "prompt", "tags")  # of a .json or a table: the first that exists
-NUL = b"\0"
 JOINED = "rows of a table have more cells than its header, read as one caption (put captions with commas in quotes)"
 SURPLUS = "rows of a table have more cells than its header, ignored (put captions with commas in quotes)"
 Note = Callable[[str, str], None]  # called with (what was seen, in which file)
@@ -38,10 +38,7 @@ def read_text(path: Path, name: str) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise SpinliteError(f"{name} can't be read: {error.strerror}", fix="make it readable, or write it anew") from None
-    with contextlib.suppress(UnicodeDecodeError):
-        if NUL not in content:
-            return content.decode("utf-8-sig")
-    raise SpinliteError(f"{name} is not UTF-8{' (UTF-16?)' * (NUL in content)}", fix="save it again as UTF-8")
+    return decode(content, name)
 
 
 def captions_in_json(value: Any) -> tuple[str, ...]:

@@ -110,12 +110,13 @@ def _complete(entry: Entry, source: Source, found: Survey) -> Entry:
 
 
 def _put_trigger(trigger: str, caption: str) -> str:
-    """The caption with the trigger in place of [trigger], or else in front, unless it begins with those very words."""
+    """The caption with the trigger in place of [trigger], or else as a tag in front, unless it begins with those very words."""
     if not trigger:
         return caption
     filled = PLACEHOLDER.sub(lambda _: trigger, caption)
-    words = re.escape(trigger) + r"(?!\w)" * bool(re.match(r"\w", trigger[-1]))  # "cat" does not begin "category"
-    return filled if filled != caption or re.match(words, caption) else f"{trigger} {caption}"
+    is_word = bool(re.match(r"\w", trigger[-1]))
+    words = re.escape(trigger) + r"(?!\w)" * is_word  # "cat" does not begin "category"
+    return filled if filled != caption or re.match(words, caption) else f"{trigger}{',' * is_word} {caption}"
 
 
 def _fraction(weight: float) -> Fraction:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class SPIN:
     """SPIN-Diffusion (Yuan et al. 2024, arXiv 2402.10210), approximate objective: real pictures against the opponent's own.
 
-    beta    the leash: the larger, the less far a round moves. A margin of 1/beta gives a logit of 1 (mean squared errors,
-            without DPO's factor 1/2)
+    beta    the leash: the larger, the sooner self-play stops pushing in a round; the anchor goes on. A margin of 1/beta gives a
+            logit of 1 (mean squared errors, without DPO's factor 1/2)
     bound   the error on a fake counts up to (1 + bound) x the opponent's: there is no reward for making it even worse
     anchor  weight of plain denoising (SFT) beside the preference, which alone melts shapes after some rounds (docs/study.md).
             The preference's own weight on real is sigmoid(-logit) <= 1

@@ -58,8 +58,8 @@ def learn_round(session: Session, k: int, fakes: Fakes | None) -> str | None:
     if state.update < updates:
         session.run.log("won", round=k, update=state.update)
         session.watch.say(
-            f"round {k} ends early, after {state.update} of {updates} updates: the policy has won all its pairs, so they have "
-            "nothing left to teach"
+            f"round {k} ends early, after {state.update} of {updates} updates: the policy has won all its pairs, so "
+            "self-play has nothing left to teach in it"
         )
     return None
 

@@ -273,3 +273,7 @@ def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch):
 
 def test_this_python_is_new_enough():
     assert sys.version_info >= (3, 11) and spinlite.__version__
+
+
+def test_a_comment_that_windows_hands_over_is_no_argument(command: Command):
+    assert command("presets", "show", "demo", "#", "every", "setting") == command("presets", "show", "demo")

@@ -67,13 +67,21 @@ def test_where_the_caption_is_not_the_last_cell_such_a_row_is_ignored_and_named(
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "latin-1"])
 def test_a_table_that_is_not_utf_8_is_named(three: Path, kind: str, encoding: str):
     text = {"jsonl": '{"file_name": "a.png", "text": "é"}', "csv": "file_name,text\na.png,é"}[kind]
     (three / f"metadata.{kind}").write_bytes(text.encode(encoding))
     with pytest.raises(SpinliteError, match=rf"metadata\.{kind} is not UTF-8") as caught:
         look(three)
-    assert ("UTF-16?" in caught.value.problem) == encoding.startswith("utf-16") and caught.value.fix == "save it again as UTF-8"
+    assert ("UTF-16?" in caught.value.problem) == encoding.startswith("utf-16") and "save it as UTF-8" in caught.value.fix
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_table_in_utf_16_with_its_mark_is_read(three: Path, kind: str):
+    rows = [{"file_name": name, "text": "é"} for name in ("a.png", "b.png")]
+    text = "\n".join(map(json.dumps, rows)) if kind == "jsonl" else "file_name,text\na.png,é\nb.png,é"
+    (three / f"metadata.{kind}").write_bytes(text.encode("utf-16"))
+    assert captions(look(three)) == {"a.png": "é", "b.png": "é"}
 
 
 def test_rows_with_whole_paths_or_detours_are_used_within_the_folder_and_named_outside_of_it(three: Path, tmp_path: Path):
@@ -116,10 +124,11 @@ def test_a_caption_with_nul_characters_is_not_taken(three: Path, ending: str):
 
 
 @pytest.mark.parametrize(("trigger", "caption", "wanted"), [
-    ("cat", "category theory", "cat category theory"), ("cat", "cat, asleep", "cat, asleep"), ("cat", "cat", "cat"),
-    ("cat", "cats", "cat cats"), ("sks,", "sks, a dog", "sks, a dog"), ("sks dog", "sks doghouse", "sks dog sks doghouse"),
+    ("cat", "category theory", "cat, category theory"), ("cat", "cat, asleep", "cat, asleep"), ("cat", "cat", "cat"),
+    ("cat", "cats", "cat, cats"), ("sks,", "sks, a dog", "sks, a dog"), ("sks dog", "sks doghouse", "sks dog, sks doghouse"),
+    ("sks", "1girl, solo", "sks, 1girl, solo"), ("sks,", "1girl", "sks, 1girl"), ("photo:", "a cat", "photo: a cat"),
     ("sks", "a photo of [trigger] at night", "a photo of sks at night"), ("sks", "[Trigger], [trigger]", "sks, sks"),
-    ("sks", "[name] sitting", "sks sitting"), (r"\d+", "[trigger]", r"\d+"), ("é", "école", "é école"),
+    ("sks", "[name] sitting", "sks sitting"), (r"\d+", "[trigger]", r"\d+"), ("é", "école", "é, école"),
 ])  # fmt: skip
 def test_a_trigger_is_put_in_once_and_counts_as_there_only_as_whole_words(
     three: Path, trigger: str, caption: str, wanted: str

@@ -310,7 +310,7 @@ def test_several_sources_are_used_together_each_with_its_rules(tmp_path: Path):
     (tmp_path / "two" / "d.txt").unlink()
     settings = validate_settings({"data": {"sources": [{**one, "trigger": "x"}, {**two, "uncaptioned": "name"}]}})
     found = survey(settings.data)
-    assert captions(found) == {"a.png": ["x one/a.png"], "b.png": ["x one/b.png"], "c.png": ["two/c.png"], "d.png": ["d"]}
+    assert captions(found) == {"a.png": ["x, one/a.png"], "b.png": ["x, one/b.png"], "c.png": ["two/c.png"], "d.png": ["d"]}
     assert found.uncaptioned == ["two/d.png"]
 
 
