@@ -68,7 +68,9 @@ def bench(
     where, limit, costs = _choose(settings)
     levers, on_card = where.levers, where.device.type == "cuda"
     base = load_family(settings.model, where)
-    opponent, peer = (copy.deepcopy(base.net).to("cpu") if _has_room(base.net, more) else None for more in (1, 2))
+    net = base.net.to("cpu")  # so that a copy takes no room on the card
+    opponent, peer = (copy.deepcopy(net) if _has_room(net, more) else None for more in (1, 2))
+    net.to(where.device)
     slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
     _move(slots)
     samples, shape, left_out = levers.micro_batch or settings.learn.batch, base.latent_shape, []
@@ -212,5 +214,5 @@ def _limit(settings: Settings, device: torch.device) -> float | None:
     vram = (settings.memory.vram or 0) * GIB
     if not 0 < vram < total:
         return None
-    torch.cuda.set_per_process_memory_fraction(vram / total, device)
+    torch.cuda.set_per_process_memory_fraction(vram / total)
     return settings.memory.vram

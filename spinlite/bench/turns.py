@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from spinlite.bench.meter import measure_peak
+from spinlite.memory.oom import out_of_memory
 
 Held = Callable[[], Iterable[Tensor]]
 ATTENTION: dict[Any, Any] = {  # on a CPU, which torch's counter does not know
@@ -62,7 +63,7 @@ def measure_in_turns(
     times: dict[str, list[float]] = {call.name: [] for call in calls}
     for turn in range(steps + 2):
         for call in calls:
-            with contextlib.suppress(torch.OutOfMemoryError), call.around():
+            with _if_it_fits(), call.around():
                 if turn == 0:
                     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
                         call.run()
@@ -109,3 +110,12 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _if_it_fits() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise

@@ -16,8 +16,10 @@ from spinlite.maths.draws import gaussian
 from spinlite.runs.store import read_tensors
 
 WORST = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}  # of a module's change
-STEP = 5e-2  # largest error of a prediction, relative to the LoRA's effect on it
-SEEN = 0.05  # share of a prediction: a LoRA that changes less is scaled up on both sides, or rounding would hide it
+# By the network's precision: the largest error of a prediction, relative to the LoRA's effect on it (a wrong file is off by
+# about 1); and the share of a prediction that the LoRA must change, or it is scaled up on both sides: rounding would hide it.
+STEP = {torch.float32: 5e-2, torch.float16: 5e-2, torch.bfloat16: 0.3}
+SEEN = {torch.float32: 0.05, torch.float16: 0.05, torch.bfloat16: 0.2}
 SIDE = 32  # side of the latents compared: enough to tell, and quick without a GPU
 
 
@@ -85,17 +87,18 @@ def compare_step(path: Path, lora: Lora, family: Family) -> float | None:
     def predict() -> Tensor:
         return family.denoise(x, t, cond).float()
 
+    precision = family.denoise(x, t, cond).dtype
     base, strength = predict(), 1.0
     while True:
         with applied(family.net, lora, strength):
             expected = predict()
         effect = (expected - base).norm().item()
-        if not effect < SEEN * base.norm().item() or strength > 1e9:
+        if not effect < SEEN[precision] * base.norm().item() or strength > 1e9:
             break
         strength *= 4
     with family.with_lora_file(path, strength):
         error = (predict() - expected).norm().item() / effect
-    if not error <= STEP:
+    if not error <= STEP[precision]:
         raise _mismatch(path, f"a denoising step with it in diffusers differs by {error:.1%} of the LoRA's effect")
     return error
 

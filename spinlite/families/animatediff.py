@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +30,7 @@ from spinlite.memory.device import Device
 from spinlite.runs.files import fingerprint
 from spinlite.runs.store import read_tensors
 
+AT_ONCE = 2**15  # places in one call of an attention kernel: the grids of CUDA's end at 65,535
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")  # what motion LoRAs change
 
 
@@ -56,6 +58,12 @@ class AnimateDiff(StableDiffusion):
         } | {"motion": [name for name in names if is_motion(name) and name.endswith(ATTENTION)]}
         self._moves = model.targets == "motion"
         self.layouts = ("animatediff", "diffusers") if self._moves else StableDiffusion.layouts
+
+    def _place_network(self) -> None:
+        super()._place_network()
+        for name, module in self.net.named_modules():
+            if isinstance(module, Attention) and is_motion(name):
+                module.set_processor(_AlongFrames())  # pyright: ignore[reportArgumentType]
 
     def start_from(self, path: FilePath) -> None:
         super().start_from(path)
@@ -107,6 +115,15 @@ class AnimateDiff(StableDiffusion):
             yield
         finally:
             net.unload_lora()
+
+
+class _AlongFrames(AttnProcessor2_0):
+    """torch's attention along the frames. Its batch is every place of every clip, which is more than a kernel takes at once."""
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **named: Any) -> Tensor:
+        parts = hidden_states.split(AT_ONCE)
+        found = [super(_AlongFrames, self).__call__(attn, part, *args, **named) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _computed_again(forward: Any, *args: Any, **named: Any) -> Any:

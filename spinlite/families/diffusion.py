@@ -209,7 +209,7 @@ class Diffusion(Family):
         read = [] if clip_skip in (None, OWN_SKIP[self._kind]) else [f"clip_skip {clip_skip}"]
         made_of = [self._checkpoint.fingerprint(), vae, prediction, zero_snr, *[quantize] * (quantize != "none"), *read]
         text = self._checkpoint.fingerprint("text_encoder", "tokenizer")
-        self.picture_hash = fingerprint(vae or self._checkpoint.fingerprint("vae"))
+        self.picture_hash = fingerprint(vae or self._checkpoint.fingerprint("vae"), *self._device.half)
         self.caption_hash = fingerprint(text, str(self._device.dtype), *read)
         self.base_hash = fingerprint(*made_of)
 

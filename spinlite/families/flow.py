@@ -183,10 +183,9 @@ class Flow(Family):
 
     def _name_hashes(self) -> None:
         """Name what is made with this base by what it is made of."""
-        quantize, encoders = self._device.levers.quantize, self._device.levers.encoders
-        bits = [encoders] * (encoders in ("int8", "nf4"))
+        quantize, bits = self._device.levers.quantize, self._device.levers.encoder_bits
         self.base_hash = fingerprint(self._checkpoint.fingerprint(), *[quantize] * (quantize != "none"))
-        self.picture_hash = fingerprint(self._checkpoint.fingerprint("vae"))
+        self.picture_hash = fingerprint(self._checkpoint.fingerprint("vae"), *self._device.half)
         self.caption_hash = fingerprint(
             self._checkpoint.fingerprint("text_", "tokenizer"), str(self._device.dtype), *bits
         )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from spinlite.config.presets import PACKAGE
 from spinlite.config.settings import MOTION, Model
+from spinlite.errors import SpinliteError
 from spinlite.families.blank import BLANK, Blank
 from spinlite.families.checkpoint import Checkpoint, locate, require_file
 from spinlite.families.flow_files import FlowFiles
@@ -46,8 +47,17 @@ def _open(base: str, others: Mapping[str, str]) -> Checkpoint:
     if f"{NET}/config.json" in (list_files(place) or ()) if on_hub else (Path(place) / NET / "config.json").is_file():
         from spinlite.families.flow_folder import FlowFolder
 
+        _refuse_others(base, others, "vae", "text_encoder")
         return FlowFolder(base, place, NET, on_hub)
+    _refuse_others(base, others, "text_encoder")
     return Folder(base, place, on_hub)
+
+
+def _refuse_others(base: str, others: Mapping[str, str], *parts: str) -> None:
+    """Raises SpinliteError for a part that the settings place elsewhere, and that is read from the base alone."""
+    if wrong := next((part for part in parts if part in others), None):
+        problem = f"model.{wrong} = {others[wrong]!r} would not be used: {base} has its own"
+        raise SpinliteError(problem, fix=f"add --set model.{wrong}=none")
 
 
 def open_base(model: Model) -> Checkpoint:
@@ -67,4 +77,5 @@ def _open_file(path: Path, others: Mapping[str, str]) -> Checkpoint:
     for kind, record in KINDS.items():
         if record.is_file and record.is_file(shapes, metadata):
             return FlowFiles(path, kind, shapes, others)
+    _refuse_others(path.name, others, "text_encoder")
     return SingleFile(path)

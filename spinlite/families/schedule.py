@@ -25,6 +25,8 @@ SAMPLERS = {
 # By class name. Left out: samplers that in diffusers 0.42.1 run into NaN or NumPy's warnings on Stable Diffusion's schedule
 # (KDPM2, DEIS), and one with noise that does not depend on each sample's own seed (DPMSolverSDE).
 OTHERS = ("PNDMScheduler", "DPMSolverSinglestepScheduler")
+STATED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "steps_offset", "set_alpha_to_one",
+          "skip_prk_steps")  # fmt: skip
 Prediction = Literal["eps", "v"]
 
 
@@ -72,12 +74,16 @@ def _prediction(checkpoint: Checkpoint, chosen: str) -> Prediction:
 
 
 def noise_scheduler(checkpoint: Checkpoint, prediction: Prediction, zero_snr: bool) -> DDPMScheduler:
-    """The model's noise schedule; `zero_snr` rescales its betas (Lin et al. 2023, arXiv 2305.08891, alg. 1)."""
+    """The model's noise schedule; `zero_snr` rescales its betas (Lin et al. 2023, arXiv 2305.08891, alg. 1).
+
+    Of the base's own settings only the noise counts (STATED): how it is sampled is said by [play].
+    """
     kind = "epsilon" if prediction == "eps" else "v_prediction"
-    settings: dict[str, Any] = {"prediction_type": kind, "rescale_betas_zero_snr": zero_snr}
+    settings: dict[str, Any] = {"prediction_type": kind, "rescale_betas_zero_snr": zero_snr, "clip_sample": False}
     if zero_snr:
         settings["timestep_spacing"] = "trailing"  # the last time must be sampled: same paper, section 3.3
-    return DDPMScheduler.from_config(checkpoint.config("scheduler"), **settings)  # pyright: ignore[reportReturnType]
+    stated = {name: value for name, value in checkpoint.config("scheduler").items() if name in STATED}
+    return DDPMScheduler.from_config(stated, **settings)  # pyright: ignore[reportReturnType]
 
 
 def make_sampler(noise: DDPMScheduler, name: str, spacing: str = "trailing") -> Any:
@@ -96,8 +102,12 @@ def make_sampler(noise: DDPMScheduler, name: str, spacing: str = "trailing") -> 
     placed: dict[str, Any] = {"timestep_spacing": "linspace" if karras else spacing}
     try:
         made = getattr(diffusers, kind)
-        if karras and "use_karras_sigmas" not in inspect.signature(made.__init__).parameters:
+        takes = inspect.signature(made.__init__).parameters
+        if karras and "use_karras_sigmas" not in takes:
             raise SpinliteError(f"sampler {name!r} has no Karras schedule", fix='set play.spacing = "trailing"')
+        if noise.config["rescale_betas_zero_snr"] and "rescale_betas_zero_snr" not in takes:
+            problem = f"sampler {name!r} can't sample a model whose noise ends in zero SNR"
+            raise SpinliteError(problem, fix='set play.sampler = "dpm++"')
         return made.from_config(noise.config, **placed, **{"use_karras_sigmas": True} if karras else {})
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())

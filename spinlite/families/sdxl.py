@@ -35,7 +35,8 @@ class StableDiffusionXL(Diffusion):
         ids = cond.get("time_ids")  # in fp32: bf16 can't hold 1023
         if ids is None:
             height, width = (side * self._factor for side in x_t.shape[-2:])
-            ids = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1).float()
+            sizes = (height, width, 0, 0, height, width)
+            ids = torch.cat([torch.full((len(x_t), 1), float(size), device=x_t.device) for size in sizes], 1)
         added = {"text_embeds": cond["pooled"].to(dtype), "time_ids": ids}
         return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["prompt"].to(dtype), added_cond_kwargs=added).sample
 

@@ -21,8 +21,8 @@ class Slots:
 
     Outside of `use` the policy is active. Both slots start as the same all-zero LoRA (B = 0, A random from the seed).
 
-    The LoRA weights are fp32, but they compute in the base's precision. In fp32 each LoRA would keep an fp32 copy of its input
-    for the backward pass: half as much again as a block's other activations.
+    The LoRA weights are fp32, but they compute in the precision of their layer. In fp32 each LoRA would keep an fp32 copy of
+    its input for the backward pass: half as much again as a block's other activations.
 
     The scale is alpha / rank, with `rslora` alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732). With `dora` each
     output's magnitude learns too (Liu et al. 2024, arXiv 2402.09353); DoRA computes in fp32.
@@ -33,9 +33,9 @@ class Slots:
         dora: bool = False,
     ) -> None:  # fmt: skip
         net.requires_grad_(False)
-        self._dtype = next(net.parameters()).dtype
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         self._layers = _adapt(net, targets, rank, self.scale, seed, dora)
+        self._half = any(layer.base_dtype == torch.float16 for layer in self._layers.values())
         self._zero = False  # whether the opponent's LoRA is known to be zero
         self._merged: Who | None = None  # whose LoRA is in the base's weights
         self._held = 0  # how many blocks of `use` there are
@@ -62,11 +62,11 @@ class Slots:
         while the policy is active.
         """
         before = self._active
-        self._activate(who)
         self._held += 1
-        if who == "policy" and self._held == 1:
-            self._cast(who)
         try:
+            self._activate(who)
+            if who == "policy" and self._held == 1:
+                self._cast(who)
             yield
         finally:
             self._held -= 1
@@ -87,7 +87,7 @@ class Slots:
                 yield
             return
         bases: dict[str, Any] = {name: layer.base_layer for name, layer in self._layers.items()}
-        if self._dtype != torch.float32 or any(isinstance(base, Quantized) for base in bases.values()):
+        if not all(layer.exact for layer in self._layers.values()):
             raise ValueError("a LoRA can be merged only into fp32 weights")
         state = {name: p.detach() for name, p in self._parameters(who).items()}
         kept = {name: base.weight.detach().clone() for name, base in bases.items()}
@@ -113,7 +113,7 @@ class Slots:
         overflows, they are scaled less (like the loss scaling of other trainers).
         """
         graph = error if error.requires_grad else measure_again()
-        largest = slope.abs().max().item() if self._dtype == torch.float16 else 0.0
+        largest = slope.abs().max().item() if self._half else 0.0
         if not 0 < largest < math.inf:  # what is not a number has no size either
             graph.backward(slope)
             return
@@ -121,7 +121,7 @@ class Slots:
         scale = 2.0 ** math.floor(math.log2(numbers / largest))
         gradients = torch.autograd.grad(graph, parameters, slope * scale)
         for _ in range(2):
-            if all(g.isfinite().all() for g in gradients):
+            if torch.stack([g.isfinite().all() for g in gradients]).all():
                 break
             scale /= 2**8
             gradients = torch.autograd.grad(measure_again(), parameters, slope * scale)
@@ -181,7 +181,8 @@ class Slots:
         layers = [layer for layer in self._layers.values() if layer.casts]
         with torch.enable_grad():
             masters = [weight for layer in layers for weight in layer.masters[who]]
-            cast = iter(Cast.apply(self._dtype, *masters) if masters else ())  # pyright: ignore[reportArgumentType]
+            dtypes = [layer.dtype for layer in layers for _ in range(2)]
+            cast = iter(Cast.apply(dtypes, *masters) if masters else ())  # pyright: ignore[reportArgumentType]
         for layer in layers:
             layer.ready[who] = next(cast), next(cast)
 

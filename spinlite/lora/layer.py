@@ -34,8 +34,9 @@ class Adapted(nn.Module):
         weight = base.weight
         self.base_layer, self._rank, self._scale, self._dora = base, rank, scale, dora
         self._conv, self._quantized = isinstance(base, nn.Conv2d), isinstance(base, Quantized)
-        self._dtype = torch.float32 if dora else weight.dtype
-        self._exact = self._dtype.itemsize >= 4 and not self._quantized  # a LoRA can be added to W
+        self.base_dtype = weight.dtype
+        self.dtype = torch.float32 if dora else weight.dtype  # that the LoRA computes in
+        self.exact = weight.dtype.itemsize >= 4 and not self._quantized  # a LoRA can be added to W
         down, up = _make_pair(base, rank)
         self.lora_A = nn.ModuleDict({"policy": down, "opponent": copy.deepcopy(down)})
         self.lora_B = nn.ModuleDict({"policy": up, "opponent": copy.deepcopy(up)})
@@ -51,17 +52,17 @@ class Adapted(nn.Module):
     @property
     def casts(self) -> bool:
         """Whether the weights are stored in another precision than the one that they compute in."""
-        return self.masters["policy"][0].dtype != self._dtype
+        return self.masters["policy"][0].dtype != self.dtype
 
     def forward(self, input: Tensor) -> Tensor:  # networks may name it, as that of torch's layers
         x, slot = input, self.active
         base: Any = self.base_layer
         if slot is None:
-            return base(x)
+            return self._plain(x)
         if self._dora:
             return self._forward_dora(x, slot)
-        down, up = self.ready.get(slot) or [weight.to(self._dtype) for weight in self.masters[slot]]
-        if self._exact and self._merging_is_less_work(x.numel() // x.shape[1 if self._conv else -1], down, up):
+        down, up = self.ready.get(slot) or [weight.to(self.dtype) for weight in self.masters[slot]]
+        if self.exact and self._merging_is_less_work(x.numel() // x.shape[1 if self._conv else -1], down, up):
             weight = base.weight + merged_change(down, up, self._scale)
             if self._conv:
                 return F.conv2d(x, weight, base.bias, base.stride, base.padding)
@@ -73,6 +74,10 @@ class Adapted(nn.Module):
         y = base(rows)
         add = y.addmm if self._quantized else y.addmm_  # autograd forbids the latter on a `Quantized` layer's output
         return add(rows @ down.t(), up.t(), alpha=self._scale).view(*x.shape[:-1], -1)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The base alone. A linear layer gets rows, as with a LoRA: else the same numbers may be added in another order."""
+        return self.base_layer(x) if self._conv else self.base_layer(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
     def _merging_is_less_work(self, places: int, down: Tensor, up: Tensor) -> bool:
         learns = torch.is_grad_enabled() and up.requires_grad
@@ -86,7 +91,7 @@ class Adapted(nn.Module):
             whole = base.weight.float() + merged_change(down, up, self._scale)
             share = whole.flatten(1).norm(dim=1).reciprocal()
         factor = magnitude.flatten() * share
-        plain, x = base(x), x.to(down.dtype)
+        plain, x = self._plain(x), x.to(down.dtype)
         if isinstance(base, nn.Conv2d):
             change = F.conv2d(F.conv2d(x, down, None, base.stride, base.padding), up)
             factor, shape = factor.view(-1, 1, 1), (-1, 1, 1)
@@ -133,19 +138,21 @@ def merged_change(down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 class Cast(torch.autograd.Function):
-    """All of a slot's weights, cast to a precision in one go; so are their gradients on the way back."""
+    """All of a slot's weights, cast in one go to the precisions of their layers; so are their gradients on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *masters: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.dtype = masters[0].dtype
-        return _cast(masters, dtype)
+    def forward(ctx: Any, dtypes: Sequence[torch.dtype], *masters: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.dtypes = [master.dtype for master in masters]
+        return _cast(masters, dtypes)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, *_cast(slopes, ctx.dtype)
+        return None, *_cast(slopes, ctx.dtypes)
 
 
-def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(cast, list(tensors))
+def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+    cast = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    for dtype in set(dtypes):  # one call casts to one precision
+        chosen = [i for i, each in enumerate(dtypes) if each == dtype]
+        torch._foreach_copy_([cast[i] for i in chosen], [tensors[i] for i in chosen])
     return tuple(cast)

@@ -22,7 +22,7 @@ def make_slots(net: nn.Module, targets: Sequence[str], model: Model, seed: int, 
     if given and model.dora:
         raise SpinliteError("a run with model.dora = true can't start from a LoRA", fix="set model.dora = false")
     rank = max([model.rank, *(pair.rank for pair in given.values())])
-    alpha = (model.alpha or model.rank) * rank / model.rank  # keeps the scale alpha / rank of the settings
+    alpha = (model.alpha or model.rank) * (rank / model.rank) ** (0.5 if model.rslora else 1)  # keeps the scale of the settings
     suffixes = tuple(f".{target}" for target in targets)
     more = [module for module in given if module not in targets and not module.endswith(suffixes)]
     slots = Slots(net, [*targets, *more], rank, alpha, seed, model.rslora, model.dora)

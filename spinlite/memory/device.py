@@ -36,6 +36,11 @@ class Levers:
     merge: bool = False  # merge the LoRA into the base's weights while it plays or is measured ahead
     encoders: str = "none"  # text encoders in 8 or 4 bits, or on the CPU
 
+    @property
+    def encoder_bits(self) -> list[str]:
+        """For names of what depends on captions: encoders of fewer bits read them otherwise. [] for whole ones."""
+        return [self.encoders] * (self.encoders in ("int8", "nf4"))
+
 
 @dataclass(frozen=True)
 class Device:
@@ -52,6 +57,11 @@ class Device:
     def dtype(self) -> torch.dtype:
         """The precision of the frozen base and its activations."""
         return DTYPES[self.levers.precision]
+
+    @property
+    def half(self) -> list[str]:
+        """For names of what is encoded in half precision; [] for fp32."""
+        return [str(self.dtype)] * (self.dtype != torch.float32)
 
     def optimizer(self, kind: str, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """An optimizer without weight decay. In brackets: bytes of its state for each LoRA weight.
@@ -137,6 +147,8 @@ def choose_device(memory: Memory | None = None) -> Device:
     if memory.precision:
         why = f"{why.partition(',')[0]}, {memory.precision} (memory.precision)"
     levers = apply_pins(Levers(precision), memory)
+    if levers.precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # convolutions would round to 10 bits
     given = [name for name in memory.model_dump(exclude_none=True) if name not in ("vram", "precision", "attention")]
     pins = [name for name in given if getattr(memory, name) != "none"]
     if pins:

@@ -20,7 +20,7 @@ PHASE_WORDS: dict[Phase, str] = {
 }  # fmt: skip
 SIGNS = (  # a RuntimeError or OSError with one of these, in lower case, is a lack of memory
     "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "cublas_status_not_initialized",
-    "paging file is too small",
+    "paging file is too small", "unable to find an engine to execute this computation",
 )  # fmt: skip
 
 

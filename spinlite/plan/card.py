@@ -52,7 +52,7 @@ def measure_card(where: Device, most: float | None = None) -> Card:
     device = where.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        name, memory = torch.cuda.get_device_name(device), float(free)
+        name, memory = torch.cuda.get_device_name(device), float(free) + CONTEXT  # this process has its own already
     else:
         name, memory = f"CPU, {torch.get_num_threads()} threads", float(psutil.virtual_memory().available)
     side = 4096 if device.type == "cuda" else 512

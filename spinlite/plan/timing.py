@@ -11,7 +11,7 @@ from spinlite.lora.adapters import Slots
 from spinlite.maths.draws import gaussian
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import Method
-from spinlite.training.batches import Batch
+from spinlite.training.batches import Batch, place
 from spinlite.training.play import count_steps
 from spinlite.training.step import step
 
@@ -30,9 +30,9 @@ def expected_seconds(
     size = settings.learn.batch
     x = gaussian((size, *family.latent_shape), "plan").to(device)
     u = (torch.arange(size) + 0.5) / size
-    conds = {name: value.to(device) for name, value in family.encode_captions([""] * size).items()}
+    one = place(family.encode_captions([""]), device)
     family.free()
-    batch = Batch(x, x, x, family.path.times(u).to(device), conds)
+    batch = Batch(x, x, x, family.path.times(u).to(device), {k: v.expand(size, *v.shape[1:]) for k, v in one.items()})
 
     family.set_checkpointing(levers.checkpointing)
 

@@ -218,6 +218,9 @@ class Run:
         """Delete the snapshots that a round made after `update` (0: the whole round); the guard's event undoes its figures."""
         for snapshot in [*(snapshot for snapshot in self.snapshots_within(round_) if update_of(snapshot) > update), round_]:
             self.snapshot_path(snapshot).unlink(missing_ok=True)
+        if self.state:  # what is saved names no snapshot that is gone
+            self.state["within"] = self.snapshots.names_within()
+            self._saved.rewrite(self.state)
 
     def save_lowered(self) -> None:
         """Save `lowered` now, so that a run that is cut off continues with the lowered memory settings."""

@@ -177,10 +177,7 @@ def make_batch(
     records = [r for r, _ in rows]
     real, mask = encoded.real(records), encoded.masks(records)
     draws = [draw(real.shape[1:], r.key, epoch, *names) for r, epoch in rows]
-    cond = {
-        name: upload(value, device) if value.is_floating_point() else value  # whole numbers, such as lengths, are for the host
-        for name, value in encoded.cond(records, dropped).items()
-    }
+    cond = place(encoded.cond(records, dropped), device)
     spread = TimeMap(drawn.times, drawn.shift or family.shift(real.shape[1:]))
     t = upload(family.path.times(spread.within(torch.tensor([u for u, _ in draws]), drawn.low, drawn.high)), device)
     points = weight = eps_fake = None
@@ -201,6 +198,11 @@ def make_batch(
         eps_fake=None if eps_fake is None else upload(eps_fake, device),
         mask=None if mask is None else upload(mask, device),
     )  # fmt: skip
+
+
+def place(cond: Cond, device: torch.device) -> Cond:
+    """Conditioning on the device; whole numbers, such as lengths, are for the host."""
+    return {name: upload(value, device) if value.is_floating_point() else value for name, value in cond.items()}
 
 
 def _path_points(kept: dict[str, Tensor], epochs: Sequence[int], dropped: Sequence[bool], device: torch.device) -> PathPoints:

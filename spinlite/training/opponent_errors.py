@@ -127,7 +127,7 @@ def _errors_file(session: Session, k: int, snapshot: SnapshotName, names: Sequen
     """The file of the errors, named by the hash of all that they depend on."""
     levers, settings = session.device.levers, session.settings
     snapshot_hash = fingerprint_files([session.run.snapshot_path(snapshot)])
-    who = [session.family.base_hash, snapshot_hash, levers.precision, levers.quantize]
+    who = [session.family.base_hash, snapshot_hash, levers.precision, levers.quantize, *levers.encoder_bits]
     data = [r.identity for r in session.train]
     data += [[settings.data.unmasked_weight]] * any(r.mask for r in session.train)
     data += [["shapes together"]] * (len({r.bucket for r in session.train}) > 1)  # an earlier version had another order

@@ -18,9 +18,11 @@ from spinlite.errors import SpinliteError
 from spinlite.families.family import Cond, Family
 from spinlite.maths.draws import gaussian, generator, permutation
 from spinlite.memory import processes
+from spinlite.memory.device import upload
 from spinlite.progress import Progress
 from spinlite.runs.files import fingerprint
 from spinlite.runs.store import Store
+from spinlite.training.batches import place
 from spinlite.training.guards import Diverged
 
 STOCHASTIC = ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")  # add noise at each step
@@ -156,16 +158,17 @@ def sample(
     options: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     if chance and "generator" in _step_options(scheduler):
         options["generator"] = list(chance)
-    both = {name: torch.cat([empty[name], cond[name]]).to(device) for name in cond if settings.guidance > 1 or see}
-    captioned = {name: both[name][len(noise) :] if both else value.to(device) for name, value in cond.items()}
+    both = place({name: torch.cat([empty[name], cond[name]]) for name in cond if settings.guidance > 1 or see}, device)
+    captioned = {name: value[len(noise) :] for name, value in both.items()} or place(cond, device)
     whole = scheduler.config.num_train_timesteps  # guidance_low, guidance_high and start are shares of it
     times, x = _begin(family, scheduler, noise.to(device), None if real is None else real.to(device), settings.start)
+    places = upload(times / family.path.timestep_scale, device)
     for i, timestep in enumerate(times):
         x_t = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         guided = settings.guidance > 1 and settings.guidance_low <= timestep.item() / whole <= settings.guidance_high
         twice = guided or see is not None
         rows = torch.cat([x_t, x_t]) if twice else x_t
-        t = (timestep / family.path.timestep_scale).expand(len(rows)).to(device)
+        t = places[i].expand(len(rows))
         prediction = family.denoise(rows, t, both if twice else captioned)
         without, with_caption = prediction.chunk(2) if twice else (prediction, prediction)
         if see:
@@ -184,7 +187,7 @@ def _begin(family: Family, scheduler: Any, noise: Tensor, real: Tensor | None, s
     times, first = scheduler.timesteps, _first_step(scheduler, start)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    t = family.path.nearest((times[first] / family.path.timestep_scale).expand(len(real)))
+    t = family.path.nearest((times[first] / family.path.timestep_scale).expand(len(real))).to(real.device)
     x_t = family.path.noise(real, noise, t)
     if hasattr(scheduler, "scale_model_input"):
         x_t = x_t / scheduler.scale_model_input(torch.ones_like(x_t[:1]), times[first])
@@ -207,9 +210,11 @@ def coarseness(
     """How far samples are from samples of twice the steps and the same noise (B, ...), and the same `real` as in `sample`.
 
     Root mean square, in standard deviations of the finer samples. None for samplers that add noise of their own: two of their
-    samples differ anyway.
+    samples differ anyway. None too where there are no times for twice the steps.
     """
-    if settings.eta or type(make_scheduler(family, settings, "cpu")).__name__ in STOCHASTIC:
+    scheduler = make_scheduler(family, settings, "cpu")
+    many = 2 * settings.steps > scheduler.config.num_train_timesteps
+    if settings.eta or many or type(scheduler).__name__ in STOCHASTIC:
         return None
     own, finer = (
         sample(family, noise, cond, empty, settings.model_copy(update={"steps": times * settings.steps}), real=real)

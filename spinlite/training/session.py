@@ -146,17 +146,18 @@ class Session:
     def samples_after(self, k: int) -> tuple[list[Record], Fakes]:
         """Samples of snapshot k, which the policy holds, for training captions, and the records that have one.
 
-        If the next round plays against it, they are that round's fakes, made now; else only those that are compared.
+        If the next round plays against it, from noise alone, they are that round's fakes; else only those that are compared.
         """
-        following = k < self.settings.run.rounds and self.method.fakes == "played" and self.opponents(k + 1) == {k: self.train}
+        plays = self.method.fakes == "played" and self.settings.play.start == 1
+        following = plays and k < self.settings.run.rounds and self.opponents(k + 1) == {k: self.train}
         chosen = compared(self.train)
         title = self.title(k + 1, "play") if following else self.title(k, "judge") + " (training captions)"
-        return chosen, self.sample_snapshot("policy", k, self.train if following else chosen, title, *self._names(k + 1))
+        return chosen, self.sample_snapshot("policy", k, self.train if following else chosen, title, *self._compared(k + 1))
 
     def samples_before(self) -> tuple[list[Record], Fakes]:
-        """The same of the start. A method that plays has them already: they are round 1's fakes."""
+        """The same of the start. A method that plays from noise alone has them already: they are round 1's fakes."""
         chosen, title = compared(self.train), self.title(1, "judge") + " (training captions)"
-        return chosen, self.sample_snapshot("opponent", 0, chosen, title, *self._names(1))
+        return chosen, self.sample_snapshot("opponent", 0, chosen, title, *self._compared(1))
 
     def fake_paths(self, k: int) -> FakePaths | None:
         """The kept points of the sampling paths of round k's fakes, as a function of records; None if play.points = 0."""
@@ -174,6 +175,10 @@ class Session:
         """They name the random numbers of round k's fakes."""
         return "train", self.settings.run.seed, k
 
+    def _compared(self, k: int) -> tuple[int | str, ...]:
+        """The same of samples that are compared with the pictures: round k's fakes, unless pictures show through in those."""
+        return self._names(k) if self.settings.play.start == 1 else ("compared", self.settings.run.seed, k)
+
     def _by_opponent(
         self, k: int, made: Mapping[SnapshotName, Callable[[Sequence[Record]], T]]
     ) -> Callable[[Sequence[Record]], T]:
@@ -184,9 +189,9 @@ class Session:
         return lambda records: _stack([reader_of[fake_key(r)]([r]) for r in records])
 
     def _play_settings(self, names: tuple[int | str, ...]) -> Play:
-        """The settings of [play]; for held-out pictures from pure noise, as you will sample, and without path points."""
+        """The settings of [play]; for samples that are judged from pure noise, as you will sample, and without path points."""
         whole = {"points": 0, "start": 1.0}
-        return self.settings.play.model_copy(update=whole) if names[0] == "heldout" else self.settings.play
+        return self.settings.play if names[0] == "train" else self.settings.play.model_copy(update=whole)
 
     def _store(self, snapshot: SnapshotName | None, settings: Play, names: tuple[int | str, ...]) -> Store:
         """The fakes of a snapshot (None: of the base), in a folder named by the hash of all that they depend on."""
@@ -195,7 +200,9 @@ class Session:
             self.run.snapshots.require([snapshot or 0])
         made_by = fingerprint_files([self.run.snapshot_path(snapshot or 0)]) if has_lora else "base"
         wide = [self.encoded.chunks] * (self.encoded.chunks > 1)
-        made_of = fingerprint(self.family.base_hash, made_by, settings.identity, self.settings.data.crop, names, *wide)
+        data = self.settings.data
+        given = self.device.levers.encoder_bits + [data.background, data.latents] * (settings.start < 1)
+        made_of = fingerprint(self.family.base_hash, made_by, settings.identity, data.crop, names, *wide, *given)
         folder = self.run.cache / "fake" / made_of
         self.run.remember_cache(folder)
         return Store(folder)

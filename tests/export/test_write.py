@@ -24,7 +24,7 @@ from spinlite.export.export import ExportOptions, _without_folders, choose_round
 from spinlite.export.verify import compare_modules, compare_step
 from spinlite.export.write import write_lora
 from spinlite.families.load import load_family
-from spinlite.families.names import kohya_name
+from spinlite.families.names import kohya_name, module_shapes
 from spinlite.families.record import CONFIGS
 from spinlite.families.sd import StableDiffusion
 from spinlite.lora.layouts import balance, complete_attention, to_diffusers, to_kohya
@@ -205,6 +205,22 @@ def test_a_file_that_is_not_what_was_trained_is_an_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(StableDiffusion, "export_name", lambda self, name, layout: "lora_unet_down_blocks_0_resnets_0_conv2")
     with pytest.raises(SpinliteError, match=r"a denoising step.*differs by"):
         write_lora(path, lora, base, about(), "kohya", torch.float16)
+
+
+@pytest.mark.parametrize("kind", ["demo", "sd15", "sdxl"])
+def test_in_bf16_a_right_file_passes_and_a_wrong_one_does_not(kind: str, tiny_bases: Path, tmp_path: Path):
+    """There rounding is much of what a LoRA does to a prediction."""
+    where = device.Device(torch.device("cpu"), "a test", device.Levers("bf16"))
+    base = load_family(Model(base="demo" if kind == "demo" else str(tiny_bases / kind)), where)
+    torch.manual_seed(0)
+    ends = tuple(f".{target}" for target in base.lora_targets["all"])
+    shapes = {name: shape for name, shape in module_shapes(base.net).items() if name.endswith(ends)}
+    lora = {f"unet.{name}": pair_for(shape, 2, 0.1 / shape[1]) for name, shape in shapes.items()}
+    path = tmp_path / "x.safetensors"
+    found = write_lora(path, lora, base, about(), "kohya", torch.float16)
+    assert found.step is not None and found.step < 0.2
+    with pytest.raises(SpinliteError, match="differs by"):
+        compare_step(path, {name: pair.times(2.0) for name, pair in lora.items()}, base)
 
 
 def test_the_files_rounding_may_be_much_of_what_a_strong_lora_does(toy: Settings, tmp_path: Path):

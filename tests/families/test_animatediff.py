@@ -17,6 +17,7 @@ from spinlite.export.write import lay_out, write_lora
 from spinlite.families.family import Cond, Family, Picture
 from spinlite.families.kinds import KINDS
 from spinlite.families.load import load_family
+from spinlite.families.motion_kinds import is_motion
 from spinlite.families.names import module_shapes
 from spinlite.lora.adapters import Slots
 from spinlite.lora.apply import applied
@@ -173,6 +174,21 @@ def test_every_method_learns_on_clips_and_a_policy_that_is_its_opponent_ties(fam
 
 
 @pytest.mark.parametrize(("targets", "layout"), [("all", "kohya"), ("motion", "diffusers")])
+def test_attention_along_frames_is_torchs_own_and_takes_few_places_at_once(
+    family: Any, base: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    """CUDA's kernels end at a batch of 65,535, which is 16 clips of 64 x 64 places."""
+    b = batch_of(family)
+    with torch.no_grad():
+        whole = family.denoise(b.real, b.t, b.cond)
+        monkeypatch.setattr("spinlite.families.animatediff.AT_ONCE", 3)
+        assert_close(family.denoise(b.real, b.t, b.cond), whole)
+    monkeypatch.setattr(Device, "attention", lambda self, sizes: ("xformers", "a test"))
+    processors = {name: type(made).__name__ for name, made in load(base).net.attn_processors.items()}
+    assert {processors[name] for name in processors if is_motion(name)} == {"_AlongFrames"}
+    assert {processors[name] for name in processors if not is_motion(name)} == {"XFormersAttnProcessor"}
+
+
 def test_its_lora_files_are_read_by_diffusers_pipeline(
     targets: str, layout: Any, base: Path, pipeline: Any, tmp_path: Path
 ):  # fmt: skip

@@ -21,7 +21,7 @@ from spinlite.families.family import Family
 from spinlite.families.load import load_family
 from spinlite.families.open import open_checkpoint
 from spinlite.families.record import CONFIGS
-from spinlite.families.schedule import noise_scheduler, resolve_prediction
+from spinlite.families.schedule import OTHERS, SAMPLERS, make_sampler, noise_scheduler, resolve_prediction
 from spinlite.families.unet_kinds import XL_PARTS
 from spinlite.memory import device
 from spinlite.training.animation import strip
@@ -253,3 +253,29 @@ def test_another_vae_is_used_from_a_folder_and_from_a_file(configs: Path, tmp_pa
     pictures = [strip(one.decode(latents)[0]).tobytes() for one in made]
     assert len(set(pictures)) == 1 and pictures[0] != strip(base.decode(latents)[0]).tobytes()
     assert len({one.base_hash for one in [base, *made]}) == 4
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *OTHERS])
+def test_a_sampler_has_the_noise_of_a_base_with_zero_snr_or_is_refused(name: str, tiny_bases: Path):
+    noise = noise_scheduler(open_checkpoint(str(tiny_bases / "sdxl")), "v", True)
+    if name in ("heun", *OTHERS):
+        with pytest.raises(SpinliteError, match="ends in zero SNR") as caught:
+            make_sampler(noise, name)
+        assert caught.value.fix == 'set play.sampler = "dpm++"'
+    else:
+        assert_close(make_sampler(noise, name).alphas_cumprod, noise.alphas_cumprod, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["dpm++", "ddim", "ddpm", "euler", "unipc"])
+def test_of_a_bases_own_sampler_the_noise_alone_counts(name: str, tiny_bases: Path, tmp_path: Path):
+    other = shutil.copytree(tiny_bases / "sd15", tmp_path / "other")
+    file = other / "scheduler" / "scheduler_config.json"
+    stray = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "clip_sample": True, "thresholding": True}
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | stray), encoding="utf-8")
+    made = [
+        make_sampler(noise_scheduler(open_checkpoint(str(base)), "eps", False), name) for base in (tiny_bases / "sd15", other)
+    ]
+    for sampler in made:
+        sampler.set_timesteps(8)
+    assert made[0].config == made[1].config and torch.equal(made[0].timesteps, made[1].timesteps)
+    assert not made[1].config.get("clip_sample")

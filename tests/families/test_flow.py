@@ -100,6 +100,32 @@ def test_every_method_learns_on_it_and_a_policy_that_is_its_opponent_ties(method
     assert (found[True] - found[False]).norm() < 1e-4 * found[False].norm()
 
 
+@pytest.mark.parametrize(("quantize", "targets"), [("none", "linear"), ("none", "all"), ("int8", "linear")])
+def test_in_bf16_its_gradient_is_nearly_that_in_fp32(base: Path, quantize: str, targets: str, tmp_path: Path):
+    """Diffusers keeps some weights of a folder in fp32 whatever is asked for."""
+    found: list[Tensor] = []
+    for precision in ("fp32", "bf16"):
+        family = load(base, Levers(precision, quantize))
+        slots = Slots(family.net, family.lora_targets[targets], 4, 4.0, 0)
+        batch = batch_of(family)
+        _, errors = step(family, slots, METHODS["spin"](), batch, False)
+        assert torch.equal(errors["policy_real"], errors["opponent_real"])
+        assert torch.equal(errors["policy_fake"], errors["opponent_fake"])
+        for p in slots.parameters():
+            p.grad = None
+        torch.manual_seed(5)
+        moved = {k: torch.randn_like(v) * 0.02 if "lora_B" in k else v for k, v in slots.state("policy").items()}
+        slots.load("policy", moved)
+        step(family, slots, METHODS["spin"](beta=30.0), batch, False)
+        found.append(torch.cat([p.grad.flatten() for p in slots.parameters() if p.grad is not None]))
+    if quantize == "none":
+        half = load(base, Levers("bf16"))
+        path = tmp_path / "mine.safetensors"
+        said = write_lora(path, random_lora(half), half, HeaderInfo("mine", half.export_metadata()), "peft", torch.float16)
+        assert said.step is not None and said.step < 0.2
+    assert found[0].norm() > 0 and (found[1] - found[0]).norm() < 0.1 * found[0].norm()
+
+
 def test_a_lora_file_is_read_by_diffusers_and_in_every_naming(kind: str, family: Family, base: Path, tmp_path: Path):
     lora, path = random_lora(family), tmp_path / "mine.safetensors"
     said = write_lora(path, lora, family, HeaderInfo("mine", family.export_metadata()), "peft", torch.float32)

@@ -1,5 +1,6 @@
 """Memory levers: on equals off, within the precision's tolerance, on small networks of the real classes."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_half_precision_has_nearly_the_gradient_of_fp32(kind: str, precision: st
         ours = gradient(*half, one_graph=one_graph)
         assert ours[0].dtype == torch.float32 and all(g.dtype == torch.float32 for g in ours)
         assert distance(ours, gradient(*whole, one_graph=one_graph)) < most
+
+
+@pytest.mark.parametrize("targets", ["linear", "all"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
+def test_in_half_precision_a_policy_that_is_its_opponent_ties_to_the_bit(
+    kind: str, precision: str, targets: str, tiny_bases: Path
+):  # fmt: skip
+    """A zero opponent runs without LoRA: its layers must add the same numbers in the same order."""
+    found = load_family(Model(base=str(tiny_bases / kind)), device.Device(torch.device("cpu"), "a test", Levers(precision)))
+    slots = Slots(found.net, found.lora_targets[targets], rank=4, alpha=4.0, seed=1)
+    loss, errors = step(found, slots, SPIN(beta=2500.0), batch(found), False)
+    assert torch.equal(errors["policy_real"], errors["opponent_real"])
+    assert torch.equal(errors["policy_fake"], errors["opponent_fake"]) and abs(loss.item() - math.log(2)) < 1e-6
 
 
 def inputs(found: Family) -> tuple[Tensor, Tensor, Any]:
