@@ -8,6 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from spinlite.config.load import load_settings
+from spinlite.config.settings import Play
 from spinlite.runs.journal import Journal
 from spinlite.selfplay import Outcome, train
 from spinlite.training.fakes import compare_with_real
@@ -63,6 +64,22 @@ def test_clips_train_two_rounds_and_motion_is_in_the_journal(done: tuple[Outcome
     fakes = events(outcome.run.folder, "fakes")
     assert all(event["real_motion"] > 0 and event["fake_motion"] > 0 for event in fakes) and len(fakes) == 2
     assert all(event["motion"] > 0 for event in events(outcome.run.folder, "judge"))
+
+
+def test_samples_that_are_compared_with_clips_begin_with_noise_alone(data: Path, tmp_path: Path):
+    """Fakes that begin with your clips would be near them whatever the LoRA does."""
+    named: list[tuple[Any, float]] = []
+
+    class Watched(Session):
+        def _store(self, snapshot: Any, settings: Play, names: tuple[int | str, ...]) -> Any:
+            named.append((names[0], settings.start))
+            return super()._store(snapshot, settings, names)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("spinlite.selfplay.Session", Watched)
+        options = ["model.base=clips-0", "learn.updates=2", "play.start=0.5", "run.rounds=1"]
+        train(load_settings(TOY, options, data__folder=str(data)), tmp_path / "r", Quiet())
+    assert set(named) == {("train", 0.5), ("compared", 1.0), ("heldout", 1.0)}
 
 
 def test_a_sheet_of_clips_is_a_strip_and_plays(done: tuple[Outcome, Quiet]):

@@ -110,6 +110,28 @@ def test_in_half_precision_weights_are_cast_once_in_a_block_and_learn_as_if_they
     assert not torch.equal(net(x), before), "after a block the weights are read again"
 
 
+def test_a_block_that_runs_out_of_memory_as_it_begins_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    net = nn.Sequential(nn.Linear(4, 4)).to(torch.bfloat16)
+    slots = Slots(net, ["0"], rank=2, alpha=2.0, seed=0)
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+
+    def fail(self: Slots, who: str) -> None:
+        raise torch.OutOfMemoryError("a test")
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(Slots, "_cast", fail)
+        with slots.use("policy"):
+            raise AssertionError
+    before = net(x)
+    slots.load("policy", {name: value + 1 for name, value in slots.state("policy").items()})
+    assert not torch.equal(net(x), before)
+    with torch.no_grad():
+        slots.parameters()[1].add_(1)
+    once = net(x)
+    slots.parameters()[1].data.zero_()
+    assert not torch.equal(net(x), once), "weights are cast anew in each pass outside of a block"
+
+
 @pytest.mark.parametrize("slope", [math.nan, math.inf, 0.0, 1e-7])
 def test_in_fp16_a_slope_of_any_size_gives_a_gradient(slope: float):
     """What is not a number stays so, and the loop sees it in the gradient's norm."""

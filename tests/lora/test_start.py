@@ -182,6 +182,8 @@ def test_the_slots_hold_the_file_exactly_and_captions_its_text_part(tiny_bases: 
                 assert_close(made.denoise(x, t, cond), expected, rtol=1e-4, atol=1e-4)
         with slots.use("base"):
             assert_close(made.denoise(x, t, cond), plain.denoise(x, t, cond))
+    steep = make_slots(load_base(tiny_bases / "sd15").net, ["to_q"], Model(rank=6, alpha=6.0, rslora=True), 0, made.start)
+    assert steep.scale == pytest.approx(6**0.5), "the settings' own, at the file's rank of 24 too"
     with pytest.raises(SpinliteError, match=r"model\.dora"):
         make_slots(load_base(tiny_bases / "sd15").net, ["to_q"], Model(dora=True), 0, made.start)
 

@@ -217,6 +217,9 @@ def test_a_beta_a_hundred_times_too_small_leaves_the_policy_from_before_fakes_ra
     state, last = read_tensors(tmp_path / "b" / "r" / "state.safetensors")[0], read_tensors(run.snapshot_path(1))[0]
     assert all(torch.equal(last[name], state[f"policy/{name}"]) for name in last)
     assert not (run.folder / "good").exists()
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "c" / "r", Quiet(lambda title, done: "judge" in title))
+    assert train(settings, tmp_path / "c" / "r", Quiet()).stopped == outcome.stopped
 
 
 def test_a_run_that_is_cut_off_before_a_guard_acts_is_undone_alike(

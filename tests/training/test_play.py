@@ -15,7 +15,7 @@ from spinlite.families.sd import StableDiffusion
 from spinlite.maths.draws import gaussian, generator
 from spinlite.maths.transitions import transition
 from spinlite.memory.device import Device
-from spinlite.training.play import PathRecorder, coarseness, count_steps, make_scheduler, sample
+from spinlite.training.play import PathRecorder, _begin, coarseness, count_steps, make_scheduler, sample
 
 CAPTIONS = ["a red square", "a blue circle", "a green tree"]
 
@@ -138,7 +138,8 @@ def test_fewer_steps_are_further_from_enough_and_those_of_a_stochastic_sampler_a
     conds = family.encode_captions(["red apple", "dog face", "pizza", "key"]), family.encode_captions([""] * 4)
     found = [coarseness(family, noise, *conds, Play(steps=steps, guidance=2.0)) or 0.0 for steps in (3, 6, 12)]
     assert found[0] > 2 * found[1] > 4 * found[2] > 0
-    for settings in (Play(sampler="euler-a", steps=3), Play(sampler="ddim", eta=1.0, steps=3), Play(sampler="lcm", steps=3)):
+    incomparable = [Play(sampler="euler-a", steps=3), Play(sampler="lcm", steps=3), Play(sampler="ddim", eta=1.0, steps=3)]
+    for settings in (*incomparable, Play(sampler="ddim", steps=501)):  # of 1000 times
         assert coarseness(family, noise, *conds, settings) is None
 
 
@@ -160,6 +161,14 @@ def test_a_fake_may_begin_with_a_noised_picture(family: StableDiffusion, name: s
     gone = [(x - real).square().mean() for x in (half, usual)]
     assert half.isfinite().all() and gone[0] < gone[1]
     assert torch.equal(fakes(family, settings.model_copy(update={"start": 0.5})), usual)  # without a picture there is none
+
+
+def test_a_fake_that_begins_with_a_picture_begins_on_the_pictures_device(family: StableDiffusion):
+    """Times are on the CPU, so that no step waits for the device."""
+    scheduler = make_scheduler(family, Play(steps=8, start=0.5), "cpu")
+    real = torch.zeros(2, *family.latent_shape, device="meta")
+    times, x_t = _begin(family, scheduler, real, real, 0.5)
+    assert (times.device.type, x_t.device.type, x_t.shape) == ("cpu", "meta", real.shape)
 
 
 def test_a_start_that_leaves_no_step_is_refused(family: StableDiffusion):
