@@ -62,16 +62,18 @@ class Blank(Checkpoint):
 
 
 def fill_weights(model: "nn.Module", dtype: "torch.dtype") -> "nn.Module":
-    """The model with random weights in place of its own. Shapes stay."""
+    """The model with random weights in place of its own. Shapes stay, and what diffusers keeps in fp32 is fp32."""
     import torch
+    from diffusers import ModelMixin
     from torch import nn
 
     noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
     made: dict[int, nn.Parameter] = {}  # a weight that two modules share is made once
-    for module in model.modules():
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if isinstance(model, ModelMixin) else set()
+    for place, module in model.named_modules():
         for name, p in list(module.named_parameters(recurse=False)):
             if id(p) not in made:
-                weight = torch.empty(p.shape, dtype=dtype)
+                weight = torch.empty(p.shape, dtype=torch.float32 if kept & {*place.split("."), name} else dtype)
                 if p.ndim == 1:
                     weight.fill_(float(name == "weight"))
                 elif not weight.is_meta:

@@ -330,3 +330,10 @@ def test_a_run_on_clips_ends_with_a_lora(flow_configs: Path, tmp_path: Path):
     again = load(flow_configs / "wan", init_lora=str(outcome.run.export_path))
     assert len(again.start) == 20
     assert {path.name for path in (outcome.run.folder / "samples").iterdir()} >= {"round-2.png", "round-2.webp"}
+
+
+def test_random_weights_have_the_precisions_that_loaded_ones_have(flow_configs: Path):
+    """Diffusers keeps norms and the time's embedding of a folder in fp32."""
+    loaded, blank = (load(base, Levers("bf16")).net for base in (flow_configs / "wan", f"blank:{flow_configs / 'wan'}"))
+    found = [{name: p.dtype for name, p in net.named_parameters()} for net in (loaded, blank)]
+    assert found[0] == found[1] and set(found[0].values()) == {torch.float32, torch.bfloat16}
