@@ -211,7 +211,7 @@ def _prepare(run: Run, left: int, watch: Watch) -> Session:
 
 def _ask(prompts: list[Prompt], settings: Settings, base: Family, encoded: Encoded, watch: Watch) -> list[Asked]:
     """The user's own prompts, encoded, in sizes that the base can draw."""
-    settled = [settle(prompt, base, settings.play) for prompt in prompts]
+    settled = [settle(prompt, base, settings.drawn) for prompt in prompts]
     if resized := describe_sizes(prompts, settled):
         watch.say(resized)
     return ask_all(base, settled, encoded.captions) if settled else []

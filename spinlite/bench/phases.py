@@ -94,7 +94,7 @@ class PhaseCalls:
         short = self.settings.play.model_copy(update={"steps": min(SAMPLER_STEPS, steps), "start": 1.0})
         noise = gaussian((count, *self.workload.latent_shape), "bench", "play")
 
-        scale, planned = steps / short.steps, self.costs.playing(count)
+        scale, planned = steps / short.steps, self.costs.playing(count, guidance=short.guidance)
         run = lambda: sample(self.family, noise, cond, cond, short)  # noqa: E731
         return Call("play", "fake", count, run, scale=scale, planned=planned, around=self.as_opponent)
 

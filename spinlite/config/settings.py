@@ -159,6 +159,9 @@ class Memory(Section):
 class Judge(Section):
     draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round; more if these are few
     captions: int = Field(default=12, ge=1, le=48)  # pictures in each panel of the sample sheet, of held-out captions
+    guidance: float | None = Field(
+        default=None, ge=1, le=50, examples=[5]
+    )  # CFG scale of sheets and prompts; none: of the fakes
     stop: bool = True  # guards: end a round that is won, undo a round that goes wrong, and stop a run that gets worse
     prompts: Texts = Field(default=[], examples=["@prompts.txt"])  # your own, drawn each round; @FILE: its lines
 
@@ -209,6 +212,12 @@ class Settings(Section):
             problem = "play.points needs captions as written, but data.shuffle or data.tag_dropout is on"
             raise SpinliteError(problem, fix="add --set play.points=0, or --set data.shuffle=false --set data.tag_dropout=0")
         return self
+
+    @property
+    def drawn(self) -> Play:
+        """How pictures to look at are drawn: as fakes, but from noise alone, without points, and at judge.guidance."""
+        update = {"points": 0, "start": 1.0, "guidance": self.judge.guidance or self.play.guidance}
+        return self.play.model_copy(update=update)
 
     def build_method(self) -> Method:
         """The method that [method] names, with its settings."""

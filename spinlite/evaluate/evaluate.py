@@ -142,7 +142,7 @@ def _studios(request: Request, runs: Sequence[Run], cache: Path) -> Iterator[Cal
     for run in runs:
         yield partial(studios.open_run, run, request.rounds)
     model = runs[0].settings.model if runs else Model(base=request.base)
-    play = runs[0].settings.play if runs else Play()
+    play = runs[0].settings.drawn if runs else Play()
     device = choose_device(runs[0].memory if runs else None)
     for path in [*([] if runs else [None]), *request.loras]:
         remember = {"remember": runs[0].remember_cache} if runs else {}

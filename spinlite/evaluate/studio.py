@@ -54,9 +54,7 @@ def open_run(run: Run, rounds: str) -> Studio:
     base, model = load_family(run.settings.model, where), run.settings.model
     slots = make_slots(base.net, base.lora_targets[model.targets], model, run.settings.run.seed, base.start)
     artists = [_round(run, base, slots, k) for k in (0, *chosen_rounds(run, rounds))]
-    return Studio(
-        base, artists, run.settings.play.model_copy(update={"points": 0, "start": 1.0}), where, run.cache, run.remember_cache
-    )
+    return Studio(base, artists, run.settings.drawn, where, run.cache, run.remember_cache)
 
 
 def open_file(

@@ -132,7 +132,7 @@ def setup_of_run(folder: Path, word: str) -> SampleSetup:
         loras[f"{run.name}-{k}" if k or base.start else "base"] = lora if k or base.start else {}
     files = {stem: _exported_tensors(base, lora) for stem, lora in loras.items() if lora}
     hashes = {stem: compute_hashes(tensors, {})["sshs_model_hash"] for stem, tensors in files.items()}
-    return SampleSetup(base, run.settings.play, loras, hashes, _describe_model(run.settings.model.base), run.settings.data.fps)
+    return SampleSetup(base, run.settings.drawn, loras, hashes, _describe_model(run.settings.model.base), run.settings.data.fps)
 
 
 def setup_of_file(path: Path, name: str, strengths: Sequence[float]) -> SampleSetup:

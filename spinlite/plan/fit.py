@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from spinlite.config.settings import Settings
+from spinlite.config.settings import Play, Settings
 from spinlite.errors import SpinliteError
 from spinlite.memory.device import Levers, apply_pins
 from spinlite.plan.card import GIB, Card
@@ -150,10 +150,12 @@ class Fit:
     def _seconds(self, costs: PhaseCosts, levers: Levers) -> dict[str, float]:
         """Seconds of each phase of a round."""
         settings, card = self._settings, self._card
-        guided = 2 if settings.play.guidance > 1 else 1
-        forward = guided * self._sample_seconds(costs, levers.play_batch * guided, levers.merge)
-        alone = settings.play.model_copy(update={"start": 1.0})  # held-out fakes always begin with noise alone
-        fake = costs.steps(alone) * forward
+
+        def sampling(play: Play) -> float:
+            guided = 2 if play.guidance > 1 else 1
+            forward = guided * self._sample_seconds(costs, levers.play_batch * guided, levers.merge)
+            return costs.steps(play) * forward
+
         samples = settings.learn.length * settings.learn.batch
         micro = levers.micro_batch or settings.learn.batch
         policy = sum(name.startswith("policy") for name in self._names)
@@ -163,9 +165,9 @@ class Fit:
         others = (len(self._names) - policy) * self._sample_seconds(costs, levers.play_batch if levers.cache_opponent else rows)
         errors = 5 * settings.judge.draws * self._sample_seconds(costs, levers.play_batch)
         return {
-            "play": self._train * costs.steps(settings.play) * forward if self._method.fakes == "played" else 0.0,
+            "play": self._train * sampling(settings.play) if self._method.fakes == "played" else 0.0,
             "learn": samples * (policy * graph + again + others),
-            "judge": self._heldout * (2 * fake + errors),
+            "judge": self._heldout * (2 * sampling(settings.drawn) + errors),
         }
 
 

@@ -78,9 +78,10 @@ class PhaseCosts:
         texts = 0 if self._levers.encoders == "cpu" else self.captions.peak(1)
         return self.net + max(self.encode.peak(1), vae + texts)
 
-    def playing(self, fakes: int, merge: bool = False) -> int:
-        """Peak of the opponent's making so many fakes at once. If its LoRA is merged, the weights without it are kept too."""
-        s, rows = self.sizes, fakes * (2 if self._settings.play.guidance > 1 else 1)
+    def playing(self, fakes: int, merge: bool = False, guidance: float | None = None) -> int:
+        """Peak of making so many samples at once, fakes or others. If a LoRA is merged, the weights without it are kept too."""
+        guidance = guidance or max(self._settings.play.guidance, self._settings.drawn.guidance)
+        s, rows = self.sizes, fakes * (2 if guidance > 1 else 1)
         return self.net + s.targets * merge + self.forward(rows, merge).peak(rows, (s.cond, 0)) + fakes * LATENTS * s.latent
 
     def measuring(self, samples: int) -> int:

@@ -48,11 +48,9 @@ def expected_seconds(
             family.denoise(part.real, part.t, part.cond)
 
     one_forward, one_step = _timed(forward, device) / len(part.t), _timed(learn, device)
-    guided = 2 if settings.play.guidance > 1 else 1
-    alone = settings.play.model_copy(update={"start": 1.0})
-    passes = count_steps(family, alone) * guided
-    play = train * count_steps(family, settings.play) * guided if method.fakes == "played" else 0
-    judge = heldout * (passes + 5 * settings.judge.draws)
+    passes = [count_steps(family, play) * (2 if play.guidance > 1 else 1) for play in (settings.play, settings.drawn)]
+    play = train * passes[0] if method.fakes == "played" else 0
+    judge = heldout * (passes[1] + 5 * settings.judge.draws)
     return (play + judge) * one_forward + settings.learn.length * one_step
 
 

@@ -198,7 +198,7 @@ def _sheet(
 
 def _cells(session: Session, k: int, shown: list[Record], pictures: list[Image]) -> None:
     """Keep pictures of held-out captions as files. Their noise has names, so they have no seed that a WebUI knows."""
-    play, drawn = session.settings.play, []
+    play, drawn = session.settings.drawn, []
     for record, picture in zip(shown, pictures, strict=True):
         width, height = (record.bucket or session.family.size)[:2]
         prompt = Prompt(text=record.caption, width=width, height=height, steps=play.steps, guidance=play.guidance)

@@ -46,7 +46,7 @@ def draw_prompts(session: Session, k: int) -> None:
 
 def tell(session: Session, k: int, prompt: Prompt) -> str:
     """The parameters of a picture by round k. The LoRA has the name that `spinlite export` gives it."""
-    play, model = session.settings.play, session.settings.model.base.replace("\\", "/").rpartition("/")[2]
+    play, model = session.settings.drawn, session.settings.model.base.replace("\\", "/").rpartition("/")[2]
     lora = f"{session.run.name}-{k}:1" if k or session.family.start else ""
     about = {"Model": model.removesuffix(".safetensors")}
     return parameters(session.family, play_of(prompt, play), prompt, about, lora)
@@ -61,7 +61,7 @@ def _draw(session: Session, k: int) -> list[Tensor]:
     title, latents = session.title(k, "your prompts") if k else "your prompts, before round 1", []
 
     def draw(asked: Asked) -> Tensor:
-        return session.fallback.run("play", 1, lambda levers: draw_prompt(session.family, asked, session.settings.play)[0])
+        return session.fallback.run("play", 1, lambda levers: draw_prompt(session.family, asked, session.settings.drawn)[0])
 
     with session.watch.phase(title, len(session.asked)) as progress, active(who):
         for _, latent in processes.spread(session.asked, draw):

@@ -189,9 +189,11 @@ class Session:
         return lambda records: _stack([reader_of[fake_key(r)]([r]) for r in records])
 
     def _play_settings(self, names: tuple[int | str, ...]) -> Play:
-        """The settings of [play]; for samples that are judged from pure noise, as you will sample, and without path points."""
-        whole = {"points": 0, "start": 1.0}
-        return self.settings.play if names[0] == "train" else self.settings.play.model_copy(update=whole)
+        """Held-out pictures are drawn as you will sample, fakes as [play] says, compared samples as fakes from noise alone."""
+        if names[0] == "heldout":
+            return self.settings.drawn
+        play = self.settings.play
+        return play if names[0] == "train" else play.model_copy(update={"points": 0, "start": 1.0})
 
     def _store(self, snapshot: SnapshotName | None, settings: Play, names: tuple[int | str, ...]) -> Store:
         """The fakes of a snapshot (None: of the base), in a folder named by the hash of all that they depend on."""
