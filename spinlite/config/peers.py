@@ -35,7 +35,7 @@ SAME = {  # our setting: their words for it
     "data.heldout": "validation_split",
     "play.sampler": "sample_sampler validation_noise_scheduler",
     "play.steps": "sample_steps validation_num_inference_steps num_inference_steps diffusion_steps",
-    "play.guidance": "guidance_scale cfg_scale cfg validation_guidance",
+    "judge.guidance": "guidance_scale cfg_scale cfg validation_guidance",
     "draw.shift": "discrete_flow_shift flow_shift flow_schedule_shift timestep_shift",
     "draw.low": "min_noising_strength",
     "draw.high": "max_noising_strength",

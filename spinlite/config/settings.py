@@ -84,7 +84,7 @@ class Play(Section):
     steps: int = Field(default=20, ge=1, le=1000)  # sampling steps for each fake
     spacing: Literal["trailing", "linspace", "karras"] = "trailing"  # where the steps lie; all begin at the last time
     eta: float = Field(default=0.0, ge=0, le=1)  # for ddim and tcd: 0 is deterministic, 1 adds the noise of the forward process
-    guidance: float = Field(default=3.0, ge=1, le=50)  # CFG scale; 1 is off. Use the one that you will sample with
+    guidance: float = Field(default=1.0, ge=1, le=50)  # CFG scale of fakes; 1 is off: they are what the model itself draws
     guidance_low: float = Field(default=0.0, ge=0, le=1)  # guidance acts from this time on (0 clean, 1 noise)
     guidance_high: float = Field(default=1.0, ge=0, le=1)  # guidance acts up to this time
     points: int = Field(default=0, ge=0, le=1000)  # points kept per sampling path (exact objective); 0: noise fakes again
@@ -159,9 +159,7 @@ class Memory(Section):
 class Judge(Section):
     draws: int = Field(default=8, ge=1)  # draws (t, noise) per held-out sample, the same in every round; more if these are few
     captions: int = Field(default=12, ge=1, le=48)  # pictures in each panel of the sample sheet, of held-out captions
-    guidance: float | None = Field(
-        default=None, ge=1, le=50, examples=[5]
-    )  # CFG scale of sheets and prompts; none: of the fakes
+    guidance: float = Field(default=3.0, ge=1, le=50)  # CFG scale of what you look at: use the one that you will sample with
     stop: bool = True  # guards: end a round that is won, undo a round that goes wrong, and stop a run that gets worse
     prompts: Texts = Field(default=[], examples=["@prompts.txt"])  # your own, drawn each round; @FILE: its lines
 
@@ -216,8 +214,7 @@ class Settings(Section):
     @property
     def drawn(self) -> Play:
         """How pictures to look at are drawn: as fakes, but from noise alone, without points, and at judge.guidance."""
-        update = {"points": 0, "start": 1.0, "guidance": self.judge.guidance or self.play.guidance}
-        return self.play.model_copy(update=update)
+        return self.play.model_copy(update={"points": 0, "start": 1.0, "guidance": self.judge.guidance})
 
     def build_method(self) -> Method:
         """The method that [method] names, with its settings."""
