@@ -212,8 +212,8 @@ def test_every_phase_and_way_has_its_figures(figures: Figures):
     assert figures.size == figures.real_size == (64, 64) and figures.batch == 2 and figures.limit is None
     play, learn, ahead = figures.phases[2], figures.phases[3], figures.ways[3]
     assert play.unit == "fake" and learn.unit == "pair" and ahead.name == OPPONENT_FIRST
-    six_guided_steps = 2 * 6 * (ahead.work or 0) / 2  # it measures real and fake
-    assert play.work == pytest.approx(six_guided_steps)
+    six_steps = 6 * (ahead.work or 0) / 2  # it measures real and fake
+    assert play.work == pytest.approx(six_steps)
 
 
 def test_the_figures_are_there_for_programs_and_to_paste(figures: Figures):

@@ -173,7 +173,6 @@ def test_every_method_learns_on_clips_and_a_policy_that_is_its_opponent_ties(fam
         assert (found.get(True, found[False]) - found[False]).norm() < 1e-4 * found[False].norm()
 
 
-@pytest.mark.parametrize(("targets", "layout"), [("all", "kohya"), ("motion", "diffusers")])
 def test_attention_along_frames_is_torchs_own_and_takes_few_places_at_once(
     family: Any, base: Path, monkeypatch: pytest.MonkeyPatch
 ):  # fmt: skip
@@ -189,6 +188,7 @@ def test_attention_along_frames_is_torchs_own_and_takes_few_places_at_once(
     assert {processors[name] for name in processors if not is_motion(name)} == {"XFormersAttnProcessor"}
 
 
+@pytest.mark.parametrize(("targets", "layout"), [("all", "kohya"), ("motion", "diffusers")])
 def test_its_lora_files_are_read_by_diffusers_pipeline(
     targets: str, layout: Any, base: Path, pipeline: Any, tmp_path: Path
 ):  # fmt: skip

@@ -103,10 +103,10 @@ def learning(base: Family, slots: Slots, costs: PhaseCosts, levers: Levers, batc
 
 
 def playing(base: Family, slots: Slots, costs: PhaseCosts, settings: Settings, batch: Batch) -> tuple[int, int]:
-    """(measured, planned) bytes that it takes to make fakes, beyond the weights."""
+    """(measured, planned) bytes that it takes to draw samples, with guidance, beyond the weights."""
     empty = {name: value.clone() for name, value in batch.cond.items()}
     held = [*weights(base), *batch.cond.values(), *empty.values()]
-    play = settings.play.model_copy(update={"sampler": "euler", "steps": 2})
+    play = settings.drawn.model_copy(update={"sampler": "euler", "steps": 2})
     with slots.use("opponent"), measure_peak(CPU, held) as peak:
         sample(base, torch.randn_like(batch.real), batch.cond, empty, play)
     return peak.bytes - size(held), costs.playing(len(batch.t)) - costs.net
