@@ -23,6 +23,7 @@ from spinlite.lora.metadata import HeaderInfo
 from spinlite.lora.resize import resize
 from spinlite.memory.device import Levers
 from spinlite.methods.registry import METHODS
+from spinlite.methods.spin import SPIN
 from spinlite.runs.store import read_tensors
 from spinlite.selfplay import train
 from spinlite.training.step import step
@@ -108,7 +109,7 @@ def test_in_bf16_its_gradient_is_nearly_that_in_fp32(base: Path, quantize: str, 
         family = load(base, Levers(precision, quantize))
         slots = Slots(family.net, family.lora_targets[targets], 4, 4.0, 0)
         batch = batch_of(family)
-        _, errors = step(family, slots, METHODS["spin"](), batch, False)
+        _, errors = step(family, slots, SPIN(), batch, False)
         assert torch.equal(errors["policy_real"], errors["opponent_real"])
         assert torch.equal(errors["policy_fake"], errors["opponent_fake"])
         for p in slots.parameters():
@@ -116,7 +117,7 @@ def test_in_bf16_its_gradient_is_nearly_that_in_fp32(base: Path, quantize: str, 
         torch.manual_seed(5)
         moved = {k: torch.randn_like(v) * 0.02 if "lora_B" in k else v for k, v in slots.state("policy").items()}
         slots.load("policy", moved)
-        step(family, slots, METHODS["spin"](beta=30.0), batch, False)
+        step(family, slots, SPIN(beta=30.0), batch, False)
         found.append(torch.cat([p.grad.flatten() for p in slots.parameters() if p.grad is not None]))
     if quantize == "none":
         half = load(base, Levers("bf16"))

@@ -31,7 +31,7 @@ from spinlite.lora.adapters import Slots
 from spinlite.lora.metadata import HeaderInfo
 from spinlite.lora.tensors import lora_of_snapshot
 from spinlite.memory.device import Device, Levers
-from spinlite.methods.registry import METHODS
+from spinlite.methods.spin import SPIN
 from spinlite.plan.card import Card
 from spinlite.plan.phase_costs import PhaseCosts
 from spinlite.runs.store import read_tensors
@@ -292,7 +292,7 @@ def test_in_bf16_its_gradient_is_nearly_that_in_fp32(flow_configs: Path, quantiz
         family = load(flow_configs / "wan", Levers(precision, quantize))
         slots = Slots(family.net, family.lora_targets[targets], 4, 4.0, 0)
         batch = batch_of(family)
-        _, errors = step(family, slots, METHODS["spin"](), batch, False)
+        _, errors = step(family, slots, SPIN(), batch, False)
         assert torch.equal(errors["policy_real"], errors["opponent_real"])
         assert torch.equal(errors["policy_fake"], errors["opponent_fake"])
         for p in slots.parameters():
@@ -300,7 +300,7 @@ def test_in_bf16_its_gradient_is_nearly_that_in_fp32(flow_configs: Path, quantiz
         torch.manual_seed(5)
         moved = {k: torch.randn_like(v) * 0.02 if "lora_B" in k else v for k, v in slots.state("policy").items()}
         slots.load("policy", moved)
-        step(family, slots, METHODS["spin"](beta=30.0), batch, False)
+        step(family, slots, SPIN(beta=30.0), batch, False)
         found.append(torch.cat([p.grad.flatten() for p in slots.parameters() if p.grad is not None]))
     assert found[0].norm() > 0 and (found[1] - found[0]).norm() < 0.1 * found[0].norm()
 
