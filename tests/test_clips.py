@@ -67,19 +67,19 @@ def test_clips_train_two_rounds_and_motion_is_in_the_journal(done: tuple[Outcome
 
 
 def test_samples_that_are_compared_with_clips_begin_with_noise_alone(data: Path, tmp_path: Path):
-    """Fakes that begin with your clips would be near them whatever the LoRA does."""
-    named: list[tuple[Any, float]] = []
+    """Fakes that begin with your clips would be near them whatever the LoRA does. What is looked at has its own guidance."""
+    named: list[tuple[Any, float, float]] = []
 
     class Watched(Session):
         def _store(self, snapshot: Any, settings: Play, names: tuple[int | str, ...]) -> Any:
-            named.append((names[0], settings.start))
+            named.append((names[0], settings.start, settings.guidance))
             return super()._store(snapshot, settings, names)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("spinlite.selfplay.Session", Watched)
-        options = ["model.base=clips-0", "learn.updates=2", "play.start=0.5", "run.rounds=1"]
+        options = ["model.base=clips-0", "learn.updates=2", "play.start=0.5", "run.rounds=1", "judge.guidance=2.5"]
         train(load_settings(TOY, options, data__folder=str(data)), tmp_path / "r", Quiet())
-    assert set(named) == {("train", 0.5), ("compared", 1.0), ("heldout", 1.0)}
+    assert set(named) == {("train", 0.5, 1.5), ("compared", 1.0, 1.5), ("heldout", 1.0, 2.5)}
 
 
 def test_a_sheet_of_clips_is_a_strip_and_plays(done: tuple[Outcome, Quiet]):

@@ -30,6 +30,17 @@ def load(base: Path | str, **settings) -> Family:
     return load_family(Model(base=str(base), **settings), CPU)
 
 
+def test_a_part_that_would_not_be_used_is_refused(tiny_bases: Path, flow_configs: Path):
+    for base, part in (
+        (flow_configs / "klein-4b", "vae"),
+        (flow_configs / "wan", "text_encoder"),
+        (tiny_bases / "sd15", "text_encoder"),
+    ):
+        with pytest.raises(SpinliteError, match=rf"model\.{part} = 'mine' would not be used") as caught:
+            load(base, **{part: "mine"})
+        assert caught.value.fix == f"add --set model.{part}=none"
+
+
 NOWHERE = ["./nowhere", "../nowhere/x", "nowhere", "~/nowhere", "models/sub/x", "C:\\models\\x", "/nowhere/x"]
 
 

@@ -31,6 +31,7 @@ LACKS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
     OSError("The paging file is too small for this operation to complete. (os error 1455)"),
 ]
