@@ -15,7 +15,6 @@ SEPPO = {"name": "seppo", "beta": 2000.0, "anchor": 0.0}
 DPO = SEPPO | {"reference": "base", "gate": "none"}
 SFT = {"name": "sft"}
 SUDO = {"name": "sudo"}
-FREE = {"play": {"guidance": 1.0}}
 DDIM = {"sampler": "ddim", "eta": 1.0}
 
 
@@ -105,8 +104,6 @@ ARMS = (
     Arm("sft-rounds", "SFT, 10 rounds", "rounds", SFT, 3, rounds=10, judged=(3, 6, 10)),
     Arm("dpo-rounds", "DPO, fakes of the base, 10 rounds", "rounds", DPO, 3, rounds=10, judged=(3, 6, 10)),
     Arm("spin-anchored", "SPIN, anchor 1, 10 rounds", "rounds", SPIN | {"anchor": 1.0}, 3, rounds=10, judged=(3, 6, 10)),
-    Arm("spin-free", "SPIN, anchor 1, fakes without guidance, 10 rounds", "rounds", SPIN | {"anchor": 1.0}, 3, FREE, rounds=10,
-        judged=(3, 6, 10)),
     *(Arm(f"spin-anchor-{share}", f"SPIN, anchor {share}", "anchor", SPIN | {"anchor": share}) for share in (0.05, 0.2)),
     *(
         Arm(f"{name}-lr-{rate}", f"{title}, lr {rate}", "rate", method, changed=_rate(float(rate)))
@@ -115,7 +112,7 @@ ARMS = (
     Arm("near", "SFT, 8 rounds' work in one", "near", SFT, rounds=1, effort=8),
     Arm("near-sft", "then SFT", "near", SFT, start="near"),
     Arm("near-spin", "then SPIN", "near", SPIN, start="near"),
-    Arm("spin-guidance-1", "SPIN, fakes without guidance", "guidance", SPIN, changed=FREE),
+    Arm("spin-guidance-1", "SPIN, fakes without guidance", "guidance", SPIN, changed={"play": {"guidance": 1.0}}),
     Arm("spin-guidance-4", "SPIN, fakes at guidance 4", "guidance", SPIN, changed={"play": {"guidance": 4.0}}),
     Arm("seppo-none", "SePPO (no gate, random)", "gates", SEPPO | {"gate": "none"}),
     Arm("seppo-indicator", "SePPO (indicator, random)", "gates", SEPPO | {"gate": "indicator"}),

@@ -28,7 +28,6 @@ PAIRS = (  # arm and round, less another's
     ("SPIN with the anchor less DPO, round 10", "spin-anchored", 10, "dpo-rounds", 10),
     ("SPIN's fakes without guidance less with, round 3", "spin-guidance-1", 3, "spin", 3),
     ("SPIN, fakes without guidance, less SFT, round 3", "spin-guidance-1", 3, "sft", 3),
-    ("the same with the anchor less SFT, round 10", "spin-free", 10, "sft-rounds", 10),
 )
 HEADLINE = [arm.name for arm in ARMS if arm.group == "headline"]
 
