@@ -8,8 +8,8 @@ from spinlite.study.arms import ARMS, FULL, GROUPS, NAMED
 from spinlite.study.results import BASE, Table
 
 COLOURS = {  # Okabe & Ito: told apart by the colour-blind too
-    "sft": "#D55E00", "near-spin": "#0072B2", "near": "#D55E00", "spin": "#0072B2", "seppo": "#009E73", "sudo": "#CC79A7", "dpo": "#E69F00",
-    "dro": "#56B4E9", "spin-anchored": "#56B4E9",
+    "sft": "#D55E00", "near": "#D55E00", "spin": "#0072B2", "near-spin": "#0072B2", "seppo": "#009E73", "sudo": "#CC79A7",
+    "dpo": "#E69F00", "dro": "#56B4E9", "spin-anchored": "#56B4E9",
 }  # fmt: skip
 PANELS = (
     ("kid", "KID, to the base", "lower is better", 1.0),
