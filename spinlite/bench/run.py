@@ -68,9 +68,7 @@ def bench(
     where, limit, costs = _choose(settings)
     levers, on_card = where.levers, where.device.type == "cuda"
     base = load_family(settings.model, where)
-    net = base.net.to("cpu")  # so that a copy takes no room on the card
-    opponent, peer = (copy.deepcopy(net) if _has_room(net, more) else None for more in (1, 2))
-    net.to(where.device)
+    opponent, peer = _copies(base.net, where.device)
     slots = make_slots(base.net, base.lora_targets[settings.model.targets], settings.model, settings.run.seed, base.start)
     _move(slots)
     samples, shape, left_out = levers.micro_batch or settings.learn.batch, base.latent_shape, []
@@ -96,6 +94,14 @@ def bench(
         base.title, str(where), workload.size, base.size, samples, settings.learn.batch, limit, asdict(levers), left_out,
         phases, rows, _times_seen(settings), found,
     )  # fmt: skip
+
+
+def _copies(net: nn.Module, device: torch.device) -> tuple[nn.Module | None, nn.Module | None]:
+    """Two copies of the network in RAM, as far as there is room. It leaves its device meanwhile, where a copy has none."""
+    net.to("cpu")
+    opponent, peer = (copy.deepcopy(net) if _has_room(net, more) else None for more in (1, 2))
+    net.to(device)
+    return opponent, peer
 
 
 def _choose(settings: Settings) -> tuple[Device, float | None, PhaseCosts]:
